@@ -1,0 +1,2 @@
+//! The `pixart` command.
+fn main() {}

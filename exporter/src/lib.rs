@@ -1,0 +1,1 @@
+//! PixArt-Σ checkpoints in, ONNX folders out.

@@ -1,0 +1,1 @@
+//! Prompt in, picture out: PixArt-Σ on ONNX Runtime or tract.
