@@ -1,0 +1,165 @@
+//! The graph as plain data: what the builder produces and the writer serialises.
+//!
+//! This mirrors the ONNX model structure closely, with two additions: sizes are symbolic
+//! expressions, and a weight is a *reference* to a tensor of the checkpoint, so that a graph of any
+//! size fits in a few megabytes of memory and the weights are streamed when it is written.
+
+use super::dim::Dim;
+
+/// Element type of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit IEEE float.
+    F32,
+    /// 64-bit signed integer.
+    I64,
+    /// One byte, 0 or 1.
+    Bool,
+}
+
+impl DType {
+    /// Bytes an element takes in a file.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::I64 => 8,
+            Self::Bool => 1,
+        }
+    }
+}
+
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::I64 => "i64",
+            Self::Bool => "bool",
+        })
+    }
+}
+
+/// Name, element type and shape of a graph input or output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ValueInfo {
+    /// The name of the value.
+    pub name: String,
+    /// Its element type.
+    pub dtype: DType,
+    /// Its shape; `Dim`'s `Display` is the `dim_param` of a size that is not constant.
+    pub shape: Vec<Dim>,
+}
+
+/// An attribute of a node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Attribute {
+    /// `INT`
+    Int(i64),
+    /// `FLOAT`
+    Float(f32),
+    /// `STRING`
+    String(String),
+    /// `INTS`
+    Ints(Vec<i64>),
+    /// `FLOATS`
+    Floats(Vec<f32>),
+    /// `GRAPH`: the body of `Scan`, `Loop` or `If`. Its opset imports are the outer graph's.
+    Graph(Box<Graph>),
+}
+
+/// One operator of the graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Hierarchical and unique: `transformer_blocks.3.attn1.to_q/MatMul`.
+    pub name: String,
+    /// Operator name, for example `MatMul`.
+    pub op_type: String,
+    /// Operator set; empty for the standard one.
+    pub domain: String,
+    /// Value names; an empty string is an absent optional input.
+    pub inputs: Vec<String>,
+    /// Value names.
+    pub outputs: Vec<String>,
+    /// Attributes by name, each at most once.
+    pub attributes: Vec<(String, Attribute)>,
+}
+
+/// What is done to a checkpoint tensor while it is copied into the ONNX file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transform {
+    /// The bytes as they are.
+    None,
+    /// A matrix `[out, in]` is written as `[in, out]`.
+    Transpose2d,
+    /// The same elements under the initializer's shape.
+    Reshape,
+}
+
+/// A tensor of the checkpoint, under its diffusers or transformers name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WeightRef {
+    /// Name in the checkpoint, for example `transformer_blocks.0.attn1.to_q.weight`.
+    pub tensor: String,
+    /// The shape it must have there.
+    pub shape: Vec<usize>,
+    /// What to do with it on the way.
+    pub transform: Transform,
+}
+
+/// Where the elements of an initializer come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WeightData {
+    /// Little-endian elements, kept in the graph itself.
+    Inline(Vec<u8>),
+    /// A tensor of the checkpoint, streamed when the graph is written.
+    Checkpoint(WeightRef),
+}
+
+/// A constant of the graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Initializer {
+    /// Value name.
+    pub name: String,
+    /// Element type in the ONNX file.
+    pub dtype: DType,
+    /// Shape in the ONNX file (after the transform).
+    pub shape: Vec<usize>,
+    /// The elements.
+    pub data: WeightData,
+}
+
+/// Version of an operator set the graph uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpsetImport {
+    /// Empty for the standard set, else for example `com.microsoft`.
+    pub domain: String,
+    /// Its version.
+    pub version: i64,
+}
+
+/// A complete graph, nodes in topological order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Graph {
+    /// Name written into the file.
+    pub name: String,
+    /// Inputs, in order.
+    pub inputs: Vec<ValueInfo>,
+    /// Outputs, in order.
+    pub outputs: Vec<ValueInfo>,
+    /// Operators, each after the producers of its inputs.
+    pub nodes: Vec<Node>,
+    /// Constants and weights, names unique.
+    pub initializers: Vec<Initializer>,
+    /// Operator sets used; empty in the body of a control-flow node.
+    pub opset_imports: Vec<OpsetImport>,
+}
+
+impl Graph {
+    /// The checkpoint tensors the graph reads, in the order of first use. A tensor that two
+    /// initializers read appears twice.
+    pub fn weights(&self) -> impl Iterator<Item = &WeightRef> {
+        self.initializers.iter().filter_map(|initializer| match &initializer.data {
+            WeightData::Checkpoint(weight) => Some(weight),
+            WeightData::Inline(_) => None,
+        })
+    }
+}
