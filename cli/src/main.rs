@@ -1,2 +1,48 @@
-//! The `pixart` command.
-fn main() {}
+//! The `pixart` command: PixArt-Σ text-to-image on ONNX, without Python.
+
+mod commands;
+mod config;
+mod exit;
+mod model;
+mod progress;
+mod spelling;
+
+use clap::{Parser, Subcommand};
+
+/// PixArt-Σ text-to-image on ONNX: export the published weights, sample pictures, no Python.
+#[derive(Parser)]
+#[command(name = "pixart", version, max_term_width = 100, after_help = exit::CODES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make pictures from prompts
+    Sample(Box<commands::sample::SampleArgs>),
+    /// Write ONNX graphs from a checkpoint folder
+    Export(commands::export::ExportArgs),
+    /// List and install the engines that run the graphs
+    Engine(commands::engine::EngineArgs),
+}
+
+fn main() -> std::process::ExitCode {
+    // clap prints its own message: usage errors exit with 2, help and version with 0.
+    let cli = Cli::parse_from(spelling::normalise(std::env::args_os()));
+    exit::report(match cli.command {
+        Command::Sample(args) => commands::sample::run(*args),
+        Command::Export(args) => commands::export::run(args),
+        Command::Engine(args) => commands::engine::run(args),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,213 @@
+//! The settings of `pixart sample`: one list that is both the flags and the YAML keys.
+
+use crate::exit::Failure;
+use crate::model::Sources;
+use clap::{ArgAction, Args};
+use pixart_runtime::engine::EngineChoice;
+use pixart_runtime::pipeline::{Reference, Request};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::path::PathBuf;
+
+/// Every field is optional: absent means the YAML file's value, then the default told in the help.
+#[derive(Args, Serialize, Deserialize, Default, Debug)]
+#[serde(default)]
+pub struct Settings {
+    /// What to draw; several prompts make several pictures
+    #[arg(short, long, value_name = "TEXT", num_args = 1..)]
+    #[serde(deserialize_with = "one_or_many")]
+    pub prompt: Vec<String>,
+    /// What to avoid: none, one for all prompts, or one per prompt [default: ""]
+    #[arg(short, long = "negative_prompt", value_name = "TEXT", num_args = 1..)]
+    #[serde(deserialize_with = "one_or_many")]
+    pub negative_prompt: Vec<String>,
+    /// Width of the pictures in pixels [default: the model's own]
+    #[arg(short = 'W', long = "image_width", value_name = "PIXELS")]
+    pub image_width: Option<u32>,
+    /// Height of the pictures in pixels [default: the model's own]
+    #[arg(short = 'H', long = "image_height", value_name = "PIXELS")]
+    pub image_height: Option<u32>,
+    /// Draw at the nearest size the model was trained on, then resize and crop to the exact size;
+    /// without it, both sides must be multiples of 16 [default: true]
+    #[arg(long = "use_resolution_binning", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub use_resolution_binning: Option<bool>,
+    /// Solver steps, 2 to 1000 [default: 20]
+    #[arg(long = "sampling_steps", visible_alias = "steps", value_name = "N")]
+    pub sampling_steps: Option<usize>,
+    /// Solver; `dpm` is DPM-Solver++ of order 2 [default: dpm]
+    #[arg(long = "sampling_method", value_name = "NAME")]
+    pub sampling_method: Option<String>,
+    /// How strongly pictures follow the prompt; 1 switches guidance off [default: 4.5]
+    #[arg(long = "guidance_scale", visible_alias = "cfg_scale", value_name = "X")]
+    pub guidance_scale: Option<f32>,
+    /// Seed of the first picture, picture k has seed + k; -1 draws one [default: 42]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    pub seed: Option<i128>,
+    /// Which implementation to follow where they differ: mindone (as the official code) or
+    /// diffusers [default: mindone]
+    #[arg(long, value_name = "NAME")]
+    pub reference: Option<String>,
+    /// Longest prompt in tokens; what is longer is cut [default: 300]
+    #[arg(long = "t5_max_length", value_name = "N")]
+    pub t5_max_length: Option<usize>,
+
+    /// Model folder: an exported one, or a diffusers pipeline folder, which is exported on first
+    /// use [default: models/demo]
+    #[arg(short, long, value_name = "DIR", help_heading = "Model")]
+    pub model: Option<PathBuf>,
+    /// Transformer folder, if not the model's: exported or diffusers
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub checkpoint: Option<PathBuf>,
+    /// Text encoder folder, if not the model's
+    #[arg(long = "text_encoder_root", value_name = "DIR", help_heading = "Model")]
+    pub text_encoder_root: Option<PathBuf>,
+    /// VAE folder, if not the model's
+    #[arg(long = "vae_root", value_name = "DIR", help_heading = "Model")]
+    pub vae_root: Option<PathBuf>,
+    /// Tokenizer folder, if not the model's
+    #[arg(long = "tokenizer_root", value_name = "DIR", help_heading = "Model")]
+    pub tokenizer_root: Option<PathBuf>,
+    /// Latent side the transformer must have (32, 64, 128, 256): a check against mixed-up files
+    #[arg(long = "sample_size", value_name = "N", help_heading = "Model")]
+    pub sample_size: Option<u32>,
+    /// Latent scale the VAE must have: a check against mixed-up files
+    #[arg(long = "sd_scale_factor", value_name = "X", help_heading = "Model")]
+    pub sd_scale_factor: Option<f32>,
+    /// Precision of the graphs; fp32 is the only one so far [default: fp32]
+    #[arg(long, value_name = "TYPE", help_heading = "Model")]
+    pub dtype: Option<String>,
+
+    /// What runs the graphs: auto, ort (ONNX Runtime) or tract [default: auto]
+    #[arg(long, value_name = "NAME", help_heading = "Engine")]
+    pub engine: Option<String>,
+    /// Threads to compute with [default: all cores]
+    #[arg(short, long, value_name = "N", help_heading = "Engine")]
+    pub threads: Option<usize>,
+    /// Keep all components in memory at once: more memory, less loading [default: false]
+    #[arg(long = "keep_resident", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Engine")]
+    pub keep_resident: Option<bool>,
+
+    /// Folder for the pictures, 0.png, 1.png, …; existing ones are kept [default: ./samples]
+    #[arg(short, long = "output_path", value_name = "DIR", help_heading = "Output")]
+    pub output_path: Option<PathBuf>,
+    /// Also write the final latents, f32 [n,4,h,w] under the key `latents`, to this file
+    #[arg(long = "save_latents", value_name = "FILE", help_heading = "Output")]
+    pub save_latents: Option<PathBuf>,
+}
+
+/// The names of all settings, as flags and as YAML keys.
+pub fn names() -> Vec<String> {
+    let command = Settings::augment_args(clap::Command::new("sample"));
+    command.get_arguments().filter_map(|arg| Some(arg.get_long()?.to_owned())).collect()
+}
+
+impl Settings {
+    /// What the pipeline is asked to do.
+    pub fn request(&self) -> Result<Request, Failure> {
+        only("sampling_method", self.sampling_method.as_deref(), "dpm", "solver")?;
+        only("dtype", self.dtype.as_deref(), "fp32", "precision")?;
+        if self.prompt.is_empty() {
+            return Err(Failure::request(
+                "no prompt: type --prompt \"what to draw\" or give `prompt` in the config",
+            ));
+        }
+        let default = Request::default();
+        Ok(Request {
+            prompts: self.prompt.clone(),
+            negative_prompts: self.negative_prompts()?,
+            width: self.image_width,
+            height: self.image_height,
+            sampling_steps: self.sampling_steps.unwrap_or(default.sampling_steps),
+            guidance_scale: self.guidance_scale.unwrap_or(default.guidance_scale),
+            seed: seed(self.seed.unwrap_or(42))?,
+            reference: parsed::<Reference>("reference", self.reference.as_deref())?,
+            use_resolution_binning: self.use_resolution_binning.unwrap_or(true),
+            max_length: self.t5_max_length.unwrap_or(default.max_length),
+        })
+    }
+
+    fn negative_prompts(&self) -> Result<Vec<String>, Failure> {
+        let wanted = self.prompt.len();
+        match self.negative_prompt.as_slice() {
+            [one] => Ok(vec![one.clone(); wanted]),
+            many if many.is_empty() || many.len() == wanted => Ok(many.to_vec()),
+            many => Err(Failure::request(format!(
+                "negative_prompt: found {} for {wanted} prompts, expected none, one, or one per \
+                 prompt",
+                many.len()
+            ))),
+        }
+    }
+
+    /// The engine asked for.
+    pub fn engine(&self) -> Result<EngineChoice, Failure> {
+        parsed("engine", self.engine.as_deref())
+    }
+
+    /// Where the model's parts are.
+    pub fn sources(&self) -> Result<Sources, Failure> {
+        Sources::locate(
+            self.model.as_deref(),
+            self.checkpoint.as_deref(),
+            self.text_encoder_root.as_deref(),
+            self.vae_root.as_deref(),
+            self.tokenizer_root.as_deref(),
+        )
+    }
+}
+
+/// Refuses any value of a setting that has a single one so far.
+fn only(name: &str, value: Option<&str>, expected: &str, what: &str) -> Result<(), Failure> {
+    match value {
+        Some(value) if value != expected => Err(Failure::request(format!(
+            "{name}: found `{value}`, expected `{expected}`, the only {what} so far"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Draws a seed for -1, else checks the range.
+fn seed(asked: i128) -> Result<u64, Failure> {
+    use std::hash::{BuildHasher, RandomState};
+    match asked {
+        // 32 bits are enough to try one's luck, and short to type again.
+        -1 => Ok(RandomState::new().hash_one(std::process::id()) >> 32),
+        _ => asked.try_into().map_err(|_| {
+            Failure::request(format!("seed: found {asked}, expected -1 or 0 to {}", u64::MAX))
+        }),
+    }
+}
+
+fn parsed<T>(name: &str, value: Option<&str>) -> Result<T, Failure>
+where
+    T: std::str::FromStr<Err: std::fmt::Display> + Default,
+{
+    match value {
+        Some(value) => value.parse().map_err(|e| Failure::request(format!("{name}: {e}"))),
+        None => Ok(T::default()),
+    }
+}
+
+/// Upstream's booleans are the words true and false in any case.
+fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(text) => vec![text],
+        OneOrMany::Many(texts) => texts,
+    })
+}

@@ -1,0 +1,132 @@
+//! Settings from a YAML file and from flags, under the same names: flag > YAML > default.
+
+use crate::exit::Failure;
+use anyhow::{Context, anyhow};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// Keys of upstream's YAML files that this version cannot honour yet; a file with one is refused
+/// rather than followed in part.
+const UPSTREAM_ONLY: &[&str] = &[
+    "batch_size",
+    "device_target",
+    "imagegrid",
+    "jit_level",
+    "kv_compress",
+    "kv_compress_layer",
+    "kv_compress_sampling",
+    "kv_compress_scale_factor",
+    "mode",
+    "num_trials",
+    "prompt_path",
+    "use_parallel",
+];
+
+/// Lays `flags` over the settings of the YAML file at `path`, if there is one.
+///
+/// `known` are the names `T` has, for the suggestion beside an unknown key.
+pub fn merge<T>(path: Option<&Path>, flags: &T, known: &[String]) -> Result<T, Failure>
+where
+    T: Serialize + DeserializeOwned + Default,
+{
+    let mut settings = match path {
+        Some(path) => given(&read::<T>(path, known).map_err(Failure::Request)?)?,
+        None => Map::new(),
+    };
+    settings.extend(given(flags)?);
+    Ok(serde_json::from_value(Value::Object(settings))?)
+}
+
+/// The fields that hold something: neither null nor an empty list.
+fn given(settings: &impl Serialize) -> Result<Map<String, Value>, serde_json::Error> {
+    let Value::Object(mut map) = serde_json::to_value(settings)? else { return Ok(Map::new()) };
+    map.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
+    Ok(map)
+}
+
+fn read<T: DeserializeOwned + Default>(path: &Path, known: &[String]) -> anyhow::Result<T> {
+    let file = path.display();
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("{file}: cannot read this config file"))?;
+    let value: serde_yaml::Value =
+        serde_yaml::from_str(&text).with_context(|| format!("{file}: not valid YAML"))?;
+    let mapping = match value {
+        // An empty file, or one with comments only, sets nothing.
+        serde_yaml::Value::Null => return Ok(T::default()),
+        serde_yaml::Value::Mapping(mapping) => mapping,
+        _ => return Err(anyhow!("{file}: expected `key: value` lines at the top level")),
+    };
+    for key in mapping.keys() {
+        let Some(key) = key.as_str() else {
+            return Err(anyhow!("{file}: found the key {key:?}, expected a name"));
+        };
+        if UPSTREAM_ONLY.contains(&key) {
+            return Err(anyhow!("{file}: `{key}` is not supported yet; remove it"));
+        }
+        if !known.iter().any(|name| name == key) {
+            let hint = match nearest(key, known) {
+                Some(name) => format!("did you mean `{name}`?"),
+                None => format!("known keys: {}", known.join(", ")),
+            };
+            return Err(anyhow!("{file}: unknown key `{key}`; {hint}"));
+        }
+    }
+    serde_yaml::from_str(&text).with_context(|| format!("{file}: wrong value"))
+}
+
+fn nearest<'a>(key: &str, known: &'a [String]) -> Option<&'a str> {
+    let scored = known.iter().map(|name| (strsim::jaro_winkler(key, name), name.as_str()));
+    let (score, name) = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (score > 0.8).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Serialize, Deserialize, Default, Debug, PartialEq)]
+    #[serde(default)]
+    struct Settings {
+        sampling_steps: Option<usize>,
+        seed: Option<u64>,
+        prompt: Vec<String>,
+    }
+
+    fn merged(yaml: &str, flags: Settings) -> Result<Settings, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        let known = ["prompt", "sampling_steps", "seed"].map(String::from);
+        merge(Some(&path), &flags, &known).map_err(|failure| match failure {
+            Failure::Request(error) => format!("{error:#}"),
+            Failure::Failed(error) => format!("not a request error: {error:#}"),
+        })
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_nothing() {
+        let flags = Settings { seed: Some(7), ..Settings::default() };
+        let settings = merged("seed: 1\nsampling_steps: 4\nprompt: [a, b]\n", flags).unwrap();
+        let prompt = vec!["a".to_owned(), "b".to_owned()];
+        assert_eq!(settings, Settings { sampling_steps: Some(4), seed: Some(7), prompt });
+        assert_eq!(merged("# nothing\n", Settings::default()).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_named() {
+        for (yaml, expected) in [
+            ("sampling_step: 4", "unknown key `sampling_step`; did you mean `sampling_steps`?"),
+            ("zzz: 4", "unknown key `zzz`; known keys: prompt, sampling_steps, seed"),
+            ("kv_compress: True", "`kv_compress` is not supported yet"),
+            ("sampling_steps: many", "sampling_steps: invalid type"),
+            ("- a", "expected `key: value` lines"),
+            ("a: [", "not valid YAML"),
+        ] {
+            let error = merged(yaml, Settings::default()).unwrap_err();
+            assert!(error.contains(expected), "{yaml}: {error}");
+            assert!(error.contains("test.yaml"), "{yaml}: {error}");
+        }
+    }
+}

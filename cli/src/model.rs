@@ -1,0 +1,159 @@
+//! Where a model's parts are, and their ONNX graphs: exported folders are used as they are,
+//! diffusers folders are exported once into the user's cache.
+
+use crate::exit::Failure;
+use crate::progress::{Progress, Unit};
+use anyhow::Context;
+use pixart_exporter::{Component, ExportOptions, Precision, Profile, export_component};
+use pixart_runtime::pipeline::ModelPaths;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+/// The folders a model is made of, each exported or in the diffusers layout.
+pub struct Sources {
+    transformer: PathBuf,
+    text_encoder: PathBuf,
+    vae: PathBuf,
+    tokenizer: PathBuf,
+    scheduler: Option<PathBuf>,
+}
+
+impl Sources {
+    /// Takes each part from its own path where given, else from the model folder.
+    pub fn locate(
+        model: Option<&Path>,
+        transformer: Option<&Path>,
+        text_encoder: Option<&Path>,
+        vae: Option<&Path>,
+        tokenizer: Option<&Path>,
+    ) -> Result<Self, Failure> {
+        let parts = [transformer, text_encoder, vae, tokenizer];
+        let base = match model {
+            Some(model) => folder("model", model)?,
+            // Parts given one by one need no model folder; mixing in the demo's would be a trap.
+            None if parts.iter().all(Option::is_some) => PathBuf::new(),
+            None if parts.iter().all(Option::is_none) => demo()?,
+            None => {
+                return Err(Failure::request(
+                    "checkpoint, text_encoder_root, vae_root and tokenizer_root: give all four, or \
+                     `model` for those left out",
+                ));
+            }
+        };
+        let part = |name: &str, given: Option<&Path>, sub: &str| match given {
+            // A whole pipeline folder may stand for its part.
+            Some(given) if given.join(sub).is_dir() => folder(name, &given.join(sub)),
+            Some(given) => folder(name, given),
+            None => folder("model", &base.join(sub)),
+        };
+        let vae_sub = |root: &Path| if is_exported(&root.join("vae_decoder")) { "vae_decoder" } else { "vae" };
+        let transformer = part("checkpoint", transformer, "transformer")?;
+        let beside = |part: &Path| part.parent().map(|p| p.join("scheduler")).filter(|p| p.is_dir());
+        Ok(Self {
+            scheduler: beside(&transformer),
+            text_encoder: part("text_encoder_root", text_encoder, "text_encoder")?,
+            vae: part("vae_root", vae, vae_sub(vae.unwrap_or(&base)))?,
+            tokenizer: part("tokenizer_root", tokenizer, "tokenizer")?,
+            transformer,
+        })
+    }
+
+    /// The exported folders; what is not exported yet is exported into the cache first.
+    pub fn resolve(&self, profile: Profile) -> Result<ModelPaths, Failure> {
+        Ok(ModelPaths {
+            transformer: exported(&self.transformer, Component::Transformer, profile)?,
+            text_encoder: exported(&self.text_encoder, Component::TextEncoder, profile)?,
+            vae_decoder: exported(&self.vae, Component::VaeDecoder, profile)?,
+            tokenizer: self.tokenizer.clone(),
+            scheduler: self.scheduler.clone(),
+        })
+    }
+}
+
+/// The profile whose graphs suit an engine.
+pub fn profile_for(engine: &str) -> Profile {
+    match engine {
+        "ort" => Profile::Ort,
+        _ => Profile::Portable,
+    }
+}
+
+fn is_exported(folder: &Path) -> bool {
+    folder.join("model.onnx").is_file()
+}
+
+fn folder(setting: &str, path: &Path) -> Result<PathBuf, Failure> {
+    if path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let found = if path.exists() { "a file" } else { "nothing" };
+    Err(Failure::request(format!(
+        "{setting}: found {found} at {}, expected a folder, exported or in the diffusers layout",
+        path.display()
+    )))
+}
+
+/// The demo model: under the current folder, or in the source tree the program was built in.
+fn demo() -> Result<PathBuf, Failure> {
+    let here = PathBuf::from("models/demo");
+    let exe = std::env::current_exe().ok();
+    let above = exe.iter().flat_map(|exe| exe.ancestors().skip(1).take(4).map(|a| a.join(&here)));
+    std::iter::once(here.clone()).chain(above).find(|p| p.is_dir()).ok_or_else(|| {
+        Failure::request(
+            "model: none given, and no models/demo here; name one with --model DIR or -c CONFIG",
+        )
+    })
+}
+
+fn exported(source: &Path, component: Component, profile: Profile) -> Result<PathBuf, Failure> {
+    if is_exported(source) {
+        return Ok(source.to_owned());
+    }
+    let output = cache_folder()?.join("exports").join(fingerprint(source, profile)?);
+    let target = output.join(component.to_string());
+    if is_exported(&target) {
+        return Ok(target);
+    }
+    eprintln!("exporting {} to {} (once)", source.display(), target.display());
+    // What stands there without a model.onnx is no export of ours to keep.
+    let options = ExportOptions { profile, precision: Precision::Fp32, force: true };
+    let mut bar = Progress::start(format!("export {component}"), 0, Unit::Bytes);
+    let result = export_component(source, component, &output, &options, &mut |progress| {
+        bar.update(progress.bytes_done, progress.bytes_total);
+    });
+    bar.finish();
+    result?;
+    Ok(target)
+}
+
+/// Names an export by all it depends on: path, sizes and times of the files, profile, version.
+/// Hashing 19 GB of weights at every start would cost more than it protects from.
+fn fingerprint(source: &Path, profile: Profile) -> anyhow::Result<String> {
+    let path = source.display();
+    let context = || format!("{path}: cannot list this folder");
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(source).with_context(context)? {
+        let entry = entry.with_context(context)?;
+        // `metadata` of the path follows links, as files of a model cache are.
+        let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
+        let modified = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        files.push((entry.file_name(), metadata.len(), modified));
+    }
+    files.sort();
+    let source = std::fs::canonicalize(source).with_context(context)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let digest = Sha256::digest(format!("{version} {profile} {} {files:?}", source.display()));
+    Ok(digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// `PIXART_CACHE_DIR`, else the platform's folder for caches.
+fn cache_folder() -> Result<PathBuf, Failure> {
+    if let Some(folder) = std::env::var_os("PIXART_CACHE_DIR") {
+        return Ok(folder.into());
+    }
+    let base = dirs::cache_dir().ok_or_else(|| {
+        Failure::request("no cache folder: neither PIXART_CACHE_DIR nor HOME is set")
+    })?;
+    Ok(base.join("pixart"))
+}
