@@ -1,0 +1,181 @@
+//! `pixart sample` and `pixart export` through the binary: what a user gets and may rely on.
+
+use pixart_tests::binary::{Sandbox, copy_folder};
+use pixart_tests::fixtures;
+use std::fs;
+
+/// A sandbox with the tiny pipeline in `model` and a config for a short run.
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new();
+    copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
+    let config = "model: model\nsampling_steps: 2\nengine: tract\nprompt: a red circle\n";
+    fs::write(sandbox.path().join("short.yaml"), config).unwrap();
+    sandbox
+}
+
+fn sample(sandbox: &Sandbox, more: &[&str]) -> String {
+    let run = sandbox.pixart(&[&["sample", "-c", "short.yaml"][..], more].concat());
+    assert_eq!(run.code, 0, "{run:?}");
+    run.stdout
+}
+
+fn read(sandbox: &Sandbox, name: &str) -> Vec<u8> {
+    fs::read(sandbox.path().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// Width and height as the PNG header says.
+fn size(png: &[u8]) -> (u32, u32) {
+    let number = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+    assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
+    (number(16), number(20))
+}
+
+#[test]
+fn a_seed_gives_the_same_picture_alone_or_in_a_row() {
+    let sandbox = sandbox();
+    let two = ["--seed", "7", "--prompt", "a red circle", "a blue square"];
+    assert_eq!(sample(&sandbox, &two), "samples/0.png\nsamples/1.png\n");
+    // The second picture of seed 7 is the first one of seed 8.
+    let args = ["--seed", "8", "--prompt", "a blue square", "--output_path", "again"];
+    assert_eq!(sample(&sandbox, &args), "again/0.png\n");
+    assert_eq!(read(&sandbox, "samples/1.png"), read(&sandbox, "again/0.png"));
+    assert_ne!(read(&sandbox, "samples/0.png"), read(&sandbox, "samples/1.png"));
+}
+
+#[test]
+fn pictures_of_an_earlier_run_are_kept() {
+    let sandbox = sandbox();
+    assert_eq!(sample(&sandbox, &[]), "samples/0.png\n");
+    let first = read(&sandbox, "samples/0.png");
+    assert_eq!(sample(&sandbox, &["--seed", "3"]), "samples/1.png\n");
+    assert_eq!(read(&sandbox, "samples/0.png"), first);
+}
+
+#[test]
+fn the_size_is_exactly_the_one_asked_for() {
+    let sandbox = sandbox();
+    for (k, (width, height)) in [(256, 256), (200, 120), (97, 301), (640, 480)].iter().enumerate() {
+        // Both spellings of a flag are one flag.
+        let (w, h) = (width.to_string(), height.to_string());
+        let printed = sample(&sandbox, &["--image-width", &w, "--image_height", &h]);
+        assert_eq!(printed, format!("samples/{k}.png\n"));
+        assert_eq!(size(&read(&sandbox, &format!("samples/{k}.png"))), (*width, *height));
+    }
+}
+
+#[test]
+fn without_binning_the_size_is_drawn_as_it_is() {
+    let sandbox = sandbox();
+    let asked = ["--image_width", "48", "--image_height", "80"];
+    let latents = "l.safetensors";
+    let more = ["--use_resolution_binning", "false", "--save_latents", latents];
+    sample(&sandbox, &[&asked[..], &more].concat());
+    assert_eq!(size(&read(&sandbox, "samples/0.png")), (48, 80));
+    let bytes = read(&sandbox, latents);
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let view = tensors.tensor("latents").unwrap();
+    assert_eq!(view.shape(), [1, 4, 10, 6]);
+    assert_eq!(view.dtype(), safetensors::Dtype::F32);
+}
+
+#[test]
+fn settings_change_the_picture() {
+    let sandbox = sandbox();
+    sample(&sandbox, &[]);
+    let plain = read(&sandbox, "samples/0.png");
+    for (k, more) in [
+        &["--seed", "43"][..],
+        &["--sampling_steps", "3"],
+        &["--guidance_scale", "1"],
+        &["--negative_prompt", "a blue square"],
+        &["--reference", "diffusers"],
+        &["--prompt", "a blue square"],
+    ]
+    .iter()
+    .enumerate()
+    {
+        sample(&sandbox, more);
+        assert_ne!(read(&sandbox, &format!("samples/{}.png", k + 1)), plain, "{more:?}");
+    }
+}
+
+#[test]
+fn both_engines_give_the_same_picture() {
+    let sandbox = sandbox();
+    sample(&sandbox, &["--engine", "tract", "--save_latents", "tract.safetensors"]);
+    sample(&sandbox, &["--engine", "ort", "--save_latents", "ort.safetensors"]);
+    let latents = |name: &str| -> Vec<f32> {
+        let bytes = read(&sandbox, name);
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let data = tensors.tensor("latents").unwrap().data().to_vec();
+        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    let (tract, ort) = (latents("tract.safetensors"), latents("ort.safetensors"));
+    let largest = tract.iter().fold(0f32, |m, x| m.max(x.abs()));
+    let error = tract.iter().zip(&ort).fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest;
+    assert!(error < 1e-4, "the engines differ by {error:e}");
+}
+
+#[test]
+fn without_onnx_runtime_tract_works_and_says_what_would_be_faster() {
+    let sandbox = sandbox().without_onnx_runtime();
+    let run = sandbox.pixart(&["sample", "-c", "short.yaml", "--engine", "auto"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    let hints: Vec<_> = run.stderr.lines().filter(|l| l.contains("engine install cpu")).collect();
+    assert_eq!(hints.len(), 1, "{}", run.stderr);
+    let last = run.stderr.lines().last().unwrap();
+    for text in ["samples/0.png", "seed 42", "tract", " s"] {
+        assert!(last.contains(text), "no `{text}` in the last line: {last}");
+    }
+}
+
+#[test]
+fn the_second_run_uses_the_export_of_the_first() {
+    let sandbox = sandbox();
+    let run = || sandbox.pixart(&["sample", "-c", "short.yaml"]).stderr;
+    assert_eq!(run().matches("exporting").count(), 3);
+    assert_eq!(run().matches("exporting").count(), 0);
+    // A changed source is exported anew.
+    let config = sandbox.path().join("model/vae/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text + "\n\n").unwrap();
+    assert_eq!(run().matches("exporting").count(), 1);
+}
+
+#[test]
+fn an_exported_folder_is_a_model() {
+    let sandbox = sandbox();
+    sample(&sandbox, &[]);
+    for profile in ["portable", "ort"] {
+        let args = ["export", "all", "--source", "model", "--output", profile, "--profile", profile];
+        let run = sandbox.pixart(&args);
+        assert_eq!(run.code, 0, "{run:?}");
+        let parts = ["transformer", "text_encoder", "vae_decoder"];
+        assert_eq!(run.stdout.lines().count(), parts.len(), "{}", run.stdout);
+        for part in parts {
+            assert!(sandbox.path().join(profile).join(part).join("manifest.json").is_file());
+        }
+    }
+    fs::remove_dir_all(sandbox.path().join("model")).unwrap();
+    assert_eq!(sample(&sandbox, &["--model", "portable"]), "samples/1.png\n");
+    assert_eq!(read(&sandbox, "samples/1.png"), read(&sandbox, "samples/0.png"));
+    assert_eq!(sample(&sandbox, &["--model", "ort", "--engine", "ort"]), "samples/2.png\n");
+}
+
+#[test]
+fn engines_are_listed() {
+    let run = Sandbox::new().pixart(&["engine", "list"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(run.stdout.contains("tract") && run.stdout.contains("ONNX Runtime"), "{}", run.stdout);
+    let run = Sandbox::new().without_onnx_runtime().pixart(&["engine", "list"]);
+    assert!(run.stdout.contains("tract"), "{}", run.stdout);
+    assert!(run.stdout.contains("pixart engine install cpu"), "{}", run.stdout);
+}
+
+#[test]
+fn help_names_every_flag_and_setting() {
+    let help = Sandbox::new().pixart(&["sample", "--help"]).stdout;
+    for flag in ["--config", "--prompt", "--negative_prompt", "--image_width", "--save_latents"] {
+        assert!(help.contains(flag), "no {flag} in the help");
+    }
+}
