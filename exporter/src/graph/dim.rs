@@ -37,6 +37,16 @@ fn gcd(a: i64, b: i64) -> i64 {
     if b == 0 { a.abs() } else { gcd(b, a % b) }
 }
 
+/// One term of a size: `numerator · Π symbols / denominator`.
+pub(super) struct Term {
+    /// The factors, each a single symbol.
+    pub symbols: Vec<Dim>,
+    /// Numerator of the coefficient.
+    pub numerator: i64,
+    /// Denominator of the coefficient, positive.
+    pub denominator: i64,
+}
+
 /// One size of a tensor: a constant, a symbol, or a polynomial over symbols such as `8*height`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Dim {
@@ -54,6 +64,20 @@ impl Dim {
     pub fn symbol_multiple_of(name: &str, multiple_of: i64) -> Self {
         let symbol = Symbol { name: name.to_owned(), multiple_of: multiple_of.max(1) };
         Self { terms: BTreeMap::from([(vec![symbol], Ratio::new(1, 1))]) }
+    }
+
+    /// The terms whose sum the size is, the constant included.
+    pub(super) fn terms(&self) -> impl Iterator<Item = Term> {
+        self.terms.iter().map(|(monomial, ratio)| Term {
+            symbols: monomial
+                .iter()
+                .map(|symbol| Self {
+                    terms: BTreeMap::from([(vec![symbol.clone()], Ratio::new(1, 1))]),
+                })
+                .collect(),
+            numerator: ratio.num,
+            denominator: ratio.den,
+        })
     }
 
     /// The value, when it does not depend on any symbol.

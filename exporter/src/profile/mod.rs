@@ -1,7 +1,13 @@
 //! How high-level operators are lowered for the engine that will run them.
 
+mod attention;
+mod chunked;
+mod norm;
+
 use std::fmt;
 use std::str::FromStr;
+
+pub use attention::Attention;
 
 /// The family of engines a graph is written for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -1,0 +1,349 @@
+//! The builder: names, scopes, inputs, weights and nodes. The operators are in [`super::ops`].
+
+use std::collections::{HashMap, HashSet};
+
+use super::dim::{Dim, display_shape};
+use super::error::{GraphError, GraphErrorKind};
+use super::ir::{
+    Attribute, DType, Graph, Initializer, Node, OpsetImport, Transform, ValueInfo, WeightData,
+    WeightRef,
+};
+use super::value::Value;
+use crate::profile::Profile;
+
+/// The standard operator set the graphs are written in: the newest that the oldest supported
+/// ONNX Runtime runs without fallbacks and that has `Gelu`.
+pub const OPSET: i64 = 21;
+
+/// ONNX Runtime's own operators.
+pub const MICROSOFT: &str = "com.microsoft";
+
+/// Builds a [`Graph`] node by node, and checks every node while it is added.
+pub struct GraphBuilder {
+    name: String,
+    profile: Profile,
+    scope: Vec<String>,
+    pub(super) inputs: Vec<ValueInfo>,
+    outputs: Vec<ValueInfo>,
+    pub(super) nodes: Vec<Node>,
+    initializers: Vec<Initializer>,
+    names: HashMap<String, usize>,
+    weights: HashMap<String, Value>,
+    constants: HashMap<(DType, Vec<usize>, Vec<u8>), Value>,
+    pub(super) sizes: HashMap<Dim, Value>,
+    /// How the queries of an attention layer are cut, by numbers of queries and keys.
+    pub(crate) query_chunks: HashMap<(Dim, Dim), (Dim, Dim)>,
+    domains: HashSet<&'static str>,
+}
+
+impl GraphBuilder {
+    /// An empty graph, to be lowered for `profile`.
+    pub fn new(name: &str, profile: Profile) -> Self {
+        Self {
+            name: name.to_owned(),
+            profile,
+            scope: Vec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            nodes: Vec::new(),
+            initializers: Vec::new(),
+            names: HashMap::new(),
+            weights: HashMap::new(),
+            constants: HashMap::new(),
+            sizes: HashMap::new(),
+            query_chunks: HashMap::new(),
+            domains: HashSet::new(),
+        }
+    }
+
+    /// The profile that the graph is lowered for.
+    pub fn profile(&self) -> Profile {
+        self.profile
+    }
+
+    /// Everything that `body` adds is named `<current scope>.<name>…`, weights included.
+    pub fn scoped<T, E>(
+        &mut self,
+        name: &str,
+        body: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.scope.push(name.to_owned());
+        let result = body(self);
+        self.scope.pop();
+        result
+    }
+
+    /// Everything that `body` adds is named `<name>…`, whatever the current scope is.
+    pub(crate) fn at_root<T>(&mut self, name: &str, body: impl FnOnce(&mut Self) -> T) -> T {
+        let scope = std::mem::replace(&mut self.scope, vec![name.to_owned()]);
+        let result = body(self);
+        self.scope = scope;
+        result
+    }
+
+    /// Declares an input. Its sizes that are a single symbol can be computed in the graph from then
+    /// on (see [`GraphBuilder::size`]).
+    pub fn input(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        shape: Vec<Dim>,
+    ) -> Result<Value, GraphError> {
+        if self.inputs.iter().any(|input| input.name == name) {
+            return Err(GraphError::new(
+                GraphErrorKind::DuplicateName,
+                name,
+                "input",
+                &[],
+                "a name that no other input has",
+            ));
+        }
+        self.names.insert(name.to_owned(), 1);
+        self.inputs.push(ValueInfo { name: name.to_owned(), dtype, shape: shape.clone() });
+        Ok(Value { name: name.to_owned(), dtype, shape })
+    }
+
+    /// Declares that `value` is an output named `name`, and that its type is the one given.
+    pub fn output(
+        &mut self,
+        name: &str,
+        value: &Value,
+        dtype: DType,
+        shape: &[Dim],
+    ) -> Result<(), GraphError> {
+        let fail = |kind, expected| Err(GraphError::new(kind, name, "output", &[value], expected));
+        if value.dtype != dtype || value.shape != shape {
+            return fail(GraphErrorKind::Size, format!("{dtype}{}", display_shape(shape)));
+        }
+        let taken = |info: &ValueInfo| info.name == name;
+        if self.outputs.iter().any(taken) || self.inputs.iter().any(taken) {
+            return fail(GraphErrorKind::DuplicateName, "a name that nothing else has".to_owned());
+        }
+        // An `Identity` would cost a copy on some engines: rename the value instead.
+        let mut produced = false;
+        for node in &mut self.nodes {
+            for (list, is_output) in [(&mut node.inputs, false), (&mut node.outputs, true)] {
+                for entry in list.iter_mut().filter(|entry| **entry == value.name) {
+                    name.clone_into(entry);
+                    produced |= is_output;
+                }
+            }
+        }
+        if !produced {
+            return fail(GraphErrorKind::UnknownSize, "the result of a node".to_owned());
+        }
+        self.outputs.push(ValueInfo { name: name.to_owned(), dtype, shape: shape.to_vec() });
+        Ok(())
+    }
+
+    /// The checkpoint tensor `<scope>.<name>` of this shape, as it is.
+    pub fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, GraphError> {
+        self.weight_as(name, shape, Transform::None, shape)
+    }
+
+    /// The checkpoint matrix `<scope>.<name>` of shape `[out, in]`, as `[in, out]`.
+    pub fn weight_transposed(
+        &mut self,
+        name: &str,
+        out_features: usize,
+        in_features: usize,
+    ) -> Result<Value, GraphError> {
+        let found = [out_features, in_features];
+        self.weight_as(name, &found, Transform::Transpose2d, &[in_features, out_features])
+    }
+
+    fn weight_as(
+        &mut self,
+        name: &str,
+        found: &[usize],
+        transform: Transform,
+        shape: &[usize],
+    ) -> Result<Value, GraphError> {
+        let tensor = self.path(name);
+        if let Some(old) = self.weights.get(&tensor) {
+            let message = "one use of a checkpoint tensor; share the value instead";
+            let kind = GraphErrorKind::DuplicateName;
+            return Err(GraphError::new(kind, &tensor, "weight", &[old], message));
+        }
+        let dims = shape.iter().map(|&n| Dim::from(n)).collect();
+        let value = Value { name: tensor.clone(), dtype: DType::F32, shape: dims };
+        self.names.insert(tensor.clone(), 1);
+        self.weights.insert(tensor.clone(), value.clone());
+        self.initializers.push(Initializer {
+            name: tensor.clone(),
+            dtype: DType::F32,
+            shape: shape.to_vec(),
+            data: WeightData::Checkpoint(WeightRef { tensor, shape: found.to_vec(), transform }),
+        });
+        Ok(value)
+    }
+
+    /// A float constant; equal constants are stored once.
+    pub fn constant_f32(&mut self, data: &[f32], shape: &[usize]) -> Value {
+        let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.constant(DType::F32, shape, bytes)
+    }
+
+    /// A one-dimensional integer constant.
+    pub fn constant_i64(&mut self, data: &[i64]) -> Value {
+        let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.constant(DType::I64, &[data.len()], bytes)
+    }
+
+    /// An integer constant without axes.
+    pub fn scalar_i64(&mut self, value: i64) -> Value {
+        self.constant(DType::I64, &[], value.to_le_bytes().to_vec())
+    }
+
+    /// A float constant without axes.
+    pub fn scalar_f32(&mut self, value: f32) -> Value {
+        self.constant_f32(&[value], &[])
+    }
+
+    fn constant(&mut self, dtype: DType, shape: &[usize], bytes: Vec<u8>) -> Value {
+        debug_assert_eq!(shape.iter().product::<usize>() * dtype.size(), bytes.len());
+        let key = (dtype, shape.to_vec(), bytes);
+        if let Some(value) = self.constants.get(&key) {
+            return value.clone();
+        }
+        let name = format!("constants.{}", self.constants.len());
+        let dims = shape.iter().map(|&n| Dim::from(n)).collect();
+        let value = Value { name: name.clone(), dtype, shape: dims };
+        self.initializers.push(Initializer {
+            name,
+            dtype,
+            shape: shape.to_vec(),
+            data: WeightData::Inline(key.2.clone()),
+        });
+        self.constants.insert(key, value.clone());
+        value
+    }
+
+    /// The hierarchical name of `name` in the current scope.
+    pub(super) fn path(&self, name: &str) -> String {
+        let mut path = self.scope.join(".");
+        if !path.is_empty() {
+            path.push('.');
+        }
+        path + name
+    }
+
+    /// The name the next `op` node will have; used by the checks before it is added.
+    pub(crate) fn next_name(&self, op: &str) -> String {
+        let base = format!("{}/{op}", self.scope.join("."));
+        match self.names.get(&base) {
+            None => base,
+            Some(count) => format!("{base}_{count}"),
+        }
+    }
+
+    /// An error of the next `op` node.
+    pub(crate) fn fail<T>(
+        &self,
+        kind: GraphErrorKind,
+        op: &str,
+        operands: &[&Value],
+        expected: impl Into<String>,
+    ) -> Result<T, GraphError> {
+        Err(GraphError::new(kind, &self.next_name(op), op, operands, expected))
+    }
+
+    /// Adds a node of the standard operator set with one output of a type already checked.
+    pub(crate) fn push(
+        &mut self,
+        op: &str,
+        inputs: &[&Value],
+        attributes: Vec<(&str, Attribute)>,
+        dtype: DType,
+        shape: Vec<Dim>,
+    ) -> Value {
+        self.push_many("", op, inputs, attributes, vec![(dtype, shape)]).remove(0)
+    }
+
+    /// Adds a node of ONNX Runtime's operator set with one output.
+    pub(crate) fn push_microsoft(
+        &mut self,
+        op: &str,
+        inputs: &[&Value],
+        attributes: Vec<(&str, Attribute)>,
+        dtype: DType,
+        shape: Vec<Dim>,
+    ) -> Value {
+        self.push_many(MICROSOFT, op, inputs, attributes, vec![(dtype, shape)]).remove(0)
+    }
+
+    /// Adds a node with any number of outputs.
+    pub(crate) fn push_many(
+        &mut self,
+        domain: &'static str,
+        op: &str,
+        inputs: &[&Value],
+        attributes: Vec<(&str, Attribute)>,
+        outputs: Vec<(DType, Vec<Dim>)>,
+    ) -> Vec<Value> {
+        let name = self.next_name(op);
+        *self.names.entry(format!("{}/{op}", self.scope.join("."))).or_insert(0) += 1;
+        self.domains.insert(domain);
+        let single = outputs.len() == 1;
+        let values: Vec<Value> = outputs
+            .into_iter()
+            .enumerate()
+            .map(|(index, (dtype, shape))| {
+                let name = if single { name.clone() } else { format!("{name}:{index}") };
+                Value { name, dtype, shape }
+            })
+            .collect();
+        self.nodes.push(Node {
+            name,
+            op_type: op.to_owned(),
+            domain: domain.to_owned(),
+            inputs: inputs.iter().map(|v| v.name.clone()).collect(),
+            outputs: values.iter().map(|v| v.name.clone()).collect(),
+            attributes: attributes.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+        });
+        values
+    }
+
+    /// Builds the body of a control-flow node. `build` gets the body's inputs and returns its
+    /// outputs; the body may also use any value of the graph around it.
+    pub(crate) fn body(
+        &mut self,
+        name: &str,
+        inputs: Vec<(&str, DType, Vec<Dim>)>,
+        build: impl FnOnce(&mut Self, &[Value]) -> Result<Vec<Value>, GraphError>,
+    ) -> Result<Graph, GraphError> {
+        let outer_nodes = std::mem::take(&mut self.nodes);
+        let values: Vec<Value> = inputs
+            .into_iter()
+            .map(|(name, dtype, shape)| Value { name: self.path(name), dtype, shape })
+            .collect();
+        let result = build(self, &values);
+        let nodes = std::mem::replace(&mut self.nodes, outer_nodes);
+        let info =
+            |v: &Value| ValueInfo { name: v.name.clone(), dtype: v.dtype, shape: v.shape.clone() };
+        Ok(Graph {
+            name: self.path(name),
+            inputs: values.iter().map(info).collect(),
+            outputs: result?.iter().map(info).collect(),
+            nodes,
+            initializers: Vec::new(),
+            opset_imports: Vec::new(),
+        })
+    }
+
+    /// The finished graph.
+    pub fn finish(self) -> Graph {
+        let mut opset_imports = vec![OpsetImport { domain: String::new(), version: OPSET }];
+        if self.domains.contains(MICROSOFT) {
+            opset_imports.push(OpsetImport { domain: MICROSOFT.to_owned(), version: 1 });
+        }
+        Graph {
+            name: self.name,
+            inputs: self.inputs,
+            outputs: self.outputs,
+            nodes: self.nodes,
+            initializers: self.initializers,
+            opset_imports,
+        }
+    }
+}

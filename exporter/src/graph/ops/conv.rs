@@ -1,0 +1,99 @@
+//! Convolution and resizing of `[batch, channels, height, width]`.
+
+use crate::graph::dim::Dim;
+use crate::graph::error::{GraphError, GraphErrorKind};
+use crate::graph::ir::{Attribute, DType};
+use crate::graph::{GraphBuilder, Value};
+
+/// Kernel, stride and padding of a square convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Side of the kernel.
+    pub kernel: usize,
+    /// Distance between two outputs.
+    pub stride: usize,
+    /// Zeros added at each of the four edges.
+    pub padding: usize,
+}
+
+impl Window {
+    /// A kernel of odd side that keeps the size.
+    pub fn same(kernel: usize) -> Self {
+        Self { kernel, stride: 1, padding: kernel / 2 }
+    }
+
+    /// Patches of this side that do not overlap.
+    pub fn patches(side: usize) -> Self {
+        Self { kernel: side, stride: side, padding: 0 }
+    }
+}
+
+impl GraphBuilder {
+    /// The convolution `name` of the checkpoint: weight `[out, in, kernel, kernel]` and bias.
+    pub fn conv2d(
+        &mut self,
+        name: &str,
+        x: &Value,
+        out_channels: usize,
+        window: Window,
+    ) -> Result<Value, GraphError> {
+        let op = "Conv";
+        self.scoped(name, |b| {
+            b.expect_dtype(op, x, DType::F32)?;
+            b.expect_rank(op, x, 4)?;
+            let Some(in_channels) = x.shape()[1].as_const().and_then(|n| usize::try_from(n).ok())
+            else {
+                return b.fail(GraphErrorKind::Size, op, &[x], "a constant number of channels");
+            };
+            let height = b.conv_size(x, &x.shape()[2], window)?;
+            let width = b.conv_size(x, &x.shape()[3], window)?;
+            let Window { kernel, stride, padding } = window;
+            let weight = b.weight("weight", &[out_channels, in_channels, kernel, kernel])?;
+            let bias = b.weight("bias", &[out_channels])?;
+            let ints = |value: usize, count| Attribute::Ints(vec![value as i64; count]);
+            let attributes = vec![
+                ("kernel_shape", ints(kernel, 2)),
+                ("strides", ints(stride, 2)),
+                ("pads", ints(padding, 4)),
+            ];
+            let shape = vec![x.shape()[0].clone(), Dim::from(out_channels), height, width];
+            Ok(b.push(op, &[x, &weight, &bias], attributes, DType::F32, shape))
+        })
+    }
+
+    /// `(size + 2·padding − kernel) / stride + 1`, where that is exact.
+    fn conv_size(&self, x: &Value, size: &Dim, window: Window) -> Result<Dim, GraphError> {
+        let Window { kernel, stride, padding } = window;
+        let grown = size + &Dim::from(2 * padding as i64 - kernel as i64);
+        match grown.exact_div(&Dim::from(stride)) {
+            Some(steps) => Ok(&steps + &Dim::from(1)),
+            None => {
+                let expected = format!("sides that stride {stride} divides, not {size}");
+                self.fail(GraphErrorKind::Divisibility, "Conv", &[x], expected)
+            }
+        }
+    }
+
+    /// Every pixel repeated `factor` times along height and width.
+    pub fn upsample_nearest(&mut self, x: &Value, factor: usize) -> Result<Value, GraphError> {
+        let op = "Resize";
+        self.expect_dtype(op, x, DType::F32)?;
+        self.expect_rank(op, x, 4)?;
+        let scales = self.constant_f32(&[1.0, 1.0, factor as f32, factor as f32], &[4]);
+        let absent = Value { name: String::new(), dtype: DType::F32, shape: vec![] };
+        let by = Dim::from(factor);
+        let shape = vec![
+            x.shape()[0].clone(),
+            x.shape()[1].clone(),
+            &x.shape()[2] * &by,
+            &x.shape()[3] * &by,
+        ];
+        let string = |s: &str| Attribute::String(s.to_owned());
+        let attributes = vec![
+            ("mode", string("nearest")),
+            ("coordinate_transformation_mode", string("asymmetric")),
+            ("nearest_mode", string("floor")),
+        ];
+        Ok(self.push(op, &[x, &absent, &scales], attributes, DType::F32, shape))
+    }
+}

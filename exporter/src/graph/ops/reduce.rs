@@ -1,0 +1,38 @@
+//! Operators over one axis: mean and softmax.
+
+use crate::graph::dim::Dim;
+use crate::graph::error::{GraphError, GraphErrorKind};
+use crate::graph::ir::{Attribute, DType};
+use crate::graph::{GraphBuilder, Value};
+
+impl GraphBuilder {
+    /// The mean over `axis` (negative: from the end), which stays as an axis of size 1.
+    pub fn reduce_mean(&mut self, x: &Value, axis: i64) -> Result<Value, GraphError> {
+        let op = "ReduceMean";
+        self.expect_dtype(op, x, DType::F32)?;
+        let index = self.axis(op, x, axis)?;
+        let mut shape = x.shape().to_vec();
+        shape[index] = Dim::from(1);
+        let axes = self.constant_i64(&[axis]);
+        let attributes = vec![("keepdims", Attribute::Int(1))];
+        Ok(self.push(op, &[x, &axes], attributes, DType::F32, shape))
+    }
+
+    /// Softmax over the last axis.
+    pub fn softmax(&mut self, x: &Value) -> Result<Value, GraphError> {
+        let op = "Softmax";
+        self.expect_dtype(op, x, DType::F32)?;
+        self.axis(op, x, -1)?;
+        let attributes = vec![("axis", Attribute::Int(-1))];
+        Ok(self.push(op, &[x], attributes, DType::F32, x.shape().to_vec()))
+    }
+
+    /// The index of `axis` (negative: from the end) of `x`.
+    pub(crate) fn axis(&self, op: &str, x: &Value, axis: i64) -> Result<usize, GraphError> {
+        let rank = x.rank() as i64;
+        if (-rank..rank).contains(&axis) {
+            return Ok(axis.rem_euclid(rank) as usize);
+        }
+        self.fail(GraphErrorKind::Axis, op, &[x], format!("an operand that has axis {axis}"))
+    }
+}
