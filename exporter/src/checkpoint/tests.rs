@@ -1,0 +1,233 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use safetensors::tensor::{TensorView as View, serialize_to_file};
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+
+/// A file with one f32 tensor of two elements for each name; the values are `start`, `start + 1`.
+fn write_shard(path: &Path, names: &[&str], start: f32) {
+    let bytes: Vec<u8> = [start, start + 1.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let tensors: BTreeMap<String, View<'_>> = names
+        .iter()
+        .map(|name| (name.to_string(), View::new(Dtype::F32, vec![2], &bytes).unwrap()))
+        .collect();
+    serialize_to_file(tensors, None, path).unwrap();
+}
+
+fn write_index(folder: &Path, weight_map: serde_json::Value) {
+    let index = json!({ "metadata": { "total_size": 16 }, "weight_map": weight_map });
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
+fn error_of(folder: &Path) -> CheckpointError {
+    match Checkpoint::open(folder) {
+        Ok(_) => panic!("opened"),
+        Err(error) => error,
+    }
+}
+
+fn single() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_shard(&folder.path().join("model.safetensors"), &["a", "b"], 3.0);
+    folder
+}
+
+/// Two shards, `a` in the first and `b` in the second.
+fn sharded() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_shard(&folder.path().join("one.safetensors"), &["a"], 1.0);
+    write_shard(&folder.path().join("two.safetensors"), &["b"], 2.0);
+    write_index(folder.path(), json!({ "a": "one.safetensors", "b": "two.safetensors" }));
+    folder
+}
+
+#[test]
+fn a_single_file_opens() {
+    let folder = single();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
+    let view = checkpoint.tensor("b").unwrap();
+    assert_eq!((view.dtype, view.shape), (Dtype::F32, [2].as_slice()));
+    assert_eq!(view.bytes[..4], 3f32.to_le_bytes());
+    assert!(checkpoint.tensor("c").is_none());
+}
+
+#[test]
+fn shards_open_through_their_index() {
+    let folder = sharded();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.shards().len(), 2);
+    assert_eq!(checkpoint.tensor("a").unwrap().bytes[..4], 1f32.to_le_bytes());
+    assert_eq!(checkpoint.tensor("b").unwrap().bytes[..4], 2f32.to_le_bytes());
+}
+
+#[test]
+fn released_pages_read_back_the_same() {
+    let folder = single();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let shard = &checkpoint.shards()[0];
+    let before = shard.bytes().to_vec();
+    shard.release(0..before.len());
+    assert_eq!(shard.bytes(), before);
+}
+
+#[test]
+fn tensors_the_index_does_not_list_are_still_seen() {
+    let folder = sharded();
+    write_shard(&folder.path().join("two.safetensors"), &["b", "extra"], 2.0);
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "extra"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_of_a_model_cache_are_followed() {
+    let blobs = single();
+    let folder = tempfile::tempdir().unwrap();
+    let name = "model.safetensors";
+    std::os::unix::fs::symlink(blobs.path().join(name), folder.path().join(name)).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.shards()[0].name(), name);
+}
+
+#[test]
+fn a_truncated_file_says_how_much_is_missing() {
+    let folder = single();
+    let path = folder.path().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap());
+    for kept in [0, 5, 8, 20, whole.len() - 1] {
+        fs::write(&path, &whole[..kept]).unwrap();
+        let CheckpointError::Truncated { found, expected, path: named } = error_of(folder.path())
+        else {
+            panic!("{kept} bytes: another error");
+        };
+        assert_eq!((found, named), (kept as u64, path.clone()));
+        let known = match kept {
+            0..8 => 8,
+            8..21 => header,
+            _ => whole.len() as u64,
+        };
+        assert_eq!(expected, known, "{kept} bytes");
+    }
+}
+
+#[test]
+fn a_file_with_bytes_at_its_end_is_refused() {
+    let folder = single();
+    let path = folder.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes.push(0);
+    fs::write(&path, bytes).unwrap();
+    assert!(matches!(error_of(folder.path()), CheckpointError::TooLong { .. }));
+}
+
+#[test]
+fn damaged_headers_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let with_header = |header: &str, data: &[u8]| {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend_from_slice(data);
+        bytes
+    };
+    let cases = [
+        with_header("not json", &[]),
+        with_header("[]", &[]),
+        // Overlap, hole, wrong size, sizes that overflow when multiplied or added.
+        with_header(
+            r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}}"#,
+            &[0; 6],
+        ),
+        with_header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, &[0; 8]),
+        with_header(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, &[0; 4]),
+        with_header(
+            r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}}"#,
+            &[0; 4],
+        ),
+        with_header(
+            r#"{"a":{"dtype":"U8","shape":[18446744073709551544],"data_offsets":[0,18446744073709551544]}}"#,
+            &[0; 4],
+        ),
+        with_header(r#"{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}"#, &[0; 4]),
+        u64::MAX.to_le_bytes().to_vec(),
+    ];
+    for (case, bytes) in cases.iter().enumerate() {
+        fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+        let error = error_of(folder.path());
+        let refused = matches!(
+            error,
+            CheckpointError::Header { .. }
+                | CheckpointError::TooLong { .. }
+                | CheckpointError::Truncated { .. }
+        );
+        assert!(refused, "case {case}: {error}");
+    }
+}
+
+#[test]
+fn a_git_lfs_pointer_is_recognised() {
+    let folder = tempfile::tempdir().unwrap();
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+    fs::write(folder.path().join("model.safetensors"), pointer).unwrap();
+    assert!(matches!(error_of(folder.path()), CheckpointError::LfsPointer { .. }));
+}
+
+#[test]
+fn an_index_cannot_leave_its_folder() {
+    let outside = single();
+    let inside = tempfile::tempdir_in(outside.path()).unwrap();
+    let absolute = outside.path().join("model.safetensors");
+    for name in ["../model.safetensors", absolute.to_str().unwrap(), "..", "x/../../m.safetensors"]
+    {
+        write_index(inside.path(), json!({ "a": name }));
+        match error_of(inside.path()) {
+            CheckpointError::IndexEscapes { tensor, shard, .. } => {
+                assert_eq!((tensor.as_str(), shard.as_str()), ("a", name));
+            }
+            error => panic!("{name}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn index_and_shards_must_belong_together() {
+    let folder = sharded();
+    write_index(folder.path(), json!({ "a": "one.safetensors", "c": "two.safetensors" }));
+    match error_of(folder.path()) {
+        CheckpointError::NotInShard { tensor, shard, .. } => {
+            assert_eq!((tensor.as_str(), shard.as_str()), ("c", "two.safetensors"));
+        }
+        error => panic!("{error}"),
+    }
+    write_index(folder.path(), json!({ "a": "one.safetensors", "b": "three.safetensors" }));
+    match error_of(folder.path()) {
+        CheckpointError::MissingShard { shard, .. } => assert_eq!(shard, "three.safetensors"),
+        error => panic!("{error}"),
+    }
+    for text in ["{}", "{\"weight_map\": {}}", "{\"weight_map\": {\"a\": 3}}", "nonsense"] {
+        fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
+        assert!(matches!(error_of(folder.path()), CheckpointError::Index { .. }), "{text}");
+    }
+}
+
+#[test]
+fn other_formats_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(matches!(error_of(folder.path()), CheckpointError::NoWeights { .. }));
+    for name in ["pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors", "x.pth"] {
+        let path = folder.path().join(name);
+        fs::write(&path, "").unwrap();
+        match error_of(folder.path()) {
+            CheckpointError::UnsupportedFormat { file, .. } => assert_eq!(file, name),
+            error => panic!("{name}: {error}"),
+        }
+        fs::remove_file(path).unwrap();
+    }
+    let missing = folder.path().join("missing");
+    assert!(matches!(error_of(&missing), CheckpointError::Unreadable { .. }));
+}

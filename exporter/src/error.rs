@@ -1,0 +1,53 @@
+//! Why an export failed.
+
+use std::path::PathBuf;
+
+use crate::Component;
+use crate::checkpoint::CheckpointError;
+use crate::graph::GraphError;
+use crate::naming::{ConfigError, WeightsError};
+use crate::write::WriteError;
+
+/// An export failed. Nothing was left behind, and an existing export was not touched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// The source has no such folder or file.
+    #[error("{}: not found; expected {expected}", path.display())]
+    SourceNotFound {
+        /// What was looked for.
+        path: PathBuf,
+        /// What should be there.
+        expected: String,
+    },
+    /// The source is a single file.
+    #[error(
+        "{}: is a file, which is not supported yet; expected a diffusers pipeline folder or one of \
+         its component folders",
+        path.display()
+    )]
+    SourceIsFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The checkpoint's files cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The tensors are not those of the architecture.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The graph cannot be built for this configuration.
+    #[error("{component}: {source}")]
+    Graph {
+        /// Which graph.
+        component: Component,
+        /// What is wrong, with the name of the node.
+        source: GraphError,
+    },
+    /// The output cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}

@@ -1,0 +1,198 @@
+//! The path of an export, from a checkpoint's folder to a finished ONNX folder.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::checkpoint::Checkpoint;
+use crate::graph::ir::Graph;
+use crate::naming::{self, FoundWeight, TextEncoderConfig, TransformerConfig, VaeConfig};
+use crate::profile::Profile;
+use crate::source::component_folder;
+use crate::write::{self, Content, FileRecord, Kind, Staging, WriteError};
+use crate::{Component, ExportError, ExportOptions, Exported, PipelineSource, Progress, models};
+
+/// Exports one component into `output/<component>`.
+///
+/// `source` is a diffusers pipeline folder or the component's own folder. The folder appears
+/// complete or not at all, and `progress` is called about once per megabyte of weights.
+///
+/// # Errors
+///
+/// Everything that is wrong with the source is found before anything is written; see
+/// [`ExportError`] for the kinds. An existing target is refused unless `options.force` is set.
+pub fn export_component(
+    source: &Path,
+    component: Component,
+    output: &Path,
+    options: &ExportOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Exported, ExportError> {
+    let folder = component_folder(source, component)?;
+    let prepared = Prepared::new(&folder, component, options.profile)?;
+    let target = output.join(component.as_str());
+    let staging = Staging::begin(&target, Kind::Component, options.force, &[&folder])?;
+    let files = prepared.write(staging.folder(), options, progress)?;
+    let folder = staging.commit()?;
+    Ok(Exported { component, folder, files })
+}
+
+/// Exports all components into the folder `output`, with the scheduler's configuration, the
+/// tokenizer and `model_index.json` copied beside them.
+///
+/// All of it appears at once: `output` itself must not exist yet or be empty, unless
+/// `options.force` is set.
+///
+/// # Errors
+///
+/// As [`export_component`]; all components are checked before the first is written.
+pub fn export_pipeline(
+    source: &PipelineSource,
+    output: &Path,
+    options: &ExportOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Exported>, ExportError> {
+    source.check_copied()?;
+    let prepared: Vec<Prepared> = Component::ALL
+        .into_iter()
+        .map(|component| {
+            let folder = component_folder(source.folder(component), component)?;
+            Prepared::new(&folder, component, options.profile)
+        })
+        .collect::<Result<_, _>>()?;
+
+    let sources = [
+        source.transformer.as_path(),
+        &source.text_encoder,
+        &source.vae,
+        &source.tokenizer,
+        &source.scheduler,
+    ];
+    let staging = Staging::begin(output, Kind::Pipeline, options.force, &sources)?;
+    let mut written = Vec::new();
+    for part in &prepared {
+        let folder = staging.folder().join(part.component.as_str());
+        write::create_folder(&folder)?;
+        written.push((part.component, part.write(&folder, options, progress)?));
+    }
+    copy_unread(source, staging.folder())?;
+
+    let output = staging.commit()?;
+    let place = |(component, files): (Component, Vec<FileRecord>)| {
+        let folder = output.join(component.as_str());
+        Exported { component, folder, files }
+    };
+    Ok(written.into_iter().map(place).collect())
+}
+
+/// A component whose configuration, graph and tensors have been found to fit together.
+struct Prepared {
+    component: Component,
+    checkpoint: Checkpoint,
+    graph: Graph,
+    weights: Vec<FoundWeight>,
+    architecture: Value,
+}
+
+impl Prepared {
+    fn new(folder: &Path, component: Component, profile: Profile) -> Result<Self, ExportError> {
+        let checkpoint = Checkpoint::open(folder)?;
+        let (graph, architecture) = match component {
+            Component::Transformer => {
+                let config = TransformerConfig::read(&checkpoint)?;
+                (models::transformer::build(&config, profile), transformer_architecture(&config))
+            }
+            Component::TextEncoder => {
+                let config = TextEncoderConfig::read(&checkpoint)?;
+                (models::text_encoder::build(&config, profile), text_architecture(&config))
+            }
+            Component::VaeDecoder => {
+                let config = VaeConfig::read(&checkpoint)?;
+                (models::vae::build(&config, profile), vae_architecture(&config))
+            }
+        };
+        let graph = graph.map_err(|source| ExportError::Graph { component, source })?;
+        let weights = naming::find(&graph, &checkpoint, component)?;
+        Ok(Self { component, checkpoint, graph, weights, architecture })
+    }
+
+    fn write(
+        &self,
+        folder: &Path,
+        options: &ExportOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Vec<FileRecord>, WriteError> {
+        let component = self.component;
+        let content = Content {
+            component,
+            profile: options.profile,
+            precision: options.precision,
+            graph: &self.graph,
+            checkpoint: &self.checkpoint,
+            weights: &self.weights,
+            architecture: &self.architecture,
+        };
+        write::write_component(folder, &content, &mut |bytes_done, bytes_total| {
+            progress(Progress { component, bytes_done, bytes_total });
+        })
+    }
+}
+
+/// Copies what the pipeline needs and the exporter does not read.
+fn copy_unread(source: &PipelineSource, output: &Path) -> Result<(), WriteError> {
+    write::copy_plain_files(&source.tokenizer, &output.join("tokenizer"))?;
+    write::copy_plain_files(&source.scheduler, &output.join("scheduler"))?;
+    let index = output.join("model_index.json");
+    match &source.model_index {
+        Some(existing) => write::copy_file(existing, &index),
+        None => {
+            let content = json!({
+                "_class_name": "PixArtSigmaPipeline",
+                "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+                "text_encoder": ["transformers", "T5EncoderModel"],
+                "tokenizer": ["transformers", "T5Tokenizer"],
+                "transformer": ["diffusers", "PixArtTransformer2DModel"],
+                "vae": ["diffusers", "AutoencoderKL"],
+            });
+            write::write_text(&index, &format!("{content:#}\n"))
+        }
+    }
+}
+
+fn transformer_architecture(config: &TransformerConfig) -> Value {
+    json!({
+        "variant": "sigma",
+        "sample_size": config.sample_size,
+        "interpolation_scale": config.interpolation_scale,
+        "num_layers": config.num_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "attention_head_dim": config.attention_head_dim,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "patch_size": config.patch_size,
+        "caption_channels": config.caption_channels,
+    })
+}
+
+fn text_architecture(config: &TextEncoderConfig) -> Value {
+    json!({
+        "d_model": config.d_model,
+        "num_layers": config.num_layers,
+        "num_heads": config.num_heads,
+        "d_kv": config.d_kv,
+        "d_ff": config.d_ff,
+        "vocab_size": config.vocab_size,
+        "relative_attention_num_buckets": config.relative_attention_num_buckets,
+        "relative_attention_max_distance": config.relative_attention_max_distance,
+    })
+}
+
+fn vae_architecture(config: &VaeConfig) -> Value {
+    json!({
+        "latent_channels": config.latent_channels,
+        "scale_factor": config.scale_factor(),
+        "scaling_factor": config.scaling_factor,
+        "block_out_channels": config.block_out_channels,
+        "norm_num_groups": config.norm_num_groups,
+    })
+}

@@ -1,0 +1,101 @@
+//! Checking the tensors of a checkpoint against those that a graph reads.
+
+use std::collections::BTreeSet;
+
+use super::names;
+use super::{WeightProblem, WeightsError};
+use crate::Component;
+use crate::checkpoint::{Checkpoint, Dtype};
+use crate::graph::ir::{Graph, WeightData};
+
+/// A weight of the graph, found in the checkpoint and fit for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundWeight {
+    /// Position in the graph's initializers.
+    pub initializer: usize,
+    /// The name it has in the checkpoint.
+    pub tensor: String,
+}
+
+/// Finds every weight of the graph in the checkpoint, in the order of the graph's initializers.
+///
+/// Nothing is read but the headers, so all of this is known before anything is written.
+///
+/// # Errors
+///
+/// All tensors that are missing, have another shape, do not hold floats, or are read by nothing.
+pub fn find(
+    graph: &Graph,
+    checkpoint: &Checkpoint,
+    component: Component,
+) -> Result<Vec<FoundWeight>, WeightsError> {
+    let mut found = Vec::new();
+    let mut problems = Vec::new();
+    let mut read = BTreeSet::new();
+    for (initializer, entry) in graph.initializers.iter().enumerate() {
+        let WeightData::Checkpoint(weight) = &entry.data else { continue };
+        let names = [Some(weight.tensor.clone()), names::alternative(component, &weight.tensor)];
+        let stored = names
+            .into_iter()
+            .flatten()
+            .find_map(|name| checkpoint.tensor(&name).map(|view| (name, view)));
+        let Some((tensor, view)) = stored else {
+            let (tensor, expected) = (weight.tensor.clone(), weight.shape.clone());
+            problems.push(WeightProblem::Missing { tensor, expected });
+            continue;
+        };
+        if !shape_fits(component, &tensor, view.shape, &weight.shape) {
+            problems.push(WeightProblem::Shape {
+                tensor: tensor.clone(),
+                found: view.shape.to_vec(),
+                expected: weight.shape.clone(),
+            });
+        }
+        if !matches!(view.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            let (tensor, found) = (tensor.clone(), view.dtype.to_string());
+            problems.push(WeightProblem::Dtype { tensor, found });
+        }
+        read.insert(tensor.clone());
+        found.push(FoundWeight { initializer, tensor });
+    }
+    for name in checkpoint.names() {
+        if !read.contains(name) && !names::is_droppable(component, name) {
+            let shape = checkpoint.tensor(name).map(|view| view.shape.to_vec());
+            problems.push(WeightProblem::Unexpected {
+                tensor: name.to_owned(),
+                found: shape.unwrap_or_default(),
+            });
+        }
+    }
+    if problems.is_empty() {
+        Ok(found)
+    } else {
+        Err(WeightsError { folder: checkpoint.folder().to_owned(), problems })
+    }
+}
+
+fn shape_fits(component: Component, tensor: &str, found: &[usize], expected: &[usize]) -> bool {
+    let as_matrix = match found {
+        [rows, columns, 1, 1] if names::may_be_convolution(component, tensor) => {
+            vec![*rows, *columns]
+        }
+        _ => found.to_vec(),
+    };
+    found == expected || as_matrix == expected
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_attention_matrices_may_be_convolutions() {
+        let attention = "decoder.mid_block.attentions.0.query.weight";
+        let vae = Component::VaeDecoder;
+        assert!(shape_fits(vae, attention, &[8, 8, 1, 1], &[8, 8]));
+        assert!(shape_fits(vae, attention, &[8, 8], &[8, 8]));
+        assert!(!shape_fits(vae, attention, &[8, 8, 3, 3], &[8, 8]));
+        assert!(!shape_fits(vae, "decoder.conv_in.weight", &[8, 8, 1, 1], &[8, 8]));
+        assert!(!shape_fits(Component::Transformer, attention, &[8, 8, 1, 1], &[8, 8]));
+    }
+}

@@ -1,0 +1,25 @@
+//! ONNX files on disk: the graph as protobuf, the weights beside it, a manifest with hashes.
+
+mod component;
+mod copy;
+mod elements;
+mod error;
+mod hash;
+mod layout;
+mod manifest;
+mod onnx;
+mod staging;
+
+pub(crate) use component::{Content, write_component};
+pub(crate) use copy::{copy_file, copy_plain_files, create_folder, write_text};
+pub use error::WriteError;
+pub use hash::FileRecord;
+pub(crate) use staging::{Kind, Staging};
+
+/// Name of the graph's file.
+pub const MODEL_FILE: &str = "model.onnx";
+/// Name of the weights' file.
+pub const DATA_FILE: &str = "model.onnx_data";
+/// Every file of an exported component.
+pub(crate) const COMPONENT_FILES: [&str; 4] =
+    [MODEL_FILE, DATA_FILE, "config.json", "manifest.json"];
