@@ -1,0 +1,140 @@
+//! Noise that equals torch's, bit for bit.
+//!
+//! A picture belongs to its seed: whoever made one with `torch.Generator("cpu").manual_seed(s)` gets
+//! the same starting noise here. torch has two ways to fill a float32 tensor with normal values. Fewer
+//! than 16 are drawn one by one in double precision; 16 and more are drawn as uniform numbers
+//! first and transformed in blocks of 16. The second way is the one of x86 processors with
+//! AVX2 or later, see the `cephes` module; torch on other processors differs from it in the last
+//! bits (at most about 2e-6).
+
+mod cephes;
+mod mersenne;
+
+use mersenne::Mt19937;
+
+/// How many values torch transforms at once.
+const BLOCK: usize = 16;
+
+/// The generator that `torch.Generator("cpu").manual_seed(seed)` makes.
+pub struct TorchGenerator {
+    bits: Mt19937,
+    /// Drawing one by one makes two values at a time; this is the second, waiting to be used.
+    spare: Option<f64>,
+}
+
+impl TorchGenerator {
+    /// Only the low 32 bits of `seed` matter, as in torch.
+    pub fn new(seed: u64) -> Self {
+        Self { bits: Mt19937::new(seed as u32), spare: None }
+    }
+
+    /// `torch.randn(count, generator=self)`: the next `count` values of N(0, 1), float32.
+    ///
+    /// A tensor of another shape is filled in the same order, last dimension fastest. What is drawn
+    /// depends on `count`: one call for 32 values is not two calls for 16.
+    pub fn randn(&mut self, count: usize) -> Vec<f32> {
+        if count < BLOCK {
+            return (0..count).map(|_| self.normal() as f32).collect();
+        }
+        let mut values: Vec<f32> = (0..count).map(|_| self.uniform()).collect();
+        let mut blocks = values.chunks_exact_mut(BLOCK);
+        blocks.by_ref().for_each(transform);
+        if !blocks.into_remainder().is_empty() {
+            // The last block overlaps the one before, with numbers of its own.
+            let last = &mut values[count - BLOCK..];
+            last.fill_with(|| self.uniform());
+            transform(last);
+        }
+        values
+    }
+
+    /// Uniform in [0, 1), a multiple of 2⁻²⁴.
+    fn uniform(&mut self) -> f32 {
+        (self.bits.next_u32() & 0x00ff_ffff) as f32 / (1 << 24) as f32
+    }
+
+    /// Uniform in [0, 1), a multiple of 2⁻⁵³.
+    fn uniform_f64(&mut self) -> f64 {
+        let high = u64::from(self.bits.next_u32());
+        let low = u64::from(self.bits.next_u32());
+        ((high << 32 | low) & ((1 << 53) - 1)) as f64 / (1u64 << 53) as f64
+    }
+
+    /// One value by the Box–Muller transform in double precision.
+    fn normal(&mut self) -> f64 {
+        if let Some(value) = self.spare.take() {
+            return value;
+        }
+        let angle = std::f64::consts::TAU * self.uniform_f64();
+        let radius = (-2.0 * (-self.uniform_f64()).ln_1p()).sqrt();
+        self.spare = Some(radius * angle.sin());
+        radius * angle.cos()
+    }
+}
+
+/// Box–Muller on sixteen uniform values: the first eight give the radii, the last eight the angles.
+fn transform(block: &mut [f32]) {
+    let (first, second) = block.split_at_mut(BLOCK / 2);
+    for (a, b) in first.iter_mut().zip(second) {
+        let radius = (-2.0 * cephes::ln(1.0 - *a)).sqrt();
+        let (sin, cos) = cephes::sin_cos(std::f32::consts::TAU * *b);
+        // Adding the mean turns a negative zero into a positive one, as in torch.
+        *a = radius * cos + 0.0;
+        *b = radius * sin + 0.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bits(seed: u64, count: usize) -> Vec<u32> {
+        TorchGenerator::new(seed).randn(count).into_iter().map(f32::to_bits).collect()
+    }
+
+    /// FNV-1a of the values' bytes.
+    fn hash(seed: u64, count: usize) -> u64 {
+        let bytes = bits(seed, count).into_iter().flat_map(u32::to_le_bytes);
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
+    }
+
+    #[test]
+    fn few_values_are_torchs() {
+        // torch.randn(n, generator=torch.Generator("cpu").manual_seed(42)), torch 2.15.
+        assert_eq!(bits(42, 1), [0x3eac62ae]);
+        assert_eq!(bits(42, 3), [0x3eac62ae, 0x3e03e69d, 0x3e7016e7]);
+        assert_eq!(bits(42, 15)[12..], [0x3f8e1dfe, 0xbfd84b55, 0xbf7d2c7a]);
+    }
+
+    #[test]
+    fn sixteen_and_seventeen_values_are_torchs() {
+        assert_eq!(bits(42, 16)[..4], [0x3ff6a529, 0x3fbe5f53, 0x3f669567, 0xc006c0db]);
+        // With a rest, the last sixteen are drawn again.
+        let rest = [0x3ff6a529, 0xbe236d85, 0xbefeaae4, 0x3ee111d8, 0xbf4214e2, 0x3f8a0650];
+        assert_eq!(bits(42, 17)[..6], rest);
+        assert_eq!(bits(42, 17)[16], 0xbe9e9482);
+    }
+
+    #[test]
+    fn many_values_are_torchs() {
+        for (seed, fifteen, hundred, many) in [
+            (0, 0x52b8f3bcc098f4b9, 0x6b680134d3d69e1b, 0xff5459507f508517),
+            (42, 0x4c7fdcb26081ae6b, 0x7ea02704af7a98a3, 0xa96a79e8d1b216d1),
+            (1024, 0x832bc854635af68b, 0x0996c75fd568b8c7, 0xc1338796cd7a3871),
+            ((1 << 32) - 1, 0xc620850571f7f360, 0x7fa61a90f48724aa, 0x50475e3f0f68c223),
+            ((1 << 40) + 7, 0xae1db7ca1b59542b, 0x3c97a2b7827d7b09, 0xe7d64da8d235734b),
+        ] {
+            assert_eq!(hash(seed, 15), fifteen, "15 values of seed {seed}");
+            assert_eq!(hash(seed, 100), hundred, "100 values of seed {seed}");
+            assert_eq!(hash(seed, 16384 + 5), many, "16389 values of seed {seed}");
+        }
+    }
+
+    #[test]
+    fn only_the_low_half_of_a_seed_counts() {
+        assert_eq!(bits(1 << 40, 64), bits(0, 64));
+        assert_ne!(bits(1 << 31, 64), bits(0, 64));
+    }
+}
