@@ -1,0 +1,132 @@
+//! The aspect-ratio bins: the sizes a model was trained at.
+
+use super::Size;
+
+/// How many pixels a latent pixel stands for.
+pub(super) const LATENT_SCALE: u32 = 8;
+/// Latent sides are even because the transformer takes patches of 2 × 2.
+pub(super) const SIDE_MULTIPLE: u32 = 2 * LATENT_SCALE;
+
+/// A row of the published tables: the ratio that names it, height and width in sixteenths of
+/// the model's own side, and whether the short list has it too.
+///
+/// The tables for 256, 512, 1024 and 2048 pixels are this one, scaled. The ratio is a rounded label,
+/// and the label decides.
+type Bin = (f64, u32, u32, bool);
+
+/// Ascending, so that the first of two equally near ratios is the smaller one.
+const BINS: [Bin; 40] = [
+    (0.25, 8, 32, true),
+    (0.26, 8, 31, false),
+    (0.27, 8, 30, false),
+    (0.28, 8, 29, true),
+    (0.32, 9, 28, true),
+    (0.33, 9, 27, true),
+    (0.35, 9, 26, true),
+    (0.4, 10, 25, true),
+    (0.42, 10, 24, true),
+    (0.48, 11, 23, true),
+    (0.5, 11, 22, true),
+    (0.52, 11, 21, true),
+    (0.57, 12, 21, true),
+    (0.6, 12, 20, true),
+    (0.68, 13, 19, true),
+    (0.72, 13, 18, true),
+    (0.78, 14, 18, true),
+    (0.82, 14, 17, true),
+    (0.88, 15, 17, true),
+    (0.94, 15, 16, true),
+    (1.0, 16, 16, true),
+    (1.07, 16, 15, true),
+    (1.13, 17, 15, true),
+    (1.21, 17, 14, true),
+    (1.29, 18, 14, true),
+    (1.38, 18, 13, true),
+    (1.46, 19, 13, true),
+    (1.67, 20, 12, true),
+    (1.75, 21, 12, true),
+    (2.0, 22, 11, true),
+    (2.09, 23, 11, true),
+    (2.4, 24, 10, true),
+    (2.5, 25, 10, true),
+    (2.89, 26, 9, false),
+    (3.0, 27, 9, true),
+    (3.11, 28, 9, false),
+    (3.62, 29, 8, false),
+    (3.75, 30, 8, false),
+    (3.88, 31, 8, false),
+    (4.0, 32, 8, true),
+];
+
+/// The size to generate at for a picture of `request`, by a model of this latent side.
+///
+/// A model of 256 latent pixels (2048 px) has all 40 sizes, the others the 33 of the short list, as
+/// in diffusers and mindone. Models of other sizes than 32, 64, 128 and 256 have no published table:
+/// theirs is the 256-pixel table scaled to the model's side, each side rounded to the nearest
+/// multiple of 16.
+pub(super) fn nearest(request: Size, sample_size: u32) -> Size {
+    let ratio = f64::from(request.height) / f64::from(request.width);
+    let distance = |bin: &&Bin| (bin.0 - ratio).abs();
+    let (_, height, width, _) = BINS
+        .iter()
+        .filter(|bin| bin.3 || sample_size == 256)
+        .min_by(|a, b| distance(a).total_cmp(&distance(b)))
+        .expect("the table is not empty");
+    let pixels = |sixteenths: &u32| {
+        let exact = sixteenths * sample_size * LATENT_SCALE / 16;
+        ((exact + SIDE_MULTIPLE / 2) / SIDE_MULTIPLE * SIDE_MULTIPLE).max(SIDE_MULTIPLE)
+    };
+    Size { height: pixels(height), width: pixels(width) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bin(width: u32, height: u32, sample_size: u32) -> (u32, u32) {
+        let size = nearest(Size { width, height }, sample_size);
+        (size.height, size.width)
+    }
+
+    #[test]
+    fn the_published_examples() {
+        assert_eq!(bin(1024, 512, 128), (704, 1408));
+        assert_eq!(bin(1024, 1024, 128), (1024, 1024));
+        // 0.75 is as near to 0.72 as to 0.78.
+        assert_eq!(bin(640, 480, 64), (416, 576));
+        assert_eq!(bin(300, 100, 32), (144, 432));
+        assert_eq!(bin(4096, 1024, 256), (1024, 4096));
+    }
+
+    #[test]
+    fn only_the_largest_model_has_the_long_list() {
+        // The ratio 0.27 belongs to the long list alone.
+        assert_eq!(bin(1000, 270, 256), (1024, 3840));
+        assert_eq!(bin(1000, 270, 128), (512, 1856));
+    }
+
+    #[test]
+    fn a_tie_goes_to_the_smaller_ratio() {
+        // 2.75 is exactly between 2.5 and 3.0.
+        assert_eq!(bin(400, 1100, 32), (400, 160));
+    }
+
+    #[test]
+    fn other_models_get_multiples_of_sixteen() {
+        assert_eq!(bin(128, 128, 16), (128, 128));
+        assert_eq!(bin(160, 96, 16), (96, 160));
+        assert_eq!(bin(96, 160, 16), (160, 96));
+        for sample_size in [1, 2, 8, 12, 16, 17, 48, 512] {
+            for (ratio, ..) in BINS {
+                let (height, width) = bin(10_000, (ratio * 10_000.0) as u32, sample_size);
+                assert!(height % 16 == 0 && width % 16 == 0 && height > 0 && width > 0);
+            }
+        }
+    }
+
+    #[test]
+    fn the_lists_have_their_published_lengths() {
+        assert_eq!(BINS.iter().filter(|bin| bin.3).count(), 33);
+        assert!(BINS.is_sorted_by(|a, b| a.0 < b.0));
+    }
+}
