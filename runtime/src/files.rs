@@ -1,0 +1,63 @@
+//! Writing files so that nobody ever sees half of one.
+
+use std::{
+    fs::File,
+    io::{self, BufWriter, Write},
+    path::Path,
+};
+
+/// Lets `content` write to a temporary file beside `path`, which then takes `path`'s place. On any
+/// error nothing is left behind and an existing file stays as it was.
+pub(crate) fn write_atomically(
+    path: &Path,
+    content: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
+) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".pixart-");
+    // A temporary file is private by default; the result is an ordinary file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder)?;
+    {
+        let mut writer = BufWriter::new(file.as_file_mut());
+        content(&mut writer)?;
+        writer.flush()?;
+    }
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.png");
+        std::fs::write(&path, "old").expect("a file");
+        let result = write_atomically(&path, |writer| {
+            writer.write_all(b"half")?;
+            Err(io::Error::other("the disk is full"))
+        });
+        assert!(result.is_err());
+        assert_eq!(std::fs::read(&path).expect("the old file"), b"old");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_result_is_no_more_private_than_other_files() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let [ours, plain] = ["ours", "plain"].map(|name| folder.path().join(name));
+        write_atomically(&ours, |writer| writer.write_all(b"x")).expect("written");
+        std::fs::write(&plain, "x").expect("written");
+        let mode = |path| std::fs::metadata(path).expect("a file").permissions().mode();
+        assert_eq!(mode(ours), mode(plain));
+    }
+}

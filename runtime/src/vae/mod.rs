@@ -1,0 +1,7 @@
+//! From latents to pixels, and latents as files.
+
+mod latents;
+mod pixels;
+
+pub use latents::{LatentsError, write_latents};
+pub use pixels::to_picture;
