@@ -1,0 +1,105 @@
+//! What can go wrong on the way from a prompt to a picture.
+
+use crate::{
+    engine::EngineError,
+    model_folder::{Component, ModelError},
+    sampler::SchedulerError,
+    size::SizeError,
+    text::TokenizerError,
+};
+
+/// No picture could be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    /// The request asks for something impossible.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The model's folders are incomplete or do not belong together.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The tokenizer cannot be read, or failed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The scheduler's configuration cannot be used.
+    #[error(transparent)]
+    Scheduler(#[from] SchedulerError),
+    /// The engine failed.
+    #[error("{component}: {source}")]
+    Engine {
+        /// The component that was being loaded or run.
+        component: Component,
+        /// What happened.
+        source: EngineError,
+    },
+    /// A graph lacks an output, or the output has another shape than the model's other parts need.
+    #[error("{component}: {problem}; export the {component} again")]
+    Output {
+        /// The component.
+        component: Component,
+        /// What was found and what was expected.
+        problem: String,
+    },
+    /// NaN or infinity in a result.
+    #[error(
+        "the {component} ({precision}) gave values that are not finite{}; {}",
+        step.map(|(step, total)| format!(" in step {step} of {total}")).unwrap_or_default(),
+        likely_cause(precision)
+    )]
+    NotFinite {
+        /// The component.
+        component: Component,
+        /// The precision of its weights.
+        precision: String,
+        /// The step, counted from 1, and the number of steps.
+        step: Option<(usize, usize)>,
+    },
+}
+
+fn likely_cause(precision: &str) -> &'static str {
+    match precision {
+        "fp32" => {
+            "the weights are probably damaged: compare the checkpoint's hash and export it again"
+        }
+        _ => "its range is probably exceeded: export this component with --precision fp32",
+    }
+}
+
+/// What is wrong with a request.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// No prompts.
+    #[error("prompts: found none, expected at least one (an empty text is a prompt too)")]
+    NoPrompts,
+    /// As many negative prompts as prompts are needed, or none.
+    #[error("negative_prompts: found {found} for {prompts} prompts, expected none or one for each")]
+    NegativePrompts {
+        /// How many there are.
+        found: usize,
+        /// How many prompts there are.
+        prompts: usize,
+    },
+    /// A size that cannot be made.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// A number outside its range.
+    #[error("{field}: found {found}, expected {expected}")]
+    OutOfRange {
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// The range.
+        expected: &'static str,
+    },
+    /// No reference of this name.
+    #[error("found `{0}`, expected mindone or diffusers")]
+    UnknownReference(String),
+}
+
+impl From<SizeError> for PipelineError {
+    fn from(error: SizeError) -> Self {
+        Self::Request(error.into())
+    }
+}

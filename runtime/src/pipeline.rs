@@ -1,0 +1,342 @@
+//! The path of one request, from prompts to pictures.
+
+mod component;
+mod event;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::{sync::Arc, time::Instant};
+
+use image::RgbImage;
+use ndarray::{ArrayD, Axis, Slice, concatenate, s};
+
+pub(crate) use component::LoadedComponent;
+pub use event::{Event, Stage};
+pub use request::{Reference, Request};
+
+use crate::{
+    engine::Engine,
+    model_folder::{
+        ModelError, TextEncoderArchitecture, TransformerArchitecture, VaeDecoderArchitecture,
+    },
+    noise::TorchGenerator,
+    sampler::{DpmSolver, NoiseSchedule, SchedulerConfig, guide},
+    size::SizePlan,
+    tensor::Tensor,
+    text::{self, Conditioning, PromptIds, Tokenizer},
+    vae,
+};
+pub use crate::{
+    error::{PipelineError, RequestError},
+    model_folder::ModelPaths,
+};
+use component::LazyComponent;
+
+/// How a pipeline works.
+#[derive(Clone, Debug, Default)]
+pub struct PipelineOptions {
+    /// Keep every component in memory after its stage. Faster for several requests; otherwise at
+    /// most one component is loaded at a time.
+    pub keep_resident: bool,
+}
+
+/// A finished picture.
+#[derive(Clone, Debug)]
+pub struct Picture {
+    /// The pixels, in the size asked for.
+    pub image: RgbImage,
+    /// The final latents as they left the sampler, before the division by the VAE's scaling
+    /// factor: f32 [1, 4, height / 8, width / 8] of the size generated.
+    pub latents: ArrayD<f32>,
+    /// The seed of its noise.
+    pub seed: u64,
+    /// Its prompt.
+    pub prompt: String,
+}
+
+/// A model and an engine, ready for requests.
+pub struct Pipeline {
+    tokenizer: Tokenizer,
+    text_encoder: LazyComponent<TextEncoderArchitecture>,
+    transformer: LazyComponent<TransformerArchitecture>,
+    vae_decoder: LazyComponent<VaeDecoderArchitecture>,
+    scheduler: SchedulerConfig,
+    schedule: NoiseSchedule,
+    options: PipelineOptions,
+}
+
+impl Pipeline {
+    /// Reads what is small: manifests, tokenizer, scheduler. The networks are loaded when a request
+    /// needs them.
+    ///
+    /// # Errors
+    /// When a folder or file is missing, broken or of another version, or when the parts do not
+    /// belong together.
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        paths: ModelPaths,
+        options: PipelineOptions,
+    ) -> Result<Self, PipelineError> {
+        let text_encoder = LazyComponent::open(&engine, &paths.text_encoder)?;
+        let transformer = LazyComponent::open(&engine, &paths.transformer)?;
+        let vae_decoder = LazyComponent::open(&engine, &paths.vae_decoder)?;
+        let tokenizer = Tokenizer::from_folder(&paths.tokenizer)?;
+        let scheduler = match &paths.scheduler {
+            Some(folder) => SchedulerConfig::from_file(&folder.join("scheduler_config.json"))?,
+            None => SchedulerConfig::default(),
+        };
+        let schedule = NoiseSchedule::new(&scheduler);
+        let pipeline = Self {
+            tokenizer,
+            text_encoder,
+            transformer,
+            vae_decoder,
+            scheduler,
+            schedule,
+            options,
+        };
+        pipeline.check_parts()?;
+        Ok(pipeline)
+    }
+
+    /// Makes one picture for each prompt and tells `progress` about it.
+    ///
+    /// # Errors
+    /// When the request cannot be fulfilled (before any work is done), or a component cannot be
+    /// loaded, fails, or computes something that is not a number.
+    pub fn sample(
+        &mut self,
+        request: &Request,
+        progress: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Vec<Picture>, PipelineError> {
+        request.check()?;
+        let size = self.plan_size(request)?;
+        let prompts = self.tokenize(request)?;
+
+        let mut stage = StageProgress::start(Stage::EncodeText, prompts.len(), progress);
+        let mut captions = Vec::with_capacity(prompts.len());
+        for ids in &prompts {
+            captions.push(self.encode_text(ids, request)?);
+            stage.step();
+        }
+        stage.finish();
+        self.free(|pipeline| pipeline.text_encoder.unload());
+
+        let total = captions.len() * request.sampling_steps;
+        let mut stage = StageProgress::start(Stage::Denoise, total, progress);
+        let mut latents = Vec::with_capacity(captions.len());
+        for (k, caption) in captions.iter().enumerate() {
+            let noise = self.noise(seed_of(request, k), &size);
+            latents.push(self.denoise(noise, caption, request, &mut || stage.step())?);
+        }
+        stage.finish();
+        self.free(|pipeline| pipeline.transformer.unload());
+
+        let mut stage = StageProgress::start(Stage::Decode, latents.len(), progress);
+        let mut pictures = Vec::with_capacity(latents.len());
+        for (k, (latents, prompt)) in latents.into_iter().zip(&request.prompts).enumerate() {
+            let image = self.decode(&latents, &size, request.reference)?;
+            let (seed, prompt) = (seed_of(request, k), prompt.clone());
+            pictures.push(Picture { image, latents, seed, prompt });
+            stage.step();
+            stage.tell(Event::Picture { index: k, picture: &pictures[k] });
+        }
+        stage.finish();
+        self.free(|pipeline| pipeline.vae_decoder.unload());
+        Ok(pictures)
+    }
+
+    /// The latent side the transformer was trained at: an eighth of its own picture size.
+    pub fn sample_size(&self) -> u32 {
+        self.transformer.folder.architecture.sample_size
+    }
+
+    fn plan_size(&self, request: &Request) -> Result<SizePlan, PipelineError> {
+        let binning = request.use_resolution_binning;
+        Ok(SizePlan::new(request.width, request.height, self.sample_size(), binning)?)
+    }
+
+    fn tokenize(&self, request: &Request) -> Result<Vec<PromptIds>, PipelineError> {
+        let ids = |(k, prompt): (usize, &String)| {
+            let negative = request.negative_prompt(k);
+            let (reference, max_length) = (request.reference, request.max_length);
+            Ok(PromptIds::new(&self.tokenizer, reference, prompt, negative, max_length)?)
+        };
+        request.prompts.iter().enumerate().map(ids).collect()
+    }
+
+    fn encode_text(
+        &mut self,
+        ids: &PromptIds,
+        request: &Request,
+    ) -> Result<Conditioning, PipelineError> {
+        let pad = self.tokenizer.pad_id();
+        let encoder = self.text_encoder.load()?;
+        text::encode(encoder, ids, pad, request.reference, request.max_length)
+    }
+
+    /// The noise of one picture, f32 [1, 4, height, width].
+    fn noise(&self, seed: u64, size: &SizePlan) -> ArrayD<f32> {
+        let channels = self.transformer.folder.architecture.in_channels;
+        let (height, width) = size.latent();
+        let values = TorchGenerator::new(seed).randn(channels * height * width);
+        ArrayD::from_shape_vec(vec![1, channels, height, width], values)
+            .expect("as many values as the shape holds")
+    }
+
+    /// From noise to latents under one caption.
+    fn denoise(
+        &mut self,
+        mut latents: ArrayD<f32>,
+        caption: &Conditioning,
+        request: &Request,
+        step_done: &mut dyn FnMut(),
+    ) -> Result<ArrayD<f32>, PipelineError> {
+        let steps = request.sampling_steps;
+        let mut solver = match request.reference {
+            Reference::Mindone => DpmSolver::continuous(&self.schedule, steps),
+            Reference::Diffusers => DpmSolver::discrete(&self.schedule, &self.scheduler, steps),
+        };
+        let out_channels = self.transformer.folder.architecture.out_channels;
+        let transformer = self.transformer.load()?;
+        let batch = if request.guided() { 2 } else { 1 };
+        let mut output_shape = latents.shape().to_vec();
+        (output_shape[0], output_shape[1]) = (batch, out_channels);
+
+        let mut inputs = [
+            ("hidden_states", Tensor::F32(latents.clone())),
+            ("encoder_hidden_states", caption.embeddings.clone()),
+            ("encoder_attention_mask", caption.mask.clone()),
+            ("timestep", Tensor::F32(ArrayD::zeros(vec![batch]))),
+        ];
+        for i in 0..steps {
+            let timestep = solver.steps()[i].timestep;
+            let both =
+                concatenate(Axis(0), &vec![latents.view(); batch]).expect("copies have one shape");
+            inputs[0].1 = both.into();
+            inputs[3].1 = ArrayD::from_elem(vec![batch], timestep).into();
+            let output = transformer.run(&inputs, "out_hidden_states")?;
+            transformer.check_shape(&output, &output_shape)?;
+            let noise = predicted_noise(&output, latents.shape()[1], request);
+            solver.step(&mut latents, &noise);
+            transformer.check_finite(&latents, Some((i + 1, steps)))?;
+            step_done();
+        }
+        Ok(latents)
+    }
+
+    /// From latents to the picture in the size asked for.
+    fn decode(
+        &mut self,
+        latents: &ArrayD<f32>,
+        size: &SizePlan,
+        reference: Reference,
+    ) -> Result<RgbImage, PipelineError> {
+        let factor = self.vae_decoder.folder.architecture.scaling_factor;
+        let decoder = self.vae_decoder.load()?;
+        let scaled = latents.mapv(|value| value / factor);
+        let decoded = decoder.run(&[("latent_sample", scaled.into())], "sample")?;
+        let (width, height) = (size.generated.width as usize, size.generated.height as usize);
+        decoder.check_shape(&decoded, &[1, 3, height, width])?;
+        decoder.check_finite(&decoded, None)?;
+        Ok(vae::to_picture(decoded.slice(s![0, .., .., ..]), size.requested, reference))
+    }
+
+    fn free(&mut self, unload: impl FnOnce(&mut Self)) {
+        if !self.options.keep_resident {
+            unload(self);
+        }
+    }
+
+    /// Whether the parts fit together.
+    fn check_parts(&self) -> Result<(), ModelError> {
+        let text = &self.text_encoder.folder.architecture;
+        let transformer = &self.transformer.folder.architecture;
+        let vae = &self.vae_decoder.folder.architecture;
+        let fit = |fits: bool, problem: String| match fits {
+            true => Ok(()),
+            false => Err(ModelError::Mismatch(problem)),
+        };
+        let ids = self.tokenizer.vocab_size();
+        fit(
+            ids <= text.vocab_size,
+            format!(
+                "the tokenizer has {ids} ids but the text encoder's table only {} rows; take both \
+                 from the same checkpoint",
+                text.vocab_size
+            ),
+        )?;
+        fit(
+            text.d_model == transformer.caption_channels,
+            format!(
+                "the text encoder gives {} numbers a token but the transformer takes {}; take both \
+                 from the same checkpoint",
+                text.d_model, transformer.caption_channels
+            ),
+        )?;
+        fit(
+            vae.latent_channels == transformer.in_channels && vae.scale_factor == 8,
+            format!(
+                "the VAE decodes latents of {} channels, {} pixels each, but the transformer makes \
+                 {} channels, 8 pixels each; take both from the same checkpoint",
+                vae.latent_channels, vae.scale_factor, transformer.in_channels
+            ),
+        )?;
+        let (inputs, outputs) = (transformer.in_channels, transformer.out_channels);
+        fit(
+            outputs == inputs || outputs == 2 * inputs,
+            format!(
+                "the transformer gives {outputs} channels for {inputs}, expected {inputs}, or \
+                 {} with learned variance",
+                2 * inputs
+            ),
+        )
+    }
+}
+
+/// Picture k has its own generator, so that it can be made again alone.
+fn seed_of(request: &Request, k: usize) -> u64 {
+    request.seed.wrapping_add(k as u64)
+}
+
+/// The guided noise prediction: the variance channels are dropped, the unconditional half comes first.
+fn predicted_noise(output: &ArrayD<f32>, channels: usize, request: &Request) -> ArrayD<f32> {
+    let noise = output.slice_axis(Axis(1), Slice::from(..channels));
+    let half = |b: usize| noise.slice_axis(Axis(0), Slice::from(b..=b)).to_owned();
+    let mut first = half(0);
+    if request.guided() {
+        guide(&mut first, &half(1), request.guidance_scale);
+    }
+    first
+}
+
+/// Counts the steps of a stage and measures it.
+struct StageProgress<'a> {
+    stage: Stage,
+    total: usize,
+    done: usize,
+    started: Instant,
+    progress: &'a mut dyn FnMut(Event<'_>),
+}
+
+impl<'a> StageProgress<'a> {
+    fn start(stage: Stage, total: usize, progress: &'a mut dyn FnMut(Event<'_>)) -> Self {
+        progress(Event::StageStarted { stage, total });
+        Self { stage, total, done: 0, started: Instant::now(), progress }
+    }
+
+    fn tell(&mut self, event: Event<'_>) {
+        (self.progress)(event);
+    }
+
+    fn step(&mut self) {
+        self.done += 1;
+        self.tell(Event::Step { index: self.done, total: self.total });
+    }
+
+    fn finish(mut self) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.tell(Event::StageFinished { stage: self.stage, seconds });
+    }
+}

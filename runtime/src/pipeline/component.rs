@@ -1,0 +1,108 @@
+//! A component that is loaded when it is needed.
+
+use std::{path::Path, sync::Arc};
+
+use ndarray::ArrayD;
+
+use crate::{
+    engine::{Engine, Session},
+    error::PipelineError,
+    model_folder::{Architecture, Component, ComponentFolder, ModelError},
+    tensor::Tensor,
+};
+
+/// An exported component and, while it is in use, its session.
+pub(super) struct LazyComponent<A> {
+    pub(super) folder: ComponentFolder<A>,
+    engine: Arc<dyn Engine>,
+    loaded: Option<LoadedComponent>,
+}
+
+/// A component ready to run.
+pub(crate) struct LoadedComponent {
+    component: Component,
+    precision: String,
+    session: Box<dyn Session>,
+}
+
+impl<A: Architecture> LazyComponent<A> {
+    /// Reads the manifest; the weights stay on disk.
+    pub(super) fn open(engine: &Arc<dyn Engine>, folder: &Path) -> Result<Self, ModelError> {
+        Ok(Self { folder: ComponentFolder::open(folder)?, engine: engine.clone(), loaded: None })
+    }
+
+    /// The component, loaded now if it is not yet.
+    pub(super) fn load(&mut self) -> Result<&mut LoadedComponent, PipelineError> {
+        let loaded = match self.loaded.take() {
+            Some(loaded) => loaded,
+            None => {
+                let component = A::COMPONENT;
+                let session = self
+                    .engine
+                    .load(&self.folder.model)
+                    .map_err(|source| PipelineError::Engine { component, source })?;
+                let precision = self.folder.precision.clone();
+                LoadedComponent { component, precision, session }
+            }
+        };
+        Ok(self.loaded.insert(loaded))
+    }
+
+    /// Frees the memory of the weights.
+    pub(super) fn unload(&mut self) {
+        self.loaded = None;
+    }
+}
+
+impl LoadedComponent {
+    /// Runs the component and takes the output of this name.
+    pub(crate) fn run(
+        &mut self,
+        inputs: &[(&str, Tensor)],
+        output: &str,
+    ) -> Result<ArrayD<f32>, PipelineError> {
+        let component = self.component;
+        let failed = |source| PipelineError::Engine { component, source };
+        let inputs: Vec<_> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
+        let outputs = self.session.run(&inputs).map_err(failed)?;
+        let names: Vec<_> = outputs.iter().map(|(name, _)| name.clone()).collect();
+        match outputs.into_iter().find(|(name, _)| name == output) {
+            Some((_, tensor)) => tensor.into_f32(output).map_err(failed),
+            None => Err(PipelineError::Output {
+                component,
+                problem: format!(
+                    "found the outputs [{}], expected one named {output}",
+                    names.join(", ")
+                ),
+            }),
+        }
+    }
+
+    /// An error if `output` does not have this shape.
+    pub(crate) fn check_shape(
+        &self,
+        output: &ArrayD<f32>,
+        expected: &[usize],
+    ) -> Result<(), PipelineError> {
+        if output.shape() == expected {
+            return Ok(());
+        }
+        Err(PipelineError::Output {
+            component: self.component,
+            problem: format!("found an output of {:?}, expected {expected:?}", output.shape()),
+        })
+    }
+
+    /// An error if a value is NaN or infinite; `step` is for the message.
+    pub(crate) fn check_finite(
+        &self,
+        values: &ArrayD<f32>,
+        step: Option<(usize, usize)>,
+    ) -> Result<(), PipelineError> {
+        if values.iter().all(|value| value.is_finite()) {
+            return Ok(());
+        }
+        let (component, precision) = (self.component, self.precision.clone());
+        Err(PipelineError::NotFinite { component, precision, step })
+    }
+}

@@ -1,0 +1,61 @@
+//! What is told while pictures are made.
+
+use std::fmt;
+
+use super::Picture;
+
+/// A part of the work. Loading the component it needs belongs to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// The text encoder turns prompts into embeddings.
+    EncodeText,
+    /// The transformer turns noise into latents.
+    Denoise,
+    /// The VAE turns latents into pixels.
+    Decode,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::EncodeText => "text",
+            Self::Denoise => "denoise",
+            Self::Decode => "decode",
+        })
+    }
+}
+
+/// Progress of [`Pipeline::sample`](super::Pipeline::sample).
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A stage begins; it has `total` steps: prompts, steps of the solver over all pictures, or
+    /// pictures.
+    StageStarted {
+        /// The stage.
+        stage: Stage,
+        /// The number of steps.
+        total: usize,
+    },
+    /// A step of the current stage is done.
+    Step {
+        /// How many are done.
+        index: usize,
+        /// The number of steps.
+        total: usize,
+    },
+    /// A stage is done.
+    StageFinished {
+        /// The stage.
+        stage: Stage,
+        /// How long it took, loading included.
+        seconds: f64,
+    },
+    /// A picture is done.
+    Picture {
+        /// Its number, from 0.
+        index: usize,
+        /// The picture.
+        picture: &'a Picture,
+    },
+}

@@ -1,0 +1,157 @@
+//! What can be asked for.
+
+use std::{fmt, str::FromStr};
+
+use crate::error::RequestError;
+
+/// The implementation whose pictures are to be reproduced. They differ in small but visible ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Reference {
+    /// mindone, which agrees with the official code and with training: raw prompts, the positive
+    /// prompt's mask for both halves, fractional times down to a little noise, pixel values
+    /// cut off.
+    #[default]
+    Mindone,
+    /// diffusers: lower-cased and stripped prompts (its caption cleaner is not applied), a mask for
+    /// each half, whole times down to no noise, pixel values rounded.
+    Diffusers,
+}
+
+impl FromStr for Reference {
+    type Err = RequestError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        match name {
+            "mindone" => Ok(Self::Mindone),
+            "diffusers" => Ok(Self::Diffusers),
+            _ => Err(RequestError::UnknownReference(name.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mindone => "mindone",
+            Self::Diffusers => "diffusers",
+        })
+    }
+}
+
+/// The pictures wanted: one for each prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// What to draw. An empty text is allowed; what does not fit into `max_length` tokens is cut off.
+    pub prompts: Vec<String>,
+    /// What to draw away from: none (the empty text for each) or one for each prompt.
+    pub negative_prompts: Vec<String>,
+    /// Pixels from left to right, 1 to 16384; the model's own size where not given.
+    pub width: Option<u32>,
+    /// Pixels from top to bottom, 1 to 16384; the model's own size where not given.
+    pub height: Option<u32>,
+    /// Steps of the solver, 2 to 1000.
+    pub sampling_steps: usize,
+    /// How much the prompt counts, a finite number. At 1 (diffusers: 1 or less) the negative prompt
+    /// is not used and a picture takes half the time.
+    pub guidance_scale: f32,
+    /// Seed of the first picture's noise; picture k has `seed` + k.
+    pub seed: u64,
+    /// The implementation to follow.
+    pub reference: Reference,
+    /// Whether to generate at the trained size of the nearest aspect ratio and resize to the size
+    /// asked for. Otherwise both sides have to be multiples of 16.
+    pub use_resolution_binning: bool,
+    /// The most tokens of a prompt, end of sequence included, 1 to 4096. PixArt-Σ was trained
+    /// with 300.
+    pub max_length: usize,
+}
+
+impl Default for Request {
+    /// No prompts yet, and the settings of the released inference configs.
+    fn default() -> Self {
+        Self {
+            prompts: Vec::new(),
+            negative_prompts: Vec::new(),
+            width: None,
+            height: None,
+            sampling_steps: 20,
+            guidance_scale: 4.5,
+            seed: 42,
+            reference: Reference::default(),
+            use_resolution_binning: true,
+            max_length: 300,
+        }
+    }
+}
+
+impl Request {
+    /// Checks everything but the size, which depends on the model.
+    pub(super) fn check(&self) -> Result<(), RequestError> {
+        let prompts = self.prompts.len();
+        if prompts == 0 {
+            return Err(RequestError::NoPrompts);
+        }
+        let found = self.negative_prompts.len();
+        if found != 0 && found != prompts {
+            return Err(RequestError::NegativePrompts { found, prompts });
+        }
+        let range = |field, accepted: bool, found: &dyn fmt::Display, expected| match accepted {
+            true => Ok(()),
+            false => Err(RequestError::OutOfRange { field, found: found.to_string(), expected }),
+        };
+        let steps = &self.sampling_steps;
+        range("sampling_steps", (2..=1000).contains(steps), steps, "2 to 1000")?;
+        let scale = &self.guidance_scale;
+        range("guidance_scale", scale.is_finite(), scale, "a finite number")?;
+        let length = &self.max_length;
+        range("max_length", (1..=4096).contains(length), length, "1 to 4096")
+    }
+
+    /// Whether the unconditional half is computed.
+    pub(super) fn guided(&self) -> bool {
+        match self.reference {
+            Reference::Mindone => self.guidance_scale != 1.0,
+            Reference::Diffusers => self.guidance_scale > 1.0,
+        }
+    }
+
+    /// The negative prompt of picture `k`.
+    pub(super) fn negative_prompt(&self, k: usize) -> Option<&str> {
+        self.guided().then(|| self.negative_prompts.get(k).map_or("", String::as_str))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_setting_is_checked() {
+        let good = Request { prompts: vec![String::new()], ..Default::default() };
+        assert_eq!(good.check(), Ok(()));
+        let bad = [
+            (Request::default(), "prompts"),
+            (Request { negative_prompts: vec![String::new(); 2], ..good.clone() }, "negative"),
+            (Request { sampling_steps: 1, ..good.clone() }, "sampling_steps"),
+            (Request { sampling_steps: 1001, ..good.clone() }, "sampling_steps"),
+            (Request { guidance_scale: f32::NAN, ..good.clone() }, "guidance_scale"),
+            (Request { max_length: 0, ..good.clone() }, "max_length"),
+        ];
+        for (request, field) in bad {
+            let message = request.check().expect_err(field).to_string();
+            assert!(message.contains(field) && message.contains("expected"), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_references_switch_guidance_off_at_different_scales() {
+        let request =
+            |reference, guidance_scale| Request { reference, guidance_scale, ..Default::default() };
+        for (scale, mindone, diffusers) in
+            [(4.5, true, true), (1.0, false, false), (0.5, true, false)]
+        {
+            assert_eq!(request(Reference::Mindone, scale).guided(), mindone);
+            assert_eq!(request(Reference::Diffusers, scale).guided(), diffusers);
+        }
+    }
+}
