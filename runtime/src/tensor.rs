@@ -56,6 +56,7 @@ impl Tensor {
             Self::I64(_) => Err(EngineError::OutputType {
                 output: output.to_owned(),
                 found: "int64".to_owned(),
+                expected: "f32",
             }),
         }
     }

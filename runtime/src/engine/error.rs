@@ -12,20 +12,206 @@ pub enum EngineError {
         /// What was asked for.
         name: String,
     },
+
+    /// A thread count that cannot be had.
+    #[error("{threads} threads were asked for; give a number from 1 to {most}")]
+    Threads {
+        /// What was asked for.
+        threads: usize,
+        /// The most that is accepted.
+        most: usize,
+    },
+
+    /// No ONNX Runtime in any of the places searched.
+    #[error("no usable ONNX Runtime was found ({}); {INSTALL_HINT}", tried.join("; "))]
+    NoLibrary {
+        /// Each place searched and what was there.
+        tried: Vec<String>,
+        /// Why an installed library was passed over, where one was.
+        broken: Option<String>,
+    },
+
+    /// The named library does not exist.
+    #[error(
+        "the ONNX Runtime library {} ({origin}) does not exist; correct the path, or {INSTALL_HINT}",
+        path.display()
+    )]
+    LibraryMissing {
+        /// The file named.
+        path: PathBuf,
+        /// Who named it.
+        origin: String,
+    },
+
+    /// The named file cannot be loaded as a shared library.
+    #[error(
+        "{} ({origin}) cannot be loaded as a shared library: {reason}; name the ONNX Runtime \
+         library itself, or {INSTALL_HINT}",
+        path.display()
+    )]
+    NotALibrary {
+        /// The file named.
+        path: PathBuf,
+        /// Who named it.
+        origin: String,
+        /// What the system's loader said.
+        reason: String,
+    },
+
+    /// A shared library, but not ONNX Runtime.
+    #[error(
+        "{} ({origin}) is a shared library but not ONNX Runtime: {reason}; name the ONNX Runtime \
+         library itself, or {INSTALL_HINT}",
+        path.display()
+    )]
+    NotOnnxRuntime {
+        /// The file named.
+        path: PathBuf,
+        /// Who named it.
+        origin: String,
+        /// What is missing in it.
+        reason: String,
+    },
+
+    /// An ONNX Runtime older than the program can use.
+    #[error(
+        "{} ({origin}) is ONNX Runtime {found}, but {needed} or newer is needed; {INSTALL_HINT}",
+        path.display()
+    )]
+    LibraryTooOld {
+        /// The file named.
+        path: PathBuf,
+        /// Who named it.
+        origin: String,
+        /// Its version.
+        found: String,
+        /// The oldest version that serves.
+        needed: String,
+    },
+
+    /// An installed library that differs from what was installed.
+    #[error(
+        "the installed {} is damaged: {reason}; run `pixart engine install {name}` again",
+        path.display()
+    )]
+    LibraryDamaged {
+        /// The library or its record.
+        path: PathBuf,
+        /// Name of the installed engine.
+        name: String,
+        /// What differs.
+        reason: String,
+    },
+
+    /// ONNX Runtime is already at work in this process, from another file.
+    #[error(
+        "{} cannot be loaded: this process already uses the ONNX Runtime in {}, and only one is \
+         possible in a process",
+        wanted.display(),
+        in_use.display()
+    )]
+    OtherLibraryInUse {
+        /// The library asked for.
+        wanted: PathBuf,
+        /// The library loaded before.
+        in_use: PathBuf,
+    },
+
+    /// The library was accepted but could not be started.
+    #[error("ONNX Runtime in {} could not be started: {reason}", path.display())]
+    Start {
+        /// The library.
+        path: PathBuf,
+        /// What it said.
+        reason: String,
+    },
+
     /// The graph file is missing or unreadable.
-    #[error("cannot read the model {}: {source}", model.display())]
+    #[error("cannot read the model {}: {source}; export the model again", model.display())]
     ModelFile {
         /// The `model.onnx`.
         model: PathBuf,
         /// Why.
         source: std::io::Error,
     },
+
+    /// The graph file is not an ONNX model that can be used.
+    #[error("{} is not a usable ONNX model: {reason}; export the model again", model.display())]
+    ModelFormat {
+        /// The `model.onnx`.
+        model: PathBuf,
+        /// What is wrong in it.
+        reason: String,
+    },
+
+    /// The weights of a tensor lie where they must not, or not where they should.
+    #[error(
+        "{}: the external data of tensor \"{tensor}\" is refused: {reason}; export the model again",
+        model.display()
+    )]
+    ExternalData {
+        /// The `model.onnx`.
+        model: PathBuf,
+        /// Name of the tensor.
+        tensor: String,
+        /// What was found and what is expected.
+        reason: String,
+    },
+
+    /// The engine refuses the graph.
+    #[error("{engine} cannot load {}: {reason}", model.display())]
+    Load {
+        /// The engine's name.
+        engine: &'static str,
+        /// The `model.onnx`.
+        model: PathBuf,
+        /// What the engine said, with the node where it said which.
+        reason: String,
+    },
+
+    /// An input is missing, unknown or of the wrong type or shape.
+    #[error("{}: input \"{input}\": {reason}", model.display())]
+    Input {
+        /// The `model.onnx`.
+        model: PathBuf,
+        /// Name of the input.
+        input: String,
+        /// What was found and what is expected.
+        reason: String,
+    },
+
+    /// The engine failed while computing.
+    #[error("{engine} failed in {} on {inputs}: {reason}", model.display())]
+    Run {
+        /// The engine's name.
+        engine: &'static str,
+        /// The `model.onnx`.
+        model: PathBuf,
+        /// Names, types and shapes of the inputs.
+        inputs: String,
+        /// What the engine said, with the node where it said which.
+        reason: String,
+    },
+
     /// An output has another element type than the caller needs.
-    #[error("the output \"{output}\" holds {found} values, expected f32; export the model again")]
+    #[error("the output \"{output}\" holds {found} values, expected {expected}")]
     OutputType {
         /// Name of the output.
         output: String,
         /// The element type found.
         found: String,
+        /// The element types that serve.
+        expected: &'static str,
     },
+
+    /// No folder for the user's data can be determined.
+    #[error(
+        "no folder for the program's data: neither PIXART_DATA_DIR nor the home folder is known; \
+         set PIXART_DATA_DIR"
+    )]
+    NoDataFolder,
 }
+
+/// What to type for an engine that works.
+pub(super) const INSTALL_HINT: &str =
+    "`pixart engine install cpu` fetches one, `--engine tract` needs none";

@@ -4,7 +4,15 @@
 //! in. Both sit behind the traits [`Engine`] and [`Session`], so nothing else in the crate knows
 //! which one is at work.
 
+mod data_folder;
 mod error;
+mod external_data;
+pub mod install;
+pub mod library;
+mod model_file;
+mod ort;
+mod signature;
+mod tract;
 
 use std::{
     path::{Path, PathBuf},
@@ -12,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+pub use data_folder::data_folder;
 pub use error::EngineError;
 
 use crate::tensor::Tensor;
@@ -84,4 +93,46 @@ pub struct Opened {
     pub engine: Arc<dyn Engine>,
     /// One line for the user when a faster engine could be had.
     pub note: Option<String>,
+}
+
+/// More threads than any machine has processors.
+const MOST_THREADS: usize = 1024;
+
+/// Opens an engine.
+///
+/// [`EngineChoice::Auto`] takes ONNX Runtime where a usable library is found, else tract, with a
+/// note that says what would be faster and how to get it.
+///
+/// # Errors
+/// When ONNX Runtime is asked for and none is found, when the library named by `options` or by the
+/// environment cannot be used, or when the thread count is out of range.
+pub fn open(choice: EngineChoice, options: &EngineOptions) -> Result<Opened, EngineError> {
+    let threads = thread_count(options.threads)?;
+    let tract = |note| Opened { engine: Arc::new(tract::TractEngine::new(threads)), note };
+    if choice == EngineChoice::Tract {
+        return Ok(tract(None));
+    }
+    match library::find(options.library.as_deref()) {
+        Ok(library) => {
+            let engine = Arc::new(ort::OrtEngine::start(library, threads)?);
+            Ok(Opened { engine, note: None })
+        }
+        Err(EngineError::NoLibrary { broken, .. }) if choice == EngineChoice::Auto => {
+            Ok(tract(Some(match broken {
+                None => "running on tract, which is built in; ONNX Runtime would be faster: \
+                         `pixart engine install cpu` fetches it"
+                    .to_owned(),
+                Some(broken) => format!("running on tract, which is built in, because {broken}"),
+            })))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn thread_count(asked: Option<usize>) -> Result<usize, EngineError> {
+    match asked {
+        None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+        Some(threads @ 1..=MOST_THREADS) => Ok(threads),
+        Some(threads) => Err(EngineError::Threads { threads, most: MOST_THREADS }),
+    }
 }

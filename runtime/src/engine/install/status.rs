@@ -1,0 +1,133 @@
+//! What engines there are, and which of them can be used.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    super::{
+        EngineError,
+        library::{self, Library, Places},
+        tract,
+    },
+    records,
+};
+
+/// One engine, usable or not.
+#[derive(Debug)]
+pub struct Status {
+    /// `tract`, the name of an installed provider, or `ort` for a library named otherwise.
+    pub name: String,
+    /// Its version, where it can be told.
+    pub version: Option<String>,
+    /// Its library; tract has none.
+    pub path: Option<PathBuf>,
+    /// Where it comes from, for people.
+    pub origin: String,
+    /// Why it cannot be used.
+    pub problem: Option<EngineError>,
+    /// Whether `--engine auto` takes it.
+    pub chosen: bool,
+}
+
+/// Every engine: libraries named by the environment, those installed in the data folder, and
+/// tract. Installed files are compared with their recorded hashes.
+pub fn list(data_folder: &Path) -> Vec<Status> {
+    list_in(&Places { data_folder: Some(data_folder.to_path_buf()), ..Places::of_process(None) })
+}
+
+fn list_in(places: &Places) -> Vec<Status> {
+    let mut all = Vec::new();
+    for (origin, path) in places.named() {
+        let name = "ort".to_owned();
+        let told = origin.to_string();
+        all.push(status(name, None, Some(path.clone()), told, library::inspect(&path, origin)));
+    }
+    for found in places.data_folder.iter().flat_map(|folder| records(folder)) {
+        all.push(match found {
+            Ok(installed) => {
+                let opened = installed.verify().and_then(|()| installed.open());
+                let path = Some(installed.library());
+                let record = installed.record;
+                let told = format!("installed {} from {}", record.installed, record.wheel);
+                status(record.name, Some(record.version), path, told, opened)
+            }
+            Err(problem) => Status {
+                name: "ort".to_owned(),
+                version: None,
+                path: None,
+                origin: "installed".to_owned(),
+                problem: Some(problem),
+                chosen: false,
+            },
+        });
+    }
+    // The same search that opens an engine decides; a broken named library ends it with an error.
+    let found = library::find_in(places);
+    match &found {
+        Ok(library) => {
+            let taken = all.iter_mut().find(|status| status.path.as_ref() == Some(&library.path));
+            if let Some(status) = taken {
+                status.chosen = true;
+            }
+        }
+        Err(_) => {}
+    }
+    all.push(Status {
+        name: "tract".to_owned(),
+        version: Some(tract::VERSION.to_owned()),
+        path: None,
+        origin: "built in".to_owned(),
+        problem: None,
+        chosen: matches!(found, Err(EngineError::NoLibrary { .. })),
+    });
+    all
+}
+
+fn status(
+    name: String,
+    version: Option<String>,
+    path: Option<PathBuf>,
+    origin: String,
+    opened: Result<Library, EngineError>,
+) -> Status {
+    match opened {
+        Ok(library) => Status {
+            name,
+            version: Some(library.version),
+            path: Some(library.path),
+            origin,
+            problem: None,
+            chosen: false,
+        },
+        Err(problem) => {
+            Status { name, version, path, origin, problem: Some(problem), chosen: false }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(folder: &Path, variables: Vec<(&'static str, std::ffi::OsString)>) -> Places {
+        Places { option: None, variables, data_folder: Some(folder.to_path_buf()) }
+    }
+
+    #[test]
+    fn tract_is_always_there_and_chosen_when_alone() {
+        let folder = tempfile::tempdir().expect("folder");
+        let all = list_in(&places(folder.path(), Vec::new()));
+        assert_eq!(all.len(), 1);
+        assert!(all[0].name == "tract" && all[0].chosen && all[0].problem.is_none());
+    }
+
+    #[test]
+    fn a_broken_named_library_is_listed_with_its_problem() {
+        let folder = tempfile::tempdir().expect("folder");
+        let variables = vec![("PIXART_ORT_LIBRARY", "no/such/library".into())];
+        let all = list_in(&places(folder.path(), variables));
+        let named = &all[0];
+        assert!(matches!(named.problem, Some(EngineError::LibraryMissing { .. })));
+        // Auto would report it, so neither is what auto takes.
+        assert!(all.iter().all(|status| !status.chosen));
+    }
+}

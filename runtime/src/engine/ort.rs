@@ -1,0 +1,206 @@
+//! ONNX Runtime behind the engine traits.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use ndarray::{ArrayD, IxDyn};
+use ort::{
+    environment::Environment,
+    logging::LogLevel,
+    session::{
+        SessionInputValue,
+        builder::{AutoDevicePolicy, GraphOptimizationLevel},
+    },
+    value::{TensorElementType, TensorRef},
+};
+
+use super::{
+    Engine, EngineError, Session,
+    library::Library,
+    model_file::ModelFile,
+    signature::{Signature, describe_all},
+};
+use crate::tensor::Tensor;
+
+const NAME: &str = "ort";
+
+/// ONNX Runtime on the processor.
+pub(super) struct OrtEngine {
+    environment: Environment,
+    library: Library,
+    threads: usize,
+}
+
+impl OrtEngine {
+    /// Starts ONNX Runtime from a library that has been looked at.
+    pub fn start(library: Library, threads: usize) -> Result<Self, EngineError> {
+        let environment = environment(&library)?;
+        Ok(Self { environment, library, threads })
+    }
+}
+
+impl Engine for OrtEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn describe(&self) -> String {
+        format!("ONNX Runtime {} (cpu)", self.library.version)
+    }
+
+    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
+        let ModelFile { path, signature, .. } = ModelFile::open(model)?;
+        let session = self.build(&path).map_err(|error| EngineError::Load {
+            engine: NAME,
+            model: path.clone(),
+            reason: error.to_string(),
+        })?;
+        Ok(Box::new(OrtSession { model: path, signature, session }))
+    }
+}
+
+impl OrtEngine {
+    fn build(&self, model: &Path) -> ort::Result<ort::session::Session> {
+        ort::session::Session::builder(&self.environment)?
+            // ort's own default adds CoreML on macOS; an engine must be what it says it is.
+            .with_auto_device(AutoDevicePolicy::PreferCPU)?
+            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_intra_threads(self.threads)?
+            // Patterns are kept per input shape; a diffusion loop repeats one shape many times.
+            .with_memory_pattern(true)?
+            .commit_from_file(model)
+    }
+}
+
+struct OrtSession {
+    model: PathBuf,
+    signature: Signature,
+    session: ort::session::Session,
+}
+
+impl Session for OrtSession {
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
+        let values = self.signature.sort(inputs).map_err(|mismatch| EngineError::Input {
+            model: self.model.clone(),
+            input: mismatch.input,
+            reason: mismatch.reason,
+        })?;
+        let failed = |error: ort::Error| EngineError::Run {
+            engine: NAME,
+            model: self.model.clone(),
+            inputs: describe_all(inputs),
+            reason: error.to_string(),
+        };
+        // ONNX Runtime reads a value where it lies if its elements lie in order.
+        let ordered: Vec<Ordered> = values.into_iter().map(Ordered::of).collect();
+        let named = self
+            .signature
+            .inputs
+            .iter()
+            .zip(&ordered)
+            .map(|(input, value)| Ok((input.name.as_str(), value.view()?)));
+        let named = named.collect::<ort::Result<Vec<_>>>().map_err(failed)?;
+        let outputs = self.session.run(named).map_err(failed)?;
+        let mut results = Vec::with_capacity(outputs.len());
+        for (name, value) in &outputs {
+            results.push((name.to_owned(), copy_out(name, &value)?));
+        }
+        Ok(results)
+    }
+}
+
+/// An input whose elements lie in order; borrowed where they already did.
+enum Ordered<'a> {
+    F32(ndarray::CowArray<'a, f32, IxDyn>),
+    I64(ndarray::CowArray<'a, i64, IxDyn>),
+}
+
+impl<'a> Ordered<'a> {
+    fn of(tensor: &'a Tensor) -> Self {
+        match tensor {
+            Tensor::F32(array) => Self::F32(array.as_standard_layout()),
+            Tensor::I64(array) => Self::I64(array.as_standard_layout()),
+        }
+    }
+
+    fn view(&self) -> ort::Result<SessionInputValue<'_>> {
+        Ok(match self {
+            Self::F32(array) => TensorRef::from_array_view(array.view())?.into(),
+            Self::I64(array) => TensorRef::from_array_view(array.view())?.into(),
+        })
+    }
+}
+
+fn copy_out(name: &str, value: &ort::value::DynValue) -> Result<Tensor, EngineError> {
+    let wrong = |found: String| EngineError::OutputType {
+        output: name.to_owned(),
+        found,
+        expected: "f32 or int64",
+    };
+    match value.dtype().tensor_type() {
+        Some(TensorElementType::Float32) => value
+            .try_extract_array::<f32>()
+            .map(|array| Tensor::F32(own(array)))
+            .map_err(|error| wrong(error.to_string())),
+        Some(TensorElementType::Int64) => value
+            .try_extract_array::<i64>()
+            .map(|array| Tensor::I64(own(array)))
+            .map_err(|error| wrong(error.to_string())),
+        Some(other) => Err(wrong(other.to_string())),
+        None => Err(wrong(value.dtype().to_string())),
+    }
+}
+
+fn own<T: Clone>(array: ndarray::ArrayViewD<'_, T>) -> ArrayD<T> {
+    array.to_owned()
+}
+
+/// ONNX Runtime can be loaded and started once in a process, and stays until the process ends.
+static STARTED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+
+fn environment(library: &Library) -> Result<Environment, EngineError> {
+    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((path, environment)) = &*started {
+        return if *path == library.path {
+            Ok(environment.clone())
+        } else {
+            Err(EngineError::OtherLibraryInUse {
+                wanted: library.path.clone(),
+                in_use: path.clone(),
+            })
+        };
+    }
+    silence_telemetry();
+    let failed = |reason: String| EngineError::Start { path: library.path.clone(), reason };
+    let environment = ort::init_from(&library.path)
+        .map_err(|error| failed(error.to_string()))?
+        .with_name("pixart")
+        .with_telemetry(false)
+        .build()
+        .map_err(|error| failed(error.to_string()))?;
+    // Failures come back as errors and are told once; `ORT_LOG` asks to see more.
+    if std::env::var_os("ORT_LOG").is_none() {
+        environment.set_log_level(LogLevel::Fatal);
+    }
+    *started = Some((library.path.clone(), environment.clone()));
+    Ok(environment)
+}
+
+/// Tells ONNX Runtime not to report usage to its makers.
+///
+/// Releases from 1.29 on start reporting while the environment is created, before the function that
+/// ends it can be called; they only look at this variable. A value that the user has set is left
+/// alone.
+fn silence_telemetry() {
+    const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: the standard library locks the environment against its own users. Foreign code
+        // that reads the environment in another thread at this very moment is the danger, and
+        // there is none in this program: ONNX Runtime, the only foreign library, is not started
+        // yet, and this runs once. A host program with such threads sets the variable itself
+        // before it starts them; then nothing is written here.
+        unsafe { std::env::set_var(VARIABLE, "1") };
+    }
+}

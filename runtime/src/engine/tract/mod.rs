@@ -1,0 +1,165 @@
+//! tract behind the engine traits.
+//!
+//! tract computes fast on sizes that it knows. So a graph is kept as it was read, with symbolic
+//! sizes, and a plan is made for each combination of input shapes; the plans used last are kept.
+
+mod plan;
+mod weights;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+};
+
+use tract_linalg::multithread::{Executor, multithread_tract_scope};
+use tract_onnx::tract_hir::internal::{
+    DatumType, IntoTValue as _, IntoTensor as _, TValue, TractResult,
+};
+
+use self::plan::Plans;
+use super::{
+    Engine, EngineError, Session,
+    model_file::ModelFile,
+    signature::{Signature, describe_all},
+};
+use crate::tensor::Tensor;
+
+const NAME: &str = "tract";
+
+/// The version built in; a test compares it with the lock file.
+pub(super) const VERSION: &str = "0.23.9";
+
+/// tract on the processor.
+pub(super) struct TractEngine {
+    executor: Executor,
+    threads: usize,
+}
+
+impl TractEngine {
+    /// An engine that computes with `threads` threads.
+    pub fn new(threads: usize) -> Self {
+        let executor = match threads {
+            1 => Executor::SingleThread,
+            _ => Executor::multithread_with_name(threads, "tract"),
+        };
+        Self { executor, threads }
+    }
+}
+
+impl Engine for TractEngine {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn describe(&self) -> String {
+        let plural = if self.threads == 1 { "thread" } else { "threads" };
+        format!("tract {VERSION} (cpu, {} {plural})", self.threads)
+    }
+
+    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
+        let mut file = ModelFile::open(model)?;
+        let graph = guarded(|| weights::build(&mut file)).map_err(|reason| EngineError::Load {
+            engine: NAME,
+            model: model.to_path_buf(),
+            reason,
+        })?;
+        Ok(Box::new(TractSession {
+            model: file.path,
+            signature: file.signature,
+            plans: Plans::new(graph, self.executor.clone()),
+            executor: self.executor.clone(),
+        }))
+    }
+}
+
+struct TractSession {
+    model: PathBuf,
+    signature: Signature,
+    plans: Plans,
+    executor: Executor,
+}
+
+impl Session for TractSession {
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
+        let values = self.signature.sort(inputs).map_err(|mismatch| EngineError::Input {
+            model: self.model.clone(),
+            input: mismatch.input,
+            reason: mismatch.reason,
+        })?;
+        let shapes = values.iter().map(|value| value.shape().to_vec()).collect();
+        let (plans, signature) = (&mut self.plans, &self.signature);
+        // Constants are folded while a plan is made, which is work for all threads as well.
+        let results = multithread_tract_scope(self.executor.clone(), || {
+            guarded(|| {
+                let plan = plans.get(&signature.inputs, shapes)?;
+                plan.run(values.into_iter().map(copy_in).collect())
+            })
+        });
+        let results = results.map_err(|reason| EngineError::Run {
+            engine: NAME,
+            model: self.model.clone(),
+            inputs: describe_all(inputs),
+            reason,
+        })?;
+        let names = self.signature.outputs.iter();
+        names.zip(results).map(|(name, value)| Ok((name.clone(), take_out(name, value)?))).collect()
+    }
+}
+
+fn copy_in(value: &Tensor) -> TValue {
+    match value {
+        Tensor::F32(array) => array.clone().into_tensor().into_tvalue(),
+        Tensor::I64(array) => array.clone().into_tensor().into_tvalue(),
+    }
+}
+
+fn take_out(name: &str, value: TValue) -> Result<Tensor, EngineError> {
+    let wrong = |found: String| EngineError::OutputType {
+        output: name.to_owned(),
+        found,
+        expected: "f32 or int64",
+    };
+    let tensor = value.into_tensor();
+    let dtype = tensor.datum_type();
+    let taken = match dtype {
+        DatumType::F32 => tensor.into_plain_array().map(Tensor::F32),
+        DatumType::I64 => tensor.into_plain_array().map(Tensor::I64),
+        // tract computes sizes in a type of its own.
+        DatumType::TDim => tensor
+            .cast_to::<i64>()
+            .and_then(|cast| cast.into_owned().into_plain_array())
+            .map(Tensor::I64),
+        _ => return Err(wrong(format!("{dtype:?}").to_lowercase())),
+    };
+    taken.map_err(|error| wrong(format!("{error:#}")))
+}
+
+/// Runs `work`; a failure becomes text that names the node, and so does a panic, because tract's
+/// code for rare operators still has some.
+fn guarded<T>(work: impl FnOnce() -> TractResult<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(shortened(&format!("{error:#}"))),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                .unwrap_or_else(|| "no reason given".to_owned());
+            Err(format!("it stopped: {}", shortened(&text)))
+        }
+    }
+}
+
+/// tract's reasons can quote whole operators; the first lines tell the node and the mistake.
+fn shortened(text: &str) -> String {
+    const MOST_CHARACTERS: usize = 800;
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MOST_CHARACTERS) {
+        Some((end, _)) => format!("{} …", &line[..end]),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests;

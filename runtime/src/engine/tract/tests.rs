@@ -1,0 +1,209 @@
+//! tract on small graphs made here.
+
+use std::path::Path;
+
+use ndarray::{Array2, array};
+use prost::Message as _;
+use tract_onnx::pb::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
+    TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    attribute_proto::AttributeType,
+    tensor_proto::{DataLocation, DataType},
+    tensor_shape_proto::{Dimension, dimension::Value},
+    type_proto,
+};
+
+use super::*;
+
+fn value(name: &str, dims: &[&str]) -> ValueInfoProto {
+    let dim = |text: &&str| Dimension {
+        value: Some(match text.parse() {
+            Ok(size) => Value::DimValue(size),
+            Err(_) => Value::DimParam((*text).to_owned()),
+        }),
+        ..Default::default()
+    };
+    let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
+    let kind = type_proto::Tensor { elem_type: DataType::Float as i32, shape: Some(shape) };
+    let kind = Some(type_proto::Value::TensorType(kind));
+    ValueInfoProto {
+        name: name.to_owned(),
+        r#type: Some(TypeProto { value: kind, ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+fn node(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
+    NodeProto {
+        op_type: op_type.to_owned(),
+        name: format!("node_{output}"),
+        input: inputs.iter().map(|name| (*name).to_owned()).collect(),
+        output: vec![output.to_owned()],
+        ..Default::default()
+    }
+}
+
+/// `y = softmax(x · w) + b`, any batch, with `w` (3 × 2) beside the graph and `b` inline.
+fn graph() -> GraphProto {
+    let mut softmax = node("Softmax", &["product"], "probability");
+    softmax.attribute.push(AttributeProto {
+        name: "axis".to_owned(),
+        r#type: AttributeType::Int as i32,
+        i: -1,
+        ..Default::default()
+    });
+    let entry = |key: &str, value: &str| StringStringEntryProto {
+        key: key.to_owned(),
+        value: value.to_owned(),
+    };
+    let weight = TensorProto {
+        name: "w".to_owned(),
+        data_type: DataType::Float as i32,
+        dims: vec![3, 2],
+        data_location: Some(DataLocation::External as i32),
+        external_data: vec![
+            entry("location", "model.onnx_data"),
+            entry("offset", "4"),
+            entry("length", "24"),
+        ],
+        ..Default::default()
+    };
+    let bias = TensorProto {
+        name: "b".to_owned(),
+        data_type: DataType::Float as i32,
+        dims: vec![2],
+        float_data: vec![10.0, 20.0],
+        ..Default::default()
+    };
+    GraphProto {
+        node: vec![
+            node("MatMul", &["x", "w"], "product"),
+            softmax,
+            node("Add", &["probability", "b"], "y"),
+        ],
+        initializer: vec![weight, bias],
+        input: vec![value("x", &["batch_size", "3"])],
+        output: vec![value("y", &["batch_size", "2"])],
+        value_info: vec![value("product", &["batch_size", "2"])],
+        ..Default::default()
+    }
+}
+
+fn write(folder: &Path, graph: GraphProto) -> std::path::PathBuf {
+    let model = ModelProto {
+        ir_version: 10,
+        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 21 }],
+        graph: Some(graph),
+        ..Default::default()
+    };
+    let path = folder.join("model.onnx");
+    std::fs::write(&path, model.encode_to_vec()).expect("model");
+    let weights = [99.0f32, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0];
+    let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+    std::fs::write(folder.join("model.onnx_data"), bytes).expect("data");
+    path
+}
+
+fn run(session: &mut dyn Session, x: Array2<f32>) -> Result<Tensor, EngineError> {
+    let outputs = session.run(&[("x", &x.into())])?;
+    let (name, y) = outputs.into_iter().next().expect("one output");
+    assert_eq!(name, "y");
+    Ok(y)
+}
+
+#[test]
+fn a_symbolic_batch_runs_in_several_sizes_with_weights_beside_the_graph() {
+    let folder = tempfile::tempdir().expect("folder");
+    let model = write(folder.path(), graph());
+    let mut session = TractEngine::new(2).load(&model).expect("loads");
+    for batch in [1, 3, 2, 5, 4, 6, 1] {
+        let x = Array2::from_elem((batch, 3), 2.0);
+        let y = run(&mut *session, x).expect("runs").into_f32("y").expect("floats");
+        assert_eq!(y.shape(), [batch, 2]);
+        // Both columns of x · w are equal, so each probability is one half.
+        for (found, expected) in y.iter().zip([10.5, 20.5].iter().cycle()) {
+            assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+        }
+    }
+    let y = run(&mut *session, array![[1.0, 0.0, 7.0]]).expect("runs");
+    let e = 1f32.exp();
+    let expected = [10.0 + e / (e + 1.0), 20.0 + 1.0 / (e + 1.0)];
+    for (found, expected) in y.as_f32().expect("floats").iter().zip(expected) {
+        assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+    }
+}
+
+#[test]
+fn a_wrong_input_is_an_error_with_file_name_and_shapes() {
+    let folder = tempfile::tempdir().expect("folder");
+    let model = write(folder.path(), graph());
+    let mut session = TractEngine::new(1).load(&model).expect("loads");
+    let error = run(&mut *session, Array2::zeros((1, 4))).expect_err("refused").to_string();
+    for part in ["model.onnx", "\"x\"", "f32[1, 4]", "f32[batch_size, 3]"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn a_graph_that_cannot_work_is_an_error_that_names_the_node() {
+    let folder = tempfile::tempdir().expect("folder");
+    let mut wrong = graph();
+    wrong.initializer[1].dims = vec![3];
+    wrong.initializer[1].float_data.push(30.0);
+    let model = write(folder.path(), wrong);
+    let mut session = TractEngine::new(1).load(&model).expect("loads");
+    let error = run(&mut *session, Array2::zeros((1, 3))).expect_err("refused").to_string();
+    assert!(error.contains("node_y") && error.contains("x f32[1, 3]"), "{error}");
+    // The session is still of use afterwards, if only to say the same again.
+    run(&mut *session, Array2::zeros((1, 3))).expect_err("refused");
+
+    let mut unknown = graph();
+    unknown.node[0].op_type = "Unheard".to_owned();
+    let model = write(folder.path(), unknown);
+    let loaded = TractEngine::new(1).load(&model);
+    let error = match loaded {
+        Err(error) => error.to_string(),
+        Ok(mut session) => {
+            run(&mut *session, Array2::zeros((1, 3))).expect_err("refused").to_string()
+        }
+    };
+    assert!(error.contains("node_product") && error.contains("Unheard"), "{error}");
+}
+
+#[test]
+fn broken_files_are_errors_that_name_them() {
+    let folder = tempfile::tempdir().expect("folder");
+    let engine = TractEngine::new(1);
+    let load = |path: &Path| engine.load(path).err().expect("refused").to_string();
+    let path = folder.path().join("model.onnx");
+    assert!(load(&path).contains("cannot read the model"), "{}", load(&path));
+    std::fs::write(&path, "this is no graph").expect("file");
+    assert!(load(&path).contains("not a usable ONNX model"), "{}", load(&path));
+    let model = write(folder.path(), graph());
+    std::fs::write(folder.path().join("model.onnx_data"), [0; 27]).expect("cut short");
+    assert!(load(&model).contains("\"w\""), "{}", load(&model));
+    assert!(load(&model).contains("cut short"), "{}", load(&model));
+    std::fs::remove_file(folder.path().join("model.onnx_data")).expect("removed");
+    assert!(load(&model).contains("model.onnx_data"), "{}", load(&model));
+}
+
+#[cfg(unix)]
+#[test]
+fn weights_behind_the_links_of_a_download_cache_are_read() {
+    let folder = tempfile::tempdir().expect("folder");
+    let model = write(folder.path(), graph());
+    let data = folder.path().join("model.onnx_data");
+    let elsewhere = tempfile::tempdir().expect("folder");
+    let blob = elsewhere.path().join("0a1b2c");
+    std::fs::rename(&data, &blob).expect("moved");
+    std::os::unix::fs::symlink(&blob, &data).expect("link");
+    let mut session = TractEngine::new(1).load(&model).expect("loads");
+    run(&mut *session, Array2::zeros((1, 3))).expect("runs");
+}
+
+#[test]
+fn the_version_is_the_one_that_is_built_in() {
+    let lock = include_str!("../../../../Cargo.lock");
+    let entry = format!("name = \"tract-onnx\"\nversion = \"{VERSION}\"");
+    assert!(lock.contains(&entry), "the lock file has another version of tract-onnx");
+}

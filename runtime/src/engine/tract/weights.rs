@@ -1,0 +1,148 @@
+//! From a checked graph file to tract's own graph, weights included.
+//!
+//! tract can read external data itself, but refuses the symbolic links of download caches and
+//! compares each new weight with every earlier one. So the weights that lie outside the file are
+//! handed to tract as inputs of the graph, and each such input is then turned into a constant.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::PathBuf,
+};
+
+use tract_onnx::{
+    Onnx,
+    pb::{
+        GraphProto, ModelProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+        tensor_proto::DataType,
+        tensor_shape_proto::{Dimension, dimension},
+        type_proto,
+    },
+    tract_hir::{internal::*, ops::konst::Const},
+};
+
+use super::super::{external_data::Stored, model_file::ModelFile};
+
+/// A graph with symbolic sizes and all its weights.
+pub(super) struct Graph {
+    pub model: InferenceModel,
+    /// Bytes of all weights that lay outside the file.
+    pub weight_bytes: u64,
+}
+
+/// Builds tract's graph; takes the protobuf out of `file`.
+pub(super) fn build(file: &mut ModelFile) -> TractResult<Graph> {
+    let mut proto = std::mem::take(&mut file.proto);
+    let stored: HashMap<&str, &Stored> =
+        file.stored.iter().map(|(name, stored)| (name.as_str(), stored)).collect();
+    let weights = move_to_inputs(&mut proto, &stored)?;
+    let parsed = onnx().parse(&proto, None)?;
+    if let Some(name) = parsed.unresolved_inputs.first() {
+        bail!("the value \"{name}\" is used but nothing makes it");
+    }
+    let mut model = parsed.model;
+    let mut reader = Reader::default();
+    let mut weight_bytes = 0;
+    for weight in weights {
+        let place = stored.get(weight.name.as_str()).context("weight without a place")?;
+        let tensor = reader
+            .read(&weight, place)
+            .with_context(|| format!("reading the tensor \"{}\"", weight.name))?;
+        weight_bytes += place.length;
+        let outlet = *parsed
+            .outlets_by_name
+            .get(&weight.name)
+            .with_context(|| format!("the tensor \"{}\" is lost", weight.name))?;
+        let fact = TypedFact::try_from(tensor.clone())?;
+        let node = &mut model.nodes[outlet.node];
+        node.op = Box::new(Const::new(tensor)?);
+        node.outputs[outlet.slot].fact = fact.into();
+        model.inputs.retain(|input| *input != outlet);
+    }
+    Ok(Graph { model, weight_bytes })
+}
+
+fn onnx() -> Onnx {
+    // Declared inner sizes are symbolic and would contradict the real ones of a plan.
+    tract_onnx::onnx().with_ignore_value_info(true)
+}
+
+/// Takes the stored initializers out of the graph and declares them as inputs instead.
+fn move_to_inputs(
+    proto: &mut ModelProto,
+    stored: &HashMap<&str, &Stored>,
+) -> TractResult<Vec<TensorProto>> {
+    let graph: &mut GraphProto = proto.graph.as_mut().context("no graph")?;
+    let (moved, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut graph.initializer)
+        .into_iter()
+        .partition(|tensor| stored.contains_key(tensor.name.as_str()));
+    graph.initializer = kept;
+    let declared: HashSet<String> = graph.input.iter().map(|input| input.name.clone()).collect();
+    for tensor in &moved {
+        if !declared.contains(&tensor.name) {
+            graph.input.push(declare(tensor));
+        }
+    }
+    Ok(moved)
+}
+
+fn declare(tensor: &TensorProto) -> ValueInfoProto {
+    let dim = |size: &i64| Dimension {
+        value: Some(dimension::Value::DimValue(*size)),
+        ..Default::default()
+    };
+    let kind = type_proto::Tensor {
+        elem_type: tensor.data_type,
+        shape: Some(TensorShapeProto { dim: tensor.dims.iter().map(dim).collect() }),
+    };
+    ValueInfoProto {
+        name: tensor.name.clone(),
+        r#type: Some(TypeProto {
+            value: Some(type_proto::Value::TensorType(kind)),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// Reads tensors, keeping the last file open.
+#[derive(Default)]
+struct Reader {
+    open: Option<(PathBuf, File)>,
+}
+
+impl Reader {
+    fn read(&mut self, tensor: &TensorProto, place: &Stored) -> TractResult<Arc<Tensor>> {
+        let dtype: DatumType = DataType::try_from(tensor.data_type)
+            .map_err(|_| format_err!("unknown element type {}", tensor.data_type))?
+            .try_into()?;
+        if !dtype.is_copy() {
+            bail!("elements of type {dtype:?} cannot be stored outside the graph");
+        }
+        let shape = tensor
+            .dims
+            .iter()
+            .map(|dim| usize::try_from(*dim).map_err(|_| format_err!("negative size {dim}")))
+            .collect::<TractResult<TVec<usize>>>()?;
+        if self.open.as_ref().is_none_or(|(path, _)| *path != place.file) {
+            let file = File::open(&place.file)
+                .with_context(|| format!("opening {}", place.file.display()))?;
+            self.open = Some((place.file.clone(), file));
+        }
+        let Some((_, file)) = &mut self.open else { bail!("no open file") };
+        file.seek(SeekFrom::Start(place.offset))?;
+        // The size was checked against type and shape, and against the file, before.
+        let mut value = Tensor::zero_dt(dtype, &shape)?;
+        let bytes = value.as_bytes_mut();
+        ensure!(bytes.len() as u64 == place.length, "{} bytes are needed", bytes.len());
+        file.read_exact(bytes).with_context(|| format!("reading {}", place.file.display()))?;
+        if dtype == DatumType::Bool && bytes.iter().any(|byte| *byte > 1) {
+            bail!("a truth value is neither 0 nor 1");
+        }
+        if cfg!(target_endian = "big") {
+            bail!("weights are stored in little-endian order, which this processor does not use");
+        }
+        Ok(value.into_arc_tensor())
+    }
+}
