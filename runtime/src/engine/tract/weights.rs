@@ -37,6 +37,9 @@ pub(super) fn build(file: &mut ModelFile) -> TractResult<Graph> {
     let stored: HashMap<&str, &Stored> =
         file.stored.iter().map(|(name, stored)| (name.as_str(), stored)).collect();
     let weights = move_to_inputs(&mut proto, &stored)?;
+    if let Some(graph) = &mut proto.graph {
+        inner_graphs(graph, &mut forget_symbols);
+    }
     let parsed = onnx().parse(&proto, None)?;
     if let Some(name) = parsed.unresolved_inputs.first() {
         bail!("the value \"{name}\" is used but nothing makes it");
@@ -66,6 +69,33 @@ pub(super) fn build(file: &mut ModelFile) -> TractResult<Graph> {
 fn onnx() -> Onnx {
     // Declared inner sizes are symbolic and would contradict the real ones of a plan.
     tract_onnx::onnx().with_ignore_value_info(true)
+}
+
+/// Calls `change` with every graph inside the nodes of `graph`. The decoder bounds the depth.
+fn inner_graphs(graph: &mut GraphProto, change: &mut dyn FnMut(&mut GraphProto)) {
+    for attribute in graph.node.iter_mut().flat_map(|node| &mut node.attribute) {
+        for inner in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+            change(inner);
+            inner_graphs(inner, change);
+        }
+    }
+}
+
+/// Sizes that an inner graph declares by a symbol of the outer one would contradict the real sizes
+/// of a plan: tract puts these in place of the symbols in the outer graph only.
+fn forget_symbols(graph: &mut GraphProto) {
+    for value in graph.input.iter_mut().chain(&mut graph.output) {
+        if let Some(TypeProto { value: Some(type_proto::Value::TensorType(kind)), .. }) =
+            &mut value.r#type
+            && let Some(shape) = &mut kind.shape
+        {
+            for dim in &mut shape.dim {
+                if matches!(dim.value, Some(dimension::Value::DimParam(_))) {
+                    dim.value = None;
+                }
+            }
+        }
+    }
 }
 
 /// Takes the stored initializers out of the graph and declares them as inputs instead.
