@@ -2,7 +2,8 @@
 //!
 //! Everything is written into a hidden sibling of the target, flushed, and renamed. Replacing an
 //! old export exchanges the two names in one step where the system can, so that at any moment the
-//! target is either the old folder or the new one.
+//! target is either the old folder or the new one. What a killed export leaves is the sibling; the
+//! next export to the same target removes it.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,10 +23,15 @@ pub(crate) enum Kind {
     Pipeline,
 }
 
+/// End of a temporary folder's name.
+const SUFFIX: &str = ".partial";
+
 /// A target folder being written.
 pub(crate) struct Staging {
     // Dropped in this order: the folder goes before the parents that were made for it.
     temporary: TempDir,
+    /// Held open: shows other exports that the folder is still being written.
+    lock: Option<File>,
     parents: MadeFolders,
     target: PathBuf,
     replace: bool,
@@ -55,9 +61,10 @@ impl Staging {
             });
         };
         let parents = MadeFolders::make(parent)?;
-        let mut builder = tempfile::Builder::new();
         let prefix = format!(".{}.", name.to_string_lossy());
-        builder.prefix(&prefix).suffix(".partial");
+        remove_abandoned(parent, &prefix);
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(SUFFIX);
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
@@ -66,7 +73,8 @@ impl Staging {
         }
         let temporary =
             builder.tempdir_in(parent).map_err(WriteError::io(parent, "create a folder in", 0))?;
-        Ok(Self { temporary, parents, target, replace })
+        let lock = lock(temporary.path());
+        Ok(Self { temporary, lock, parents, target, replace })
     }
 
     /// The folder to write into.
@@ -76,7 +84,7 @@ impl Staging {
 
     /// Puts the folder in place and returns where it is.
     pub fn commit(self) -> Result<PathBuf, WriteError> {
-        let Self { temporary, parents, target, replace } = self;
+        let Self { temporary, lock, parents, target, replace } = self;
         sync_folder(temporary.path())?;
         if replace {
             exchange(temporary.path(), &target)?;
@@ -84,12 +92,39 @@ impl Staging {
             fs::rename(temporary.path(), &target).map_err(WriteError::io(&target, "create", 0))?;
         }
         parents.keep();
+        drop(lock);
         if let Some(parent) = target.parent() {
             sync_folder(parent)?;
         }
         // What is dropped now is the old export, or a name that is gone.
         drop(temporary);
         Ok(target)
+    }
+}
+
+/// Takes a folder for this process alone; `None` if another has it or the system cannot tell. The
+/// system gives it back when the process ends, however it ends.
+fn lock(folder: &Path) -> Option<File> {
+    // Elsewhere a folder cannot be opened as a file; there, abandoned folders stay.
+    if !cfg!(unix) {
+        return None;
+    }
+    let handle = File::open(folder).ok()?;
+    handle.try_lock().ok()?;
+    Some(handle)
+}
+
+/// Removes what killed exports to the same target have left, gigabytes perhaps. What cannot be
+/// removed does no harm to this export.
+fn remove_abandoned(parent: &Path, prefix: &str) {
+    for name in entries(parent).unwrap_or_default() {
+        let folder = parent.join(&name);
+        if name.starts_with(prefix)
+            && name.ends_with(SUFFIX)
+            && let Some(_lock) = lock(&folder)
+        {
+            let _ = fs::remove_dir_all(&folder);
+        }
     }
 }
 
@@ -270,6 +305,20 @@ mod tests {
         put(staging.folder(), "model.onnx", "half");
         drop(staging);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn leftovers_go_but_running_exports_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("target");
+        put(root.path(), ".target.killed.partial/model.onnx", "half");
+        put(root.path(), ".other.killed.partial/model.onnx", "half");
+        let first = Staging::begin(&target, Kind::Component, false, &[]).unwrap();
+        assert!(!root.path().join(".target.killed.partial").exists());
+        let second = Staging::begin(&target, Kind::Component, false, &[]).unwrap();
+        assert!(first.folder().exists() && second.folder().exists());
+        assert!(root.path().join(".other.killed.partial").exists());
     }
 
     #[test]

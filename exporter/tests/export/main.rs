@@ -1,0 +1,6 @@
+//! Exports of small made-up models through the public API.
+
+mod model;
+mod output;
+mod refusals;
+mod replacing;
