@@ -1,5 +1,6 @@
 //! From a prompt to what the transformer attends to.
 
+mod charsmap;
 mod encode;
 mod prompt;
 mod sentencepiece;
