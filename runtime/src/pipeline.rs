@@ -115,9 +115,12 @@ impl Pipeline {
         let prompts = self.tokenize(request)?;
 
         let mut stage = StageProgress::start(Stage::EncodeText, prompts.len(), progress);
-        let mut captions = Vec::with_capacity(prompts.len());
-        for ids in &prompts {
-            captions.push(self.encode_text(ids, request)?);
+        let mut captions: Vec<Conditioning> = Vec::with_capacity(prompts.len());
+        for (k, ids) in prompts.iter().enumerate() {
+            captions.push(match prompts[..k].iter().position(|earlier| earlier == ids) {
+                Some(same) => captions[same].clone(),
+                None => self.encode_text(ids, request)?,
+            });
             stage.step();
         }
         stage.finish();

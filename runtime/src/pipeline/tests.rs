@@ -226,6 +226,14 @@ fn each_reference_masks_the_unconditional_half_in_its_way() {
 }
 
 #[test]
+fn equal_prompts_are_encoded_once() {
+    let (folder, toy) = (model(), Arc::new(Toy::default()));
+    sample(&mut pipeline(&folder, &toy, false), &request(&["red", "a", "red", "a"]));
+    let calls = toy.calls.lock().expect("one thread");
+    assert_eq!(calls.iter().filter(|(name, _)| name == "text_encoder").count(), 2);
+}
+
+#[test]
 fn without_guidance_the_batch_is_one() {
     let (folder, toy) = (model(), Arc::new(Toy::default()));
     let request = Request { guidance_scale: 1.0, ..request(&["red"]) };
@@ -332,7 +340,8 @@ fn a_damaged_model_folder_says_what_is_wrong() {
     old["format"] = json!(2);
     let mut short = manifest("text_encoder", text.clone());
     short["files"][0]["bytes"] = json!(99);
-    let cases: [(Box<dyn Fn(&Path)>, &str); 11] = [
+    type Damage = Box<dyn Fn(&Path)>;
+    let cases: [(Damage, &str); 11] = [
         (Box::new(remove("transformer")), "does not exist"),
         (Box::new(remove("transformer/manifest.json")), "manifest.json is missing"),
         (Box::new(remove("vae_decoder/model.onnx")), "model.onnx is missing"),
