@@ -7,7 +7,7 @@
 //! 2. [`naming`] reads `config.json`, compares it with the tensors and refuses what is not supported;
 //! 3. [`models`] builds the graph with the typed builder of [`graph`], lowered for a [`profile`];
 //! 4. [`naming::find`] checks every tensor that the graph reads, before anything is written;
-//! 5. [`write`] streams the weights, writes the graph and a manifest with hashes, and puts the
+//! 5. [`mod@write`] streams the weights, writes the graph and a manifest with hashes, and puts the
 //!    complete folder in place in one step.
 //!
 //! Memory stays at about the size of a graph plus a few megabytes, whatever the model's size.
