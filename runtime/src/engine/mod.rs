@@ -23,6 +23,7 @@ use std::{
 pub use data_folder::data_folder;
 pub use error::EngineError;
 
+use self::library::Places;
 use crate::tensor::Tensor;
 
 /// Something that loads and runs ONNX graphs.
@@ -108,11 +109,15 @@ const MOST_THREADS: usize = 1024;
 /// environment cannot be used, or when the thread count is out of range.
 pub fn open(choice: EngineChoice, options: &EngineOptions) -> Result<Opened, EngineError> {
     let threads = thread_count(options.threads)?;
+    open_from(choice, &Places::of_process(options.library.as_deref()), threads)
+}
+
+fn open_from(choice: EngineChoice, places: &Places, threads: usize) -> Result<Opened, EngineError> {
     let tract = |note| Opened { engine: Arc::new(tract::TractEngine::new(threads)), note };
     if choice == EngineChoice::Tract {
         return Ok(tract(None));
     }
-    match library::find(options.library.as_deref()) {
+    match library::find_in(places) {
         Ok(library) => {
             let engine = Arc::new(ort::OrtEngine::start(library, threads)?);
             Ok(Opened { engine, note: None })
@@ -134,5 +139,64 @@ fn thread_count(asked: Option<usize>) -> Result<usize, EngineError> {
         None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
         Some(threads @ 1..=MOST_THREADS) => Ok(threads),
         Some(threads) => Err(EngineError::Threads { threads, most: MOST_THREADS }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Places where nothing is installed.
+    fn nowhere(folder: &Path) -> Places {
+        let data_folder = Some(folder.to_path_buf());
+        Places { option: None, variables: Vec::new(), data_folder }
+    }
+
+    #[test]
+    fn names_are_those_of_the_command_line() {
+        assert_eq!("auto".parse::<EngineChoice>().expect("known"), EngineChoice::Auto);
+        assert_eq!("ort".parse::<EngineChoice>().expect("known"), EngineChoice::Ort);
+        assert_eq!("tract".parse::<EngineChoice>().expect("known"), EngineChoice::Tract);
+        let error = "cuda".parse::<EngineChoice>().expect_err("unknown").to_string();
+        assert!(error.contains("\"cuda\"") && error.contains("auto, ort or tract"), "{error}");
+    }
+
+    #[test]
+    fn without_onnx_runtime_auto_takes_tract_and_tells_what_is_faster() {
+        let folder = tempfile::tempdir().expect("folder");
+        let places = nowhere(folder.path());
+        let opened = open_from(EngineChoice::Auto, &places, 2).expect("tract");
+        assert_eq!(opened.engine.name(), "tract");
+        let note = opened.note.expect("a note");
+        assert!(note.contains("pixart engine install cpu") && !note.contains('\n'), "{note}");
+        let opened = open_from(EngineChoice::Tract, &places, 2).expect("tract");
+        assert!(opened.note.is_none(), "asked for, so nothing to tell");
+    }
+
+    #[test]
+    fn without_onnx_runtime_ort_is_an_error_that_tells_what_to_type() {
+        let folder = tempfile::tempdir().expect("folder");
+        let opened = open_from(EngineChoice::Ort, &nowhere(folder.path()), 2);
+        let error = opened.err().expect("refused").to_string();
+        assert!(error.contains("pixart engine install cpu"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_installation_is_told_of_when_tract_takes_over() {
+        let folder = tempfile::tempdir().expect("folder");
+        std::fs::create_dir_all(folder.path().join("engines/cpu-1.32.0")).expect("folder");
+        let opened = open_from(EngineChoice::Auto, &nowhere(folder.path()), 1).expect("tract");
+        let note = opened.note.expect("a note");
+        assert!(note.contains("damaged") && note.contains("engine.json"), "{note}");
+    }
+
+    #[test]
+    fn thread_counts_have_bounds() {
+        for threads in [0, MOST_THREADS + 1] {
+            let options = EngineOptions { library: None, threads: Some(threads) };
+            let error = open(EngineChoice::Tract, &options).err().expect("refused");
+            assert!(matches!(error, EngineError::Threads { .. }), "{error:?}");
+        }
+        assert!(thread_count(None).expect("some") >= 1);
     }
 }
