@@ -19,6 +19,10 @@ pub mod dim;
 pub mod error;
 pub mod ir;
 mod ops;
+#[cfg(test)]
+pub(crate) mod run;
+#[cfg(test)]
+mod tests;
 mod value;
 
 pub use builder::{GraphBuilder, MICROSOFT, OPSET};

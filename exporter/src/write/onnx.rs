@@ -72,6 +72,7 @@ fn body(graph: &Graph) -> Result<GraphProto, WriteError> {
 /// The body of a control-flow node, with its constants. Those are always small and inline.
 fn nested(graph: &Graph) -> Result<GraphProto, WriteError> {
     let mut proto = body(graph)?;
+    proto.input.iter_mut().chain(&mut proto.output).for_each(forget_symbols);
     for initializer in &graph.initializers {
         let WeightData::Inline(data) = &initializer.data else {
             return Err(WriteError::Inconsistent {
@@ -84,6 +85,19 @@ fn nested(graph: &Graph) -> Result<GraphProto, WriteError> {
             .push(TensorProto { raw_data: data.clone(), ..tensor_header(initializer) });
     }
     Ok(proto)
+}
+
+/// Leaves the sizes of a body's inputs and outputs open, except those that are constant: an engine
+/// that is told the sizes of a run puts them in place of the symbols in the outer graph only.
+fn forget_symbols(value: &mut ValueInfoProto) {
+    if let Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), .. }) =
+        &mut value.r#type
+        && let Some(shape) = &mut tensor.shape
+    {
+        for dim in &mut shape.dim {
+            dim.value.take_if(|value| matches!(value, dimension::Value::DimParam(_)));
+        }
+    }
 }
 
 fn tensor_header(initializer: &Initializer) -> TensorProto {
