@@ -89,7 +89,7 @@ impl NoiseSchedule {
 }
 
 /// diffusers computes β in single precision (from both ends towards the middle, as torch.linspace
-/// does), takes products in double precision and rounds each.
+/// does, with fused multiply-adds), takes products in double precision and rounds each.
 fn diffusers_sigmas(config: &SchedulerConfig) -> Vec<f32> {
     let steps = config.num_train_timesteps;
     let (start, end) = (config.beta_start as f32, config.beta_end as f32);
@@ -98,9 +98,9 @@ fn diffusers_sigmas(config: &SchedulerConfig) -> Vec<f32> {
     (0..steps)
         .map(|i| {
             let beta = if i < steps / 2 {
-                start + step * i as f32
+                step.mul_add(i as f32, start)
             } else {
-                end - step * (steps - 1 - i) as f32
+                (-step).mul_add((steps - 1 - i) as f32, end)
             };
             product *= f64::from(1.0 - beta);
             let alpha_bar = product as f32;
