@@ -24,6 +24,15 @@ pub enum InstallError {
         version: String,
     },
 
+    /// A version that the program cannot use.
+    #[error("version {version} was asked for, but {oldest} or newer is needed")]
+    TooOld {
+        /// What was asked for.
+        version: String,
+        /// The oldest that serves.
+        oldest: &'static str,
+    },
+
     /// No working pip.
     #[error(
         "no working pip was found (tried {}); install Python with pip, or set PIXART_PIP to the \

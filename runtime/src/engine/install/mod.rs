@@ -54,6 +54,7 @@ pub fn install(
     options: &InstallOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Outcome, InstallError> {
+    provider.check_version(options.version.as_deref())?;
     let folder = engines_folder(data_folder);
     if !options.force
         && let Some(installed) = present(provider, data_folder, options.version.as_deref())

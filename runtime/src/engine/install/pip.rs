@@ -80,9 +80,7 @@ impl Pip {
         version: Option<&str>,
         folder: &Path,
     ) -> Result<PathBuf, InstallError> {
-        if let Some(version) = version.filter(|version| !is_version(version)) {
-            return Err(InstallError::Version { version: version.to_owned() });
-        }
+        provider.check_version(version)?;
         let requirement = provider.requirement(version);
         let shown = format!("{self} download {requirement}");
         let folder_text = folder.to_string_lossy();
@@ -138,12 +136,6 @@ fn wheels_in(folder: &Path) -> Result<Vec<PathBuf>, InstallError> {
     Ok(wheels)
 }
 
-/// Digits, letters and the marks that versions are made of, beginning with a digit.
-fn is_version(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_digit())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || ".+-_!".contains(c))
-}
-
 /// The last lines of what was written; complaints go to standard error.
 fn tail(output: &Output, lines: usize) -> String {
     let text = match output.stderr.is_empty() {
@@ -173,20 +165,6 @@ mod tests {
         assert!(error.contains("no-such-python -m pip"), "{error}");
         assert!(error.contains("no-such-pip"), "{error}");
         assert!(error.contains("PIXART_PIP"), "{error}");
-    }
-
-    #[test]
-    fn versions_cannot_smuggle_arguments() {
-        for version in ["1.32.0", "1.24", "1.33.0.dev20261101", "2!1.0"] {
-            assert!(is_version(version), "{version}");
-        }
-        for version in ["", "--index-url", "1.0 --pre", "1.0;evil", "latest", "1.0\n"] {
-            assert!(!is_version(version), "{version}");
-            let pip = Pip { words: words("no-such-pip") };
-            let folder = Path::new("unused");
-            let error = pip.download(&PROVIDERS[0], Some(version), folder).expect_err("refused");
-            assert!(matches!(error, InstallError::Version { .. }), "{error:?}");
-        }
     }
 
     #[test]

@@ -62,14 +62,11 @@ fn list_in(places: &Places) -> Vec<Status> {
     }
     // The same search that opens an engine decides; a broken named library ends it with an error.
     let found = library::find_in(places);
-    match &found {
-        Ok(library) => {
-            let taken = all.iter_mut().find(|status| status.path.as_ref() == Some(&library.path));
-            if let Some(status) = taken {
-                status.chosen = true;
-            }
-        }
-        Err(_) => {}
+    if let Ok(library) = &found
+        && let Some(status) =
+            all.iter_mut().find(|status| status.path.as_ref() == Some(&library.path))
+    {
+        status.chosen = true;
     }
     all.push(Status {
         name: "tract".to_owned(),
