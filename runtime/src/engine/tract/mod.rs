@@ -63,10 +63,11 @@ impl Engine for TractEngine {
             model: model.to_path_buf(),
             reason,
         })?;
+        let plans = Plans::new(file.path.clone(), graph, self.executor.clone());
         Ok(Box::new(TractSession {
             model: file.path,
             signature: file.signature,
-            plans: Plans::new(graph, self.executor.clone()),
+            plans,
             executor: self.executor.clone(),
         }))
     }

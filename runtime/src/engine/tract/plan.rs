@@ -1,9 +1,14 @@
 //! Plans: a graph made ready for one combination of input shapes.
 
+use std::path::PathBuf;
+
 use tract_linalg::multithread::Executor;
 use tract_onnx::{prelude::RunOptions, tract_hir::internal::*};
 
-use super::{super::signature::Input, weights::Graph};
+use super::{
+    super::{model_file::ModelFile, signature::Input},
+    weights::{self, Graph},
+};
 
 /// At most this many plans are kept.
 const MOST_PLANS: usize = 4;
@@ -12,23 +17,39 @@ const MOST_PLANS: usize = 4;
 /// weights together stay below this many bytes.
 const MOST_BYTES: u64 = 1 << 30;
 
+/// A graph with more bytes of weights than this is not kept beside its plan, which holds them all
+/// again; it is read anew for other shapes.
+const MOST_BYTES_TWICE: u64 = 256 << 20;
+
 /// Shapes of all inputs, in the graph's order.
 pub(super) type Shapes = Vec<Vec<usize>>;
 
 /// The plans used last.
 pub(super) struct Plans {
-    graph: Graph,
+    path: PathBuf,
+    /// `None` once it has become a plan and is too large to be kept.
+    graph: Option<Graph>,
     executor: Executor,
+    /// [`MOST_BYTES_TWICE`], but for tests.
+    pub most_bytes_twice: u64,
     most: usize,
     /// The one used last comes last.
     kept: Vec<(Shapes, Arc<TypedSimplePlan>)>,
 }
 
 impl Plans {
-    pub fn new(graph: Graph, executor: Executor) -> Self {
+    /// Plans for `graph`, which was read from `path`.
+    pub fn new(path: PathBuf, graph: Graph, executor: Executor) -> Self {
         let fitting = MOST_BYTES.checked_div(graph.weight_bytes).unwrap_or(u64::MAX);
         let most = usize::try_from(fitting).unwrap_or(usize::MAX).clamp(1, MOST_PLANS);
-        Self { graph, executor, most, kept: Vec::new() }
+        Self {
+            path,
+            graph: Some(graph),
+            executor,
+            most_bytes_twice: MOST_BYTES_TWICE,
+            most,
+            kept: Vec::new(),
+        }
     }
 
     /// The plan for `shapes`, made now if it is not among those kept.
@@ -47,8 +68,8 @@ impl Plans {
         Ok(plan)
     }
 
-    fn make(&self, inputs: &[Input], shapes: &Shapes) -> TractResult<Arc<TypedSimplePlan>> {
-        let mut model = self.graph.model.clone();
+    fn make(&mut self, inputs: &[Input], shapes: &Shapes) -> TractResult<Arc<TypedSimplePlan>> {
+        let mut model = self.model()?;
         ensure!(
             model.inputs.len() == inputs.len(),
             "the graph has {} inputs, {} are declared",
@@ -61,5 +82,23 @@ impl Plans {
         }
         let options = RunOptions { executor: Some(self.executor.clone()), ..RunOptions::default() };
         TypedSimplePlan::new_with_options(model.into_optimized()?, &options)
+    }
+
+    /// The graph to make a plan of.
+    fn model(&mut self) -> TractResult<InferenceModel> {
+        let graph = match self.graph.take() {
+            Some(graph) => graph,
+            None => {
+                let mut file =
+                    ModelFile::open(&self.path).map_err(|error| format_err!("{error}"))?;
+                weights::build(&mut file)?
+            }
+        };
+        if graph.weight_bytes > self.most_bytes_twice {
+            return Ok(graph.model);
+        }
+        let model = graph.model.clone();
+        self.graph = Some(graph);
+        Ok(model)
     }
 }

@@ -40,6 +40,28 @@ fn a_symbolic_batch_runs_in_several_sizes_with_weights_beside_the_graph() {
 }
 
 #[test]
+fn a_graph_too_large_to_be_kept_is_read_again_for_another_shape() {
+    let folder = tempfile::tempdir().expect("folder");
+    let model = write(folder.path(), graph());
+    let mut file = ModelFile::open(&model).expect("opens");
+    let graph = weights::build(&mut file).expect("builds");
+    assert_eq!(graph.weight_bytes, 24);
+    let mut plans = Plans::new(model.clone(), graph, Executor::SingleThread);
+    plans.most_bytes_twice = 0;
+    let inputs = &file.signature.inputs;
+    for batch in [1, 2] {
+        let plan = plans.get(inputs, vec![vec![batch, 3]]).expect("plans");
+        let x = Tensor::from(Array2::<f32>::zeros((batch, 3)));
+        let y = plan.run([copy_in(&x)].into_iter().collect()).expect("runs").remove(0);
+        assert_eq!(y.shape(), [batch, 2]);
+    }
+    std::fs::remove_file(&model).expect("removed");
+    plans.get(inputs, vec![vec![2, 3]]).expect("kept plans need no file");
+    let error = plans.get(inputs, vec![vec![3, 3]]).err().expect("nothing to read");
+    assert!(error.to_string().contains("model.onnx"), "{error}");
+}
+
+#[test]
 fn a_wrong_input_is_an_error_with_file_name_and_shapes() {
     let folder = tempfile::tempdir().expect("folder");
     let model = write(folder.path(), graph());
