@@ -1,23 +1,36 @@
-//! Runs the `pixart` binary in a folder of its own.
+//! The `pixart` binary, run in a folder of its own.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-/// What a run of the binary came to.
+use tempfile::TempDir;
+
+use crate::engines;
+
+/// The folder for caches inside a sandbox, which [`Sandbox::files`] leaves out.
+const CACHE: &str = ".cache";
+
+/// What one run of the binary did.
 #[derive(Debug)]
 pub struct Run {
-    /// Exit code; -1 if a signal ended it.
+    /// The exit code.
     pub code: i32,
-    /// Results.
+    /// What was printed.
     pub stdout: String,
-    /// Talk.
+    /// What was reported.
     pub stderr: String,
 }
 
-/// A temporary working folder with its own cache; ONNX Runtime is the tests' own.
+/// A temporary working folder. The cache lies in it; ONNX Runtime is the one that tests use.
 pub struct Sandbox {
-    folder: tempfile::TempDir,
-    environment: Vec<(String, PathBuf)>,
+    folder: TempDir,
+    /// Variables set and removed on top of the test's own environment.
+    variables: Vec<(OsString, Option<OsString>)>,
 }
 
 impl Default for Sandbox {
@@ -27,100 +40,114 @@ impl Default for Sandbox {
 }
 
 impl Sandbox {
-    /// An empty working folder.
+    /// An empty folder.
     ///
     /// # Panics
-    /// When no temporary folder can be made.
-    #[must_use]
+    /// When none can be made.
     pub fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let cache = folder.path().join(".cache");
-        Self { folder, environment: vec![("PIXART_CACHE_DIR".into(), cache)] }
+        let folder = tempfile::Builder::new().prefix("pixart-test-").tempdir();
+        let folder = folder.expect("a temporary folder");
+        let variables = vec![
+            ("PIXART_CACHE_DIR".into(), Some(folder.path().join(CACHE).into())),
+            ("PIXART_ORT_LIBRARY".into(), engines::test_library().map(Into::into)),
+            ("ORT_DYLIB_PATH".into(), None),
+            ("NO_COLOR".into(), Some("1".into())),
+        ];
+        Self { folder, variables }
     }
 
-    /// As on a machine without ONNX Runtime.
-    #[must_use]
-    pub fn without_onnx_runtime(self) -> Self {
-        let data = self.path().join(".data");
-        self.with("PIXART_DATA_DIR", data)
-    }
-
-    /// Sets an environment variable for the binary.
-    #[must_use]
-    pub fn with(mut self, name: &str, value: impl Into<PathBuf>) -> Self {
-        self.environment.push((name.into(), value.into()));
+    /// Sets an environment variable of the binary.
+    pub fn with(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.variables.push((name.into(), Some(value.as_ref().to_owned())));
         self
     }
 
+    /// Hides every ONNX Runtime from the binary.
+    pub fn without_onnx_runtime(mut self) -> Self {
+        self.variables.push(("PIXART_ORT_LIBRARY".into(), None));
+        let nothing = self.path().join(CACHE).join("no-data");
+        self.with("PIXART_DATA_DIR", nothing)
+    }
+
     /// The working folder.
-    #[must_use]
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Runs `pixart` with these arguments.
+    /// Runs the binary with `arguments` in the working folder.
     ///
     /// # Panics
-    /// When the binary is missing.
-    #[must_use]
-    pub fn pixart(&self, args: &[&str]) -> Run {
-        let output = Command::new(binary())
-            .args(args)
-            .current_dir(self.path())
-            .env_remove("PIXART_ORT_LIBRARY")
-            .env_remove("ORT_DYLIB_PATH")
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .output()
-            .expect("the pixart binary runs");
-        Run {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    /// When the binary has not been built, or was killed.
+    pub fn pixart<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Run {
+        let mut command = Command::new(binary());
+        command.args(arguments).current_dir(self.path());
+        for (name, value) in &self.variables {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
         }
+        let output = command.output().expect("the binary starts");
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        let code = output.status.code();
+        let code = code.unwrap_or_else(|| panic!("killed: {}\n{stderr}", output.status));
+        Run { code, stdout, stderr }
     }
 
-    /// Every file below the working folder, the cache left out.
+    /// Every file in the working folder but the cache, relative to it, in order.
     ///
     /// # Panics
-    /// When a folder cannot be listed.
-    #[must_use]
+    /// When the folder cannot be listed.
     pub fn files(&self) -> Vec<PathBuf> {
-        fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
-            for entry in std::fs::read_dir(folder).expect("a readable folder") {
-                let path = entry.expect("a readable entry").path();
-                if path.is_dir() { walk(&path, into) } else { into.push(path) }
-            }
-        }
         let mut files = Vec::new();
-        walk(self.path(), &mut files);
-        files.retain(|file| !file.starts_with(self.path().join(".cache")));
+        list(self.path(), Path::new(""), &mut files);
+        files.retain(|file| !file.starts_with(CACHE));
         files.sort();
         files
     }
 }
 
-/// The binary that `scripts/test` built, beside the test executables.
-fn binary() -> PathBuf {
-    let test = std::env::current_exe().expect("the test's own path");
-    let target = test.ancestors().nth(2).expect("target/release/deps/test");
-    let binary = target.join("pixart").with_extension(std::env::consts::EXE_EXTENSION);
-    assert!(binary.is_file(), "no {}: run the tests with scripts/test", binary.display());
-    binary
-}
-
-/// Copies a folder of plain files and folders.
-///
-/// # Panics
-/// When something cannot be copied.
-pub fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a new folder");
-    for entry in std::fs::read_dir(from).expect("a readable folder") {
-        let path = entry.expect("a readable entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        if path.is_dir() {
-            copy_folder(&path, &target);
+fn list(root: &Path, below: &Path, files: &mut Vec<PathBuf>) {
+    let folder = root.join(below);
+    let entries =
+        fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    for entry in entries {
+        let entry = entry.expect("an entry");
+        let path = below.join(entry.file_name());
+        if entry.file_type().expect("its type").is_dir() {
+            list(root, &path, files);
         } else {
-            std::fs::copy(&path, &target).expect("a copied file");
+            files.push(path);
         }
     }
+}
+
+/// Copies the files of a folder and of those below it.
+///
+/// # Panics
+/// When something cannot be read or written.
+pub fn copy_folder(from: &Path, to: &Path) {
+    let mut files = Vec::new();
+    list(from, Path::new(""), &mut files);
+    for file in files {
+        let target = to.join(&file);
+        fs::create_dir_all(target.parent().expect("a file lies in a folder")).expect("a folder");
+        fs::copy(from.join(&file), &target)
+            .unwrap_or_else(|error| panic!("{}: {error}", target.display()));
+    }
+}
+
+/// The binary of the build that the running test belongs to.
+fn binary() -> PathBuf {
+    let test = env::current_exe().expect("the test's own path");
+    // Tests lie in `deps`, binaries beside it.
+    let folder = test.parent().and_then(Path::parent).expect("a build folder");
+    let binary = folder.join("pixart").with_extension(env::consts::EXE_EXTENSION);
+    assert!(
+        binary.is_file(),
+        "{} has not been built: run the tests through `scripts/test`, or `cargo build --release` first",
+        binary.display()
+    );
+    binary
 }

@@ -1,1 +1,9 @@
-//! Helpers shared by the tests in this package.
+//! Helpers shared by the tests in this package: the fixtures, the engines, exports of the small
+//! models, measures of error, and the `pixart` binary in a folder of its own.
+
+pub mod binary;
+pub mod component;
+pub mod engines;
+pub mod errors;
+pub mod exports;
+pub mod fixtures;

@@ -1,0 +1,59 @@
+//! Exports of the small models into folders that go away with the test.
+
+use std::path::{Path, PathBuf};
+
+use pixart_exporter::{
+    Component, ExportOptions, PipelineSource, Precision, Profile, export_component, export_pipeline,
+};
+use tempfile::TempDir;
+
+/// A folder with exported components, removed when dropped.
+pub struct Export {
+    folder: TempDir,
+}
+
+impl Export {
+    /// Exports all of the pipeline in `source`.
+    ///
+    /// # Panics
+    /// When the export fails.
+    pub fn pipeline(source: &Path, profile: Profile) -> Self {
+        let folder = new_folder();
+        let source = PipelineSource::from_folder(source)
+            .unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+        let output = folder.path().join("model");
+        export_pipeline(&source, &output, &options(profile), &mut |_| {})
+            .unwrap_or_else(|error| panic!("export for {profile}: {error}"));
+        Self { folder }
+    }
+
+    /// Exports one component of `source`.
+    ///
+    /// # Panics
+    /// When the export fails.
+    pub fn component(source: &Path, component: Component, profile: Profile) -> Self {
+        let folder = new_folder();
+        let output = folder.path().join("model");
+        export_component(source, component, &output, &options(profile), &mut |_| {})
+            .unwrap_or_else(|error| panic!("export of {component} for {profile}: {error}"));
+        Self { folder }
+    }
+
+    /// The folder that holds one folder a component.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("model")
+    }
+
+    /// The graph of one component.
+    pub fn graph(&self, component: Component) -> PathBuf {
+        self.path().join(component.as_str()).join("model.onnx")
+    }
+}
+
+fn new_folder() -> TempDir {
+    tempfile::Builder::new().prefix("pixart-test-").tempdir().expect("a temporary folder")
+}
+
+fn options(profile: Profile) -> ExportOptions {
+    ExportOptions { profile, precision: Precision::Fp32, force: false }
+}
