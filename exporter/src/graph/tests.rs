@@ -34,7 +34,7 @@ fn graph(
         .map(|(i, shape)| b.input(&format!("x{i}"), DType::F32, shape.to_vec()).unwrap())
         .collect();
     let y = body(&mut b, &inputs).unwrap();
-    b.output("y", &y, y.dtype(), &y.shape().to_vec()).unwrap();
+    b.output("y", &y, y.dtype(), y.shape()).unwrap();
     b.finish()
 }
 

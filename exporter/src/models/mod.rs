@@ -1,6 +1,8 @@
 //! The architectures, one file each, written with the graph builder.
 
 mod position;
+#[cfg(test)]
+mod tests;
 pub mod text_encoder;
 mod timestep;
 pub mod transformer;

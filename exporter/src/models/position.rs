@@ -18,7 +18,7 @@ pub(super) fn position_table(
     interpolation_scale: f64,
 ) -> Result<Value, GraphError> {
     b.scoped("pos_embed", |b| {
-        if width % 4 != 0 {
+        if !width.is_multiple_of(4) {
             let expected = format!("a width that is a multiple of 4, not {width}");
             return b.fail(GraphErrorKind::Divisibility, "position table", &[], expected);
         }

@@ -4,9 +4,12 @@
 
 use crate::graph::dim::Dim;
 use crate::graph::ir::{DType, Graph};
-use crate::graph::{GraphBuilder, GraphError, Value};
+use crate::graph::{GraphBuilder, GraphError, GraphErrorKind, Value};
 use crate::naming::TextEncoderConfig;
 use crate::profile::{Attention, Profile};
+
+/// Largest distance for which a table of buckets is made (a megabyte).
+const MAX_DISTANCE: usize = 1 << 16;
 
 /// The graph: `input_ids[batch_size, sequence_length]`, `attention_mask[batch_size,
 /// sequence_length]` (1 keep, 0 padding) → `last_hidden_state[batch_size, sequence_length, d_model]`.
@@ -59,10 +62,17 @@ fn position_bias(
 
         // Beyond the largest distance nothing changes, so a table of the buckets is finite; being
         // made here, it does not depend on how an engine rounds logarithms.
-        let reach = config.relative_attention_max_distance as i64;
-        let buckets: Vec<i64> = (-reach..=reach)
-            .map(|d| bucket(d, config.relative_attention_num_buckets as i64, reach))
-            .collect();
+        let (count, reach) =
+            (config.relative_attention_num_buckets, config.relative_attention_max_distance);
+        if count < 4 || reach <= count / 4 || reach > MAX_DISTANCE {
+            let expected = format!(
+                "at least 4 buckets and a largest distance above a quarter of them, at most \
+                 {MAX_DISTANCE}; not {count} buckets up to {reach}"
+            );
+            return b.fail(GraphErrorKind::Size, "relative position", &[&distance], expected);
+        }
+        let (count, reach) = (count as i64, reach as i64);
+        let buckets: Vec<i64> = (-reach..=reach).map(|d| bucket(d, count, reach)).collect();
         let buckets = b.constant_i64(&buckets);
         let (low, high) = (b.scalar_i64(-reach), b.scalar_i64(reach));
         let distance = b.max(&distance, &low)?;
@@ -149,11 +159,27 @@ fn feed_forward(
 mod tests {
     use super::*;
 
+    /// Distances at which transformers' function goes to the next bucket.
     #[test]
-    fn buckets_of_the_released_encoder() {
-        let of = |distance| bucket(distance, 32, 128);
-        assert_eq!([0, -1, -7, -8, -15, -16].map(of), [0, 1, 7, 8, 9, 10]);
-        assert_eq!([-127, -128, -500].map(of), [15, 15, 15]);
-        assert_eq!([1, 7, 8, 64, 128].map(of), [17, 23, 24, 30, 31]);
+    fn buckets_change_where_they_do_in_the_reference() {
+        let cases: [(i64, i64, &[i64]); 4] = [
+            (32, 128, &[1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91]),
+            (32, 64, &[1, 2, 3, 4, 5, 6, 7, 8, 11, 14, 18, 23, 30, 39, 50]),
+            (16, 50, &[1, 2, 3, 4, 8, 15, 27]),
+            (12, 40, &[1, 2, 3, 8, 17]),
+        ];
+        for (buckets, reach, expected) in cases {
+            let of = |distance| bucket(distance, buckets, reach);
+            for sign in [-1, 1] {
+                let changes: Vec<i64> = (1..2 * reach)
+                    .filter(|d| (of(sign * d) - of(sign * (d - 1))) % (buckets / 2) != 0)
+                    .collect();
+                assert_eq!(changes, expected, "{buckets} buckets up to {reach}");
+            }
+            assert_eq!(of(0), 0);
+            assert_eq!(of(1), buckets / 2 + 1);
+            assert_eq!(of(reach), buckets - 1);
+            assert_eq!(of(-reach), buckets / 2 - 1);
+        }
     }
 }

@@ -43,7 +43,7 @@ impl GraphBuilder {
                 return b.fail(GraphErrorKind::Size, "GroupNorm", &[x], expected);
             };
             let Some(per_group) =
-                (groups > 0 && channels % groups == 0).then(|| Dim::from(channels / groups.max(1)))
+                (groups > 0 && channels.is_multiple_of(groups)).then(|| Dim::from(channels / groups.max(1)))
             else {
                 let expected = format!("channels that {groups} groups share evenly");
                 return b.fail(GraphErrorKind::Divisibility, "GroupNorm", &[x], expected);
