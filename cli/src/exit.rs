@@ -1,6 +1,13 @@
 //! How a command ends: exit codes and the one place that prints an error.
 
+use anyhow::Error;
+use pixart_exporter::ExportError;
+use pixart_exporter::write::WriteError;
+use pixart_runtime::engine::EngineError;
+use pixart_runtime::engine::install::InstallError;
+use pixart_runtime::pipeline::PipelineError;
 use std::fmt::Display;
+use std::io;
 use std::process::ExitCode;
 
 /// Shown under `pixart --help`.
@@ -10,9 +17,9 @@ pub const CODES: &str = "Exit codes: 0 done, 1 failed, 2 the request was wrong";
 #[derive(Debug)]
 pub enum Failure {
     /// What was asked for cannot be done as asked: flags, config, sizes, paths. Exit code 2.
-    Request(anyhow::Error),
+    Request(Error),
     /// The request was fine, carrying it out failed: files, engine, disk. Exit code 1.
-    Failed(anyhow::Error),
+    Failed(Error),
 }
 
 impl Failure {
@@ -22,10 +29,30 @@ impl Failure {
     }
 }
 
-impl<E: Into<anyhow::Error>> From<E> for Failure {
+impl<E: Into<Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self::Failed(error.into())
+        let error = error.into();
+        if is_request(&error) { Self::Request(error) } else { Self::Failed(error) }
     }
+}
+
+/// Whether a library's error is about what was asked for.
+fn is_request(error: &Error) -> bool {
+    matches!(error.downcast_ref(), Some(PipelineError::Request(_)))
+        || matches!(error.downcast_ref(), Some(EngineError::UnknownEngine { .. }))
+        || matches!(error.downcast_ref(), Some(InstallError::UnknownProvider { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(
+                ExportError::SourceNotFound { .. }
+                    | ExportError::SourceIsFile { .. }
+                    | ExportError::Write(
+                        WriteError::Exists { .. }
+                            | WriteError::NotAnExport { .. }
+                            | WriteError::WouldReplaceSource { .. }
+                    )
+            )
+        )
 }
 
 /// Prints the error, if there is one, and gives the exit code.
@@ -35,10 +62,15 @@ pub fn report(result: Result<(), Failure>) -> ExitCode {
         Err(Failure::Request(error)) => (error, 2),
         Err(Failure::Failed(error)) => (error, 1),
     };
-    // A reader that went away (`pixart … | head`) is no failure worth words.
-    let gone = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
-    if !error.downcast_ref().is_some_and(gone) {
-        eprintln!("error: {error:#}");
-    }
+    eprintln!("error: {error:#}");
     ExitCode::from(code)
+}
+
+/// Prints a line of results. A reader that went away (`pixart … | head`) is no failure.
+pub fn print_line(line: impl Display) -> io::Result<()> {
+    use std::io::Write;
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
 }

@@ -155,6 +155,11 @@ impl Pipeline {
         self.transformer.folder.architecture.sample_size
     }
 
+    /// What latents are divided by before the VAE decodes them.
+    pub fn scaling_factor(&self) -> f32 {
+        self.vae_decoder.folder.architecture.scaling_factor
+    }
+
     fn plan_size(&self, request: &Request) -> Result<SizePlan, PipelineError> {
         let binning = request.use_resolution_binning;
         Ok(SizePlan::new(request.width, request.height, self.sample_size(), binning)?)
@@ -236,7 +241,7 @@ impl Pipeline {
         size: &SizePlan,
         reference: Reference,
     ) -> Result<RgbImage, PipelineError> {
-        let factor = self.vae_decoder.folder.architecture.scaling_factor;
+        let factor = self.scaling_factor();
         let decoder = self.vae_decoder.load()?;
         let scaled = latents.mapv(|value| value / factor);
         let decoded = decoder.run(&[("latent_sample", scaled.into())], "sample")?;

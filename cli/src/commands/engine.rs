@@ -1,10 +1,10 @@
 //! `pixart engine`: what runs the graphs, and how to get a faster one.
 
-use crate::exit::Failure;
+use crate::exit::{Failure, print_line};
 use clap::{Args, Subcommand};
 use pixart_runtime::engine::data_folder;
 use pixart_runtime::engine::install::{
-    InstallError, InstallOptions, Outcome, PROVIDERS, Provider, install, list,
+    InstallOptions, Outcome, PROVIDERS, Provider, install, list,
 };
 
 /// What is typed after `pixart engine`.
@@ -42,10 +42,7 @@ pub fn run(args: EngineArgs) -> Result<(), Failure> {
     match args.command {
         EngineCommand::List => show(),
         EngineCommand::Install { name, version, force } => {
-            let provider = Provider::named(&name).map_err(|error| match error {
-                InstallError::UnknownProvider { .. } => Failure::Request(error.into()),
-                _ => error.into(),
-            })?;
+            let provider = Provider::named(&name)?;
             let folder = data_folder()?;
             let options = InstallOptions { version, force };
             let mut say = |stage: &str| eprintln!("{stage}");
@@ -54,7 +51,7 @@ pub fn run(args: EngineArgs) -> Result<(), Failure> {
                 Outcome::AlreadyInstalled(installed) => (installed, "already installed"),
             };
             eprintln!("{how}: ONNX Runtime {} ({name})", installed.record.version);
-            println!("{}", installed.library().display());
+            print_line(installed.library().display())?;
             Ok(())
         }
     }
@@ -64,21 +61,21 @@ fn show() -> Result<(), Failure> {
     let folder = data_folder()?;
     let engines = list(&folder);
     for engine in &engines {
-        let kind = if engine.path.is_some() { "ONNX Runtime" } else { "" };
+        let kind = if engine.name != "tract" { "ONNX Runtime" } else { "" };
         let name = [kind, engine.version.as_deref().unwrap_or(""), &format!("({})", engine.name)];
         let name = name.iter().filter(|word| !word.is_empty()).copied().collect::<Vec<_>>();
         let mark = if engine.chosen { "*" } else { " " };
-        println!("{mark} {}  {}", name.join(" "), engine.origin);
+        print_line(format!("{mark} {}  {}", name.join(" "), engine.origin))?;
         if let Some(path) = &engine.path {
-            println!("    {}", path.display());
+            print_line(format!("    {}", path.display()))?;
         }
         if let Some(problem) = &engine.problem {
-            println!("    not usable: {problem}");
+            print_line(format!("    not usable: {problem}"))?;
         }
     }
     if engines.iter().all(|engine| engine.path.is_none()) {
-        println!("ONNX Runtime is not installed; it is faster: pixart engine install cpu");
+        print_line("  ONNX Runtime is not installed; it is faster: pixart engine install cpu")?;
     }
-    println!("* is what --engine auto takes");
+    print_line("* is what --engine auto takes")?;
     Ok(())
 }

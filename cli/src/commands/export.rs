@@ -1,6 +1,6 @@
 //! `pixart export`: a checkpoint folder in, ONNX folders out.
 
-use crate::exit::Failure;
+use crate::exit::{Failure, print_line};
 use crate::progress::{Progress, Unit};
 use clap::{Args, ValueEnum};
 use pixart_exporter::{
@@ -80,7 +80,7 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
         bar.finish();
     }
     for Exported { folder, .. } in result? {
-        println!("{}", folder.display());
+        print_line(folder.display())?;
     }
     Ok(())
 }

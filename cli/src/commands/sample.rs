@@ -4,11 +4,12 @@ mod output;
 mod settings;
 
 use crate::exit::Failure;
-use crate::model;
+use crate::model::profile_for;
 use crate::progress::{Progress, Unit};
 use clap::Args;
 use pixart_runtime::engine::{self, EngineOptions};
 use pixart_runtime::pipeline::{Event, Pipeline, PipelineOptions, Stage};
+use output::Output;
 use settings::Settings;
 use std::path::PathBuf;
 
@@ -24,45 +25,78 @@ pub struct SampleArgs {
 
 /// Runs the command.
 pub fn run(args: SampleArgs) -> Result<(), Failure> {
-    let settings = crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
+    let settings =
+        crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
     // Everything that can be wrong with the request is found before the long work starts.
     let request = settings.request()?;
     let sources = settings.sources()?;
-    let mut output = output::Output::prepare(&settings)?;
-
-    let options = EngineOptions { threads: settings.threads, ..EngineOptions::default() };
+    let options = EngineOptions { threads: settings.threads()?, ..EngineOptions::default() };
     let opened = engine::open(settings.engine()?, &options)?;
+    let mut output = Output::prepare(&settings)?;
+
     if let Some(note) = &opened.note {
         eprintln!("{note}");
     }
-    let profile = model::profile_for(opened.engine.name());
-    let paths = model::resolve(&sources, profile)?;
-    settings.check_against(&paths)?;
-
-    let options = PipelineOptions { keep_resident: settings.keep_resident(), ..Default::default() };
+    let paths = sources.resolve(profile_for(opened.engine.name()))?;
+    let options = PipelineOptions { keep_resident: settings.keep_resident.unwrap_or(false) };
     let mut pipeline = Pipeline::new(opened.engine.clone(), paths, options)?;
+    settings.check_model(&pipeline)?;
+
     let mut reporter = Reporter::default();
     let mut unwritten = None;
     let pictures = pipeline.sample(&request, &mut |event| {
-        reporter.report(&event);
-        if let Event::Picture { picture, .. } = event {
-            // A finished picture is kept even if a later one fails.
-            unwritten = unwritten.take().or(output.write(picture).err());
+        // A finished picture is kept even if a later one fails.
+        if let Event::Picture { picture, .. } = event
+            && unwritten.is_none()
+        {
+            unwritten = output.write(picture).err();
         }
-    });
-    reporter.finish();
-    let pictures = pictures?;
+        reporter.report(event);
+    })?;
     if let Some(failure) = unwritten {
         return Err(failure);
     }
     output.finish(&pictures)?;
-    eprintln!("{} · {} · {}", output.summary(), opened.engine.describe(), reporter.summary());
+    eprintln!(
+        "{}, seed {}, {}, {}",
+        output.summary(),
+        request.seed,
+        reporter.summary(),
+        opened.engine.describe()
+    );
     Ok(())
 }
 
-/// Turns the pipeline's events into bars or lines and remembers the seconds per stage.
+/// Turns the pipeline's events into bars or lines, and remembers the seconds of each stage.
 #[derive(Default)]
 struct Reporter {
     bar: Option<Progress>,
     seconds: Vec<(Stage, f64)>,
+}
+
+impl Reporter {
+    fn report(&mut self, event: Event<'_>) {
+        match event {
+            Event::StageStarted { stage, total } => {
+                self.bar = Some(Progress::start(stage.to_string(), total as u64, Unit::Count));
+            }
+            Event::Step { index, total } => {
+                if let Some(bar) = &mut self.bar {
+                    bar.update(index as u64, total as u64);
+                }
+            }
+            Event::StageFinished { stage, seconds } => {
+                if let Some(bar) = self.bar.take() {
+                    bar.finish();
+                }
+                self.seconds.push((stage, seconds));
+            }
+            _ => {}
+        }
+    }
+
+    fn summary(&self) -> String {
+        let stages = self.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.2} s"));
+        stages.collect::<Vec<_>>().join(", ")
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::error::RequestError;
+use crate::{error::RequestError, size::check_sides};
 
 /// The implementation whose pictures are to be reproduced. They differ in small but visible ways.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -85,8 +85,13 @@ impl Default for Request {
 }
 
 impl Request {
-    /// Checks everything but the size, which depends on the model.
-    pub(super) fn check(&self) -> Result<(), RequestError> {
+    /// Checks all that can be checked before a model is there; [`Pipeline::sample`] does it too.
+    ///
+    /// # Errors
+    /// The first setting that is out of its range.
+    ///
+    /// [`Pipeline::sample`]: super::Pipeline::sample
+    pub fn check(&self) -> Result<(), RequestError> {
         let prompts = self.prompts.len();
         if prompts == 0 {
             return Err(RequestError::NoPrompts);
@@ -104,7 +109,8 @@ impl Request {
         let scale = &self.guidance_scale;
         range("guidance_scale", scale.is_finite(), scale, "a finite number")?;
         let length = &self.max_length;
-        range("max_length", (1..=4096).contains(length), length, "1 to 4096")
+        range("max_length", (1..=4096).contains(length), length, "1 to 4096")?;
+        Ok(check_sides(self.width, self.height, self.use_resolution_binning)?)
     }
 
     /// Whether the unconditional half is computed.

@@ -72,15 +72,7 @@ impl SizePlan {
     ) -> Result<Self, SizeError> {
         let own = sample_size.saturating_mul(LATENT_SCALE);
         let requested = Size { width: width.unwrap_or(own), height: height.unwrap_or(own) };
-        for (side, found) in [("image_width", requested.width), ("image_height", requested.height)]
-        {
-            if !(1..=MAX_SIDE).contains(&found) {
-                return Err(SizeError::OutOfRange { side, found });
-            }
-            if !binning && found % SIDE_MULTIPLE != 0 {
-                return Err(SizeError::NoMultiple { side, found });
-            }
-        }
+        check_sides(Some(requested.width), Some(requested.height), binning)?;
         let generated = if binning { bins::nearest(requested, sample_size) } else { requested };
         Ok(Self { generated, requested })
     }
@@ -90,6 +82,24 @@ impl SizePlan {
         let side = |pixels: u32| (pixels / LATENT_SCALE) as usize;
         (side(self.generated.height), side(self.generated.width))
     }
+}
+
+/// Checks what can be checked of a size without the model.
+pub(crate) fn check_sides(
+    width: Option<u32>,
+    height: Option<u32>,
+    binning: bool,
+) -> Result<(), SizeError> {
+    for (side, found) in [("image_width", width), ("image_height", height)] {
+        let Some(found) = found else { continue };
+        if !(1..=MAX_SIDE).contains(&found) {
+            return Err(SizeError::OutOfRange { side, found });
+        }
+        if !binning && found % SIDE_MULTIPLE != 0 {
+            return Err(SizeError::NoMultiple { side, found });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Where the pictures go: numbered files that never replace an existing one.
 
 use super::settings::Settings;
-use crate::exit::Failure;
+use crate::exit::{Failure, print_line};
 use anyhow::Context;
 use pixart_runtime::image::write_png;
 use pixart_runtime::pipeline::Picture;
@@ -44,7 +44,7 @@ impl Output {
         let path = self.folder.join(format!("{}.png", self.next));
         write_png(&path, &picture.image)?;
         self.next += 1;
-        println!("{}", path.display());
+        print_line(path.display())?;
         self.written.push(path);
         Ok(())
     }

@@ -4,7 +4,7 @@ use crate::exit::Failure;
 use crate::model::Sources;
 use clap::{ArgAction, Args};
 use pixart_runtime::engine::EngineChoice;
-use pixart_runtime::pipeline::{Reference, Request};
+use pixart_runtime::pipeline::{Pipeline, Reference, Request};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
 
@@ -114,7 +114,7 @@ impl Settings {
             ));
         }
         let default = Request::default();
-        Ok(Request {
+        let request = Request {
             prompts: self.prompt.clone(),
             negative_prompts: self.negative_prompts()?,
             width: self.image_width,
@@ -125,7 +125,9 @@ impl Settings {
             reference: parsed::<Reference>("reference", self.reference.as_deref())?,
             use_resolution_binning: self.use_resolution_binning.unwrap_or(true),
             max_length: self.t5_max_length.unwrap_or(default.max_length),
-        })
+        };
+        request.check().map_err(Failure::request)?;
+        Ok(request)
     }
 
     fn negative_prompts(&self) -> Result<Vec<String>, Failure> {
@@ -144,6 +146,33 @@ impl Settings {
     /// The engine asked for.
     pub fn engine(&self) -> Result<EngineChoice, Failure> {
         parsed("engine", self.engine.as_deref())
+    }
+
+    /// How many threads to compute with.
+    pub fn threads(&self) -> Result<Option<usize>, Failure> {
+        match self.threads {
+            Some(0) => Err(Failure::request("threads: found 0, expected 1 or more")),
+            threads => Ok(threads),
+        }
+    }
+
+    /// Compares the model with what the settings say it is.
+    pub fn check_model(&self, pipeline: &Pipeline) -> Result<(), Failure> {
+        let size = pipeline.sample_size();
+        if let Some(expected) = self.sample_size.filter(|expected| *expected != size) {
+            return Err(Failure::request(format!(
+                "sample_size: the settings say {expected}, but the transformer's is {size}; take \
+                 the transformer that belongs to the config"
+            )));
+        }
+        let factor = pipeline.scaling_factor();
+        if let Some(expected) = self.sd_scale_factor.filter(|expected| *expected != factor) {
+            return Err(Failure::request(format!(
+                "sd_scale_factor: the settings say {expected}, but the VAE's is {factor}; take the \
+                 VAE that belongs to the config"
+            )));
+        }
+        Ok(())
     }
 
     /// Where the model's parts are.
