@@ -15,16 +15,15 @@ $python text_encoder.py --tokenizer "$out/tokenizer" --out "$work/text_encoder" 
 $python vae.py --out "$work/vae-1" --minutes 17 --log log/vae-1.csv
 $python vae.py --resume "$work/vae-1" --out "$work/vae-2" --minutes 10 --log log/vae-2.csv
 
-$python dataset.py captions --shards "$work/shards" --which 0 1 2 3 4 5 --count 12000 \
+$python dataset.py captions --shards "$work/shards" --which 0 1 2 3 --count 12000 \
     --tokenizer "$out/tokenizer" --text-encoder "$work/text_encoder"
-$python dataset.py pictures --shards "$work/shards" --which 0 1 2 3 4 5 --vae "$work/vae-2" --threads 2
+$python dataset.py pictures --shards "$work/shards" --which 0 1 2 3 --vae "$work/vae-2" --threads 2
 
-# The decoder may go on learning while the transformer trains: the latents no longer change.
-$python vae.py --resume "$work/vae-2" --out "$work/vae-3" --decoder-only --threads 1 --batch 8 --lr 1.5e-3 \
-    --minutes 36 --log log/vae-3.csv &
+# The decoder is polished first; the latents no longer change.
+$python vae.py --resume "$work/vae-2" --out "$work/vae-3" --decoder-only --lr 1.2e-3 --minutes 8 \
+    --log log/vae-3.csv
 $python transformer.py --shards "$work/shards" --text-encoder "$work/text_encoder" --out "$work/transformer" \
-    --minutes 51 --compile --log log/transformer.csv
-wait
+    --minutes 70 --compile --log log/transformer.csv
 
 $python assemble.py --text-encoder "$work/text_encoder" --vae "$work/vae-3" --transformer "$work/transformer" --out "$out"
 $python check.py --model "$out" --out "$work/check"
