@@ -318,8 +318,8 @@ fn expected_attention(q: &[f32], k: &[f32], v: &[f32], heads: usize, width: usiz
 #[test]
 fn attention_in_one_portion_and_in_several() {
     let (heads, width) = (2, 4);
-    // 2100² scores are more than one portion holds, and 2100 is no multiple of the two it takes.
-    for (queries, keys) in [(5, 3), (2100, 2100), (2101, 2100)] {
+    // 1030² scores are more than one portion holds; two portions of 1031 queries are filled up.
+    for (queries, keys) in [(5, 3), (1030, 1030), (1031, 1030)] {
         let shapes = ["n", "l", "l"].map(|length| [sym("b"), sym(length), Dim::from(width)]);
         let graph = graph(&shapes.each_ref().map(|s| &s[..]), |b, x| {
             b.attention(&x[0], &x[1], &x[2], &Attention { heads, scale: None, bias: None })

@@ -42,9 +42,7 @@ impl GraphBuilder {
                 let expected = "a constant number of channels";
                 return b.fail(GraphErrorKind::Size, "GroupNorm", &[x], expected);
             };
-            let Some(per_group) =
-                (groups > 0 && channels.is_multiple_of(groups)).then(|| Dim::from(channels / groups.max(1)))
-            else {
+            let Some(per_group) = x.shape()[1].exact_div(&Dim::from(groups)) else {
                 let expected = format!("channels that {groups} groups share evenly");
                 return b.fail(GraphErrorKind::Divisibility, "GroupNorm", &[x], expected);
             };
