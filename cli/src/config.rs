@@ -3,7 +3,7 @@
 use crate::exit::Failure;
 use anyhow::{Context, anyhow};
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Map, Value};
+use serde_yaml::{Mapping, Value};
 use std::path::Path;
 
 /// Keys of upstream's YAML files that this version cannot honour yet; a file with one is refused
@@ -32,16 +32,18 @@ where
 {
     let mut settings = match path {
         Some(path) => given(&read::<T>(path, known).map_err(Failure::Request)?)?,
-        None => Map::new(),
+        None => Mapping::new(),
     };
     settings.extend(given(flags)?);
-    Ok(serde_json::from_value(Value::Object(settings))?)
+    Ok(serde_yaml::from_value(Value::Mapping(settings))?)
 }
 
 /// The fields that hold something: neither null nor an empty list.
-fn given(settings: &impl Serialize) -> Result<Map<String, Value>, serde_json::Error> {
-    let Value::Object(mut map) = serde_json::to_value(settings)? else { return Ok(Map::new()) };
-    map.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
+fn given(settings: &impl Serialize) -> Result<Mapping, serde_yaml::Error> {
+    let Value::Mapping(mut map) = serde_yaml::to_value(settings)? else {
+        return Ok(Mapping::new());
+    };
+    map.retain(|_, value| !value.is_null() && value.as_sequence().is_none_or(|s| !s.is_empty()));
     Ok(map)
 }
 
@@ -49,12 +51,12 @@ fn read<T: DeserializeOwned + Default>(path: &Path, known: &[String]) -> anyhow:
     let file = path.display();
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{file}: cannot read this config file"))?;
-    let value: serde_yaml::Value =
+    let value: Value =
         serde_yaml::from_str(&text).with_context(|| format!("{file}: not valid YAML"))?;
     let mapping = match value {
         // An empty file, or one with comments only, sets nothing.
-        serde_yaml::Value::Null => return Ok(T::default()),
-        serde_yaml::Value::Mapping(mapping) => mapping,
+        Value::Null => return Ok(T::default()),
+        Value::Mapping(mapping) => mapping,
         _ => return Err(anyhow!("{file}: expected `key: value` lines at the top level")),
     };
     for key in mapping.keys() {

@@ -47,9 +47,12 @@ impl Sources {
             Some(given) => folder(name, given),
             None => folder("model", &base.join(sub)),
         };
-        let vae_sub = |root: &Path| if is_exported(&root.join("vae_decoder")) { "vae_decoder" } else { "vae" };
+        let vae_sub = |root: &Path| {
+            if is_exported(&root.join("vae_decoder")) { "vae_decoder" } else { "vae" }
+        };
         let transformer = part("checkpoint", transformer, "transformer")?;
-        let beside = |part: &Path| part.parent().map(|p| p.join("scheduler")).filter(|p| p.is_dir());
+        let beside =
+            |part: &Path| part.parent().map(|p| p.join("scheduler")).filter(|p| p.is_dir());
         Ok(Self {
             scheduler: beside(&transformer),
             text_encoder: part("text_encoder_root", text_encoder, "text_encoder")?,

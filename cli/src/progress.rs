@@ -33,7 +33,9 @@ impl Progress {
                 Unit::Bytes => "{msg:>24} [{bar:30}] {bytes}/{total_bytes}  {bytes_per_sec}",
             };
             let style = ProgressStyle::with_template(template).expect("the template is constant");
-            ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(label.clone())
+            ProgressBar::new(total)
+                .with_style(style.progress_chars("=> "))
+                .with_message(label.clone())
         });
         if let Some(bar) = &bar {
             bar.enable_steady_tick(Duration::from_millis(200));

@@ -147,7 +147,8 @@ fn an_exported_folder_is_a_model() {
     let sandbox = sandbox();
     sample(&sandbox, &[]);
     for profile in ["portable", "ort"] {
-        let args = ["export", "all", "--source", "model", "--output", profile, "--profile", profile];
+        let args =
+            ["export", "all", "--source", "model", "--output", profile, "--profile", profile];
         let run = sandbox.pixart(&args);
         assert_eq!(run.code, 0, "{run:?}");
         let parts = ["transformer", "text_encoder", "vae_decoder"];

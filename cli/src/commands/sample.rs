@@ -7,9 +7,9 @@ use crate::exit::Failure;
 use crate::model::profile_for;
 use crate::progress::{Progress, Unit};
 use clap::Args;
+use output::Output;
 use pixart_runtime::engine::{self, EngineOptions};
 use pixart_runtime::pipeline::{Event, Pipeline, PipelineOptions, Stage};
-use output::Output;
 use settings::Settings;
 use std::path::PathBuf;
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum WriteError {
     /// The target is there already.
-    #[error("{}: exists already; choose another output or replace it with force", path.display())]
+    #[error("{}: exists already; choose another output, or replace it with --force", path.display())]
     Exists {
         /// The target.
         path: PathBuf,

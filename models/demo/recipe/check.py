@@ -266,6 +266,7 @@ def main():
     a.add_argument("--part", default="0/1", help="i/n: draw every n-th picture from the i-th and do not score, "
                                                  "so that several processes can share the work")
     a.add_argument("--details", action="store_true", help="list what went wrong")
+    a.add_argument("--at-least", type=float, help="fail if the objects are right in a smaller percentage")
     o = a.parse_args()
     if o.threads:
         import torch
@@ -296,6 +297,9 @@ def main():
             wrong = [q for q in ("objects", "background", "place") if not judged[-1][q]]
             print(f"{k}: {item['caption']} -> wrong: {', '.join(wrong)}")
     print(report(judged, [i["scene"]["kind"] for i in items]))
+    score = 100 * np.mean([j["objects"] for j in judged])
+    if o.at_least is not None and score < o.at_least:
+        raise SystemExit(f"the objects are right in {score:.1f} % of the pictures, expected at least {o.at_least:g} %")
 
 
 if __name__ == "__main__":

@@ -30,9 +30,8 @@ impl Output {
                 Some(parent) if !parent.as_os_str().is_empty() => parent,
                 _ => ".".as_ref(),
             };
-            tempfile::tempfile_in(parent).with_context(|| {
-                format!("save_latents: cannot write into {}", parent.display())
-            })?;
+            tempfile::tempfile_in(parent)
+                .with_context(|| format!("save_latents: cannot write into {}", parent.display()))?;
         }
         let next = first_free_number(&folder)
             .with_context(|| format!("output_path: cannot list {shown}"))?;

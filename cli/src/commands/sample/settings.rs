@@ -21,10 +21,15 @@ pub struct Settings {
     #[serde(deserialize_with = "one_or_many")]
     pub negative_prompt: Vec<String>,
     /// Width of the pictures in pixels [default: the model's own]
-    #[arg(short = 'W', long = "image_width", value_name = "PIXELS")]
+    #[arg(short = 'W', long = "image_width", value_name = "PIXELS", allow_negative_numbers = true)]
     pub image_width: Option<u32>,
     /// Height of the pictures in pixels [default: the model's own]
-    #[arg(short = 'H', long = "image_height", value_name = "PIXELS")]
+    #[arg(
+        short = 'H',
+        long = "image_height",
+        value_name = "PIXELS",
+        allow_negative_numbers = true
+    )]
     pub image_height: Option<u32>,
     /// Draw at the nearest size the model was trained on, then resize and crop to the exact size;
     /// without it, both sides must be multiples of 16 [default: true]
@@ -32,16 +37,26 @@ pub struct Settings {
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     pub use_resolution_binning: Option<bool>,
     /// Solver steps, 2 to 1000 [default: 20]
-    #[arg(long = "sampling_steps", visible_alias = "steps", value_name = "N")]
+    #[arg(
+        long = "sampling_steps",
+        visible_alias = "steps",
+        value_name = "N",
+        allow_negative_numbers = true
+    )]
     pub sampling_steps: Option<usize>,
     /// Solver; `dpm` is DPM-Solver++ of order 2 [default: dpm]
     #[arg(long = "sampling_method", value_name = "NAME")]
     pub sampling_method: Option<String>,
     /// How strongly pictures follow the prompt; 1 switches guidance off [default: 4.5]
-    #[arg(long = "guidance_scale", visible_alias = "cfg_scale", value_name = "X")]
+    #[arg(
+        long = "guidance_scale",
+        visible_alias = "cfg_scale",
+        value_name = "X",
+        allow_negative_numbers = true
+    )]
     pub guidance_scale: Option<f32>,
     /// Seed of the first picture, picture k has seed + k; -1 draws one [default: 42]
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = seed)]
     pub seed: Option<i128>,
     /// Which implementation to follow where they differ: mindone (as the official code) or
     /// diffusers [default: mindone]
@@ -121,7 +136,7 @@ impl Settings {
             height: self.image_height,
             sampling_steps: self.sampling_steps.unwrap_or(default.sampling_steps),
             guidance_scale: self.guidance_scale.unwrap_or(default.guidance_scale),
-            seed: seed(self.seed.unwrap_or(42))?,
+            seed: drawn(self.seed.unwrap_or(42))?,
             reference: parsed::<Reference>("reference", self.reference.as_deref())?,
             use_resolution_binning: self.use_resolution_binning.unwrap_or(true),
             max_length: self.t5_max_length.unwrap_or(default.max_length),
@@ -197,14 +212,24 @@ fn only(name: &str, value: Option<&str>, expected: &str, what: &str) -> Result<(
     }
 }
 
-/// Draws a seed for -1, else checks the range.
-fn seed(asked: i128) -> Result<u64, Failure> {
+/// Reads a seed: -1 or a 64-bit number.
+fn seed(text: &str) -> Result<i128, String> {
+    let seed = text.parse().map_err(|_| "expected a whole number".to_owned())?;
+    if (-1..=i128::from(u64::MAX)).contains(&seed) {
+        Ok(seed)
+    } else {
+        Err(format!("expected -1 or 0 to {}", u64::MAX))
+    }
+}
+
+/// Draws a seed for -1.
+fn drawn(seed: i128) -> Result<u64, Failure> {
     use std::hash::{BuildHasher, RandomState};
-    match asked {
+    match seed {
         // 32 bits are enough to try one's luck, and short to type again.
         -1 => Ok(RandomState::new().hash_one(std::process::id()) >> 32),
-        _ => asked.try_into().map_err(|_| {
-            Failure::request(format!("seed: found {asked}, expected -1 or 0 to {}", u64::MAX))
+        _ => seed.try_into().map_err(|_| {
+            Failure::request(format!("seed: found {seed}, expected -1 or 0 to {}", u64::MAX))
         }),
     }
 }
