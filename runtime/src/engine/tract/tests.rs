@@ -57,7 +57,7 @@ fn a_graph_too_large_to_be_kept_is_read_again_for_another_shape() {
     }
     std::fs::remove_file(&model).expect("removed");
     plans.get(inputs, vec![vec![2, 3]]).expect("kept plans need no file");
-    let error = plans.get(inputs, vec![vec![3, 3]]).err().expect("nothing to read");
+    let error = plans.get(inputs, vec![vec![3, 3]]).expect_err("nothing to read");
     assert!(error.to_string().contains("model.onnx"), "{error}");
 }
 
