@@ -107,7 +107,7 @@ pub struct Settings {
     /// Folder for the pictures, 0.png, 1.png, …; existing ones are kept [default: ./samples]
     #[arg(short, long = "output_path", value_name = "DIR", help_heading = "Output")]
     pub output_path: Option<PathBuf>,
-    /// Also write the final latents, f32 [n,4,h,w] under the key `latents`, to this file
+    /// Also write the final latents, f32 of n × 4 × h × w under the key `latents`, to this file
     #[arg(long = "save_latents", value_name = "FILE", help_heading = "Output")]
     pub save_latents: Option<PathBuf>,
 }
