@@ -152,11 +152,10 @@ fn fingerprint(source: &Path, profile: Profile) -> anyhow::Result<String> {
 
 /// `PIXART_CACHE_DIR`, else the platform's folder for caches.
 fn cache_folder() -> Result<PathBuf, Failure> {
-    if let Some(folder) = std::env::var_os("PIXART_CACHE_DIR") {
-        return Ok(folder.into());
+    match std::env::var_os("PIXART_CACHE_DIR") {
+        Some(folder) if !folder.is_empty() => Ok(folder.into()),
+        _ => dirs::cache_dir().map(|folder| folder.join("pixart")).ok_or_else(|| {
+            Failure::request("no cache folder: neither PIXART_CACHE_DIR nor HOME is set")
+        }),
     }
-    let base = dirs::cache_dir().ok_or_else(|| {
-        Failure::request("no cache folder: neither PIXART_CACHE_DIR nor HOME is set")
-    })?;
-    Ok(base.join("pixart"))
 }

@@ -14,7 +14,7 @@ pub(super) const EXTERNAL_FROM: u64 = 1024;
 
 /// Place of an initializer's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(crate) enum Place {
     /// In the graph.
     Inline,
     /// In the data file.

@@ -5,9 +5,9 @@ mod copy;
 mod elements;
 mod error;
 mod hash;
-mod layout;
+pub(crate) mod layout;
 mod manifest;
-mod onnx;
+pub(crate) mod onnx;
 mod staging;
 
 pub(crate) use component::{Content, write_component};

@@ -17,7 +17,7 @@ const IR_VERSION: i64 = 10;
 
 /// A complete model. `places` and `inline` are by position in the graph's initializers; `inline`
 /// holds the elements of those that come from the checkpoint and stay in the graph.
-pub(super) fn model(
+pub(crate) fn model(
     graph: &Graph,
     places: &[Place],
     inline: &mut [Option<Vec<u8>>],

@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     path::{Path, PathBuf},
 };
 
@@ -16,8 +17,7 @@ use super::EngineError;
 /// # Errors
 /// [`EngineError::NoDataFolder`] when neither the variable nor the home folder is known.
 pub fn data_folder() -> Result<PathBuf, EngineError> {
-    resolve(|name| env::var_os(name).map(PathBuf::from), env::home_dir())
-        .ok_or(EngineError::NoDataFolder)
+    resolve(env::var_os("PIXART_DATA_DIR"), dirs::data_local_dir()).ok_or(EngineError::NoDataFolder)
 }
 
 /// Where engines are installed inside the data folder.
@@ -25,61 +25,25 @@ pub(super) fn engines_folder(data_folder: &Path) -> PathBuf {
     data_folder.join("engines")
 }
 
-fn resolve(variable: impl Fn(&str) -> Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
-    // An empty variable counts as unset, as is the custom of shells and of the XDG specification.
-    let variable = |name: &str| variable(name).filter(|path| !path.as_os_str().is_empty());
-    let home = home.filter(|path| !path.as_os_str().is_empty());
-    if let Some(path) = variable("PIXART_DATA_DIR") {
-        return Some(path);
+/// An empty variable counts as unset, as is the custom of shells.
+fn resolve(variable: Option<OsString>, platform: Option<PathBuf>) -> Option<PathBuf> {
+    match variable {
+        Some(folder) if !folder.is_empty() => Some(folder.into()),
+        _ => platform.map(|folder| folder.join("pixart")),
     }
-    if cfg!(windows) {
-        return variable("LOCALAPPDATA")
-            .or_else(|| home.map(|home| home.join("AppData").join("Local")))
-            .map(|path| path.join("pixart"));
-    }
-    // The specification tells programs to ignore a relative XDG path.
-    if let Some(path) = variable("XDG_DATA_HOME").filter(|path| path.is_absolute()) {
-        return Some(path.join("pixart"));
-    }
-    let below_home: &Path = if cfg!(target_os = "macos") {
-        Path::new("Library/Application Support/pixart")
-    } else {
-        Path::new(".local/share/pixart")
-    };
-    home.map(|home| home.join(below_home))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn with(variables: &[(&str, &str)], home: Option<&str>) -> Option<PathBuf> {
-        resolve(
-            |name| {
-                let found = variables.iter().find(|(key, _)| *key == name);
-                found.map(|(_, value)| PathBuf::from(value))
-            },
-            home.map(PathBuf::from),
-        )
-    }
-
     #[test]
-    fn own_variable_wins_and_empty_ones_do_not_count() {
-        let both = [("PIXART_DATA_DIR", "/a"), ("XDG_DATA_HOME", "/b")];
-        assert_eq!(with(&both, Some("/home/u")), Some(PathBuf::from("/a")));
-        let empty = [("PIXART_DATA_DIR", "")];
-        assert_ne!(with(&empty, Some("/home/u")), Some(PathBuf::new()));
-        assert_eq!(with(&[], None), None);
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn linux_follows_the_xdg_specification() {
-        let xdg = [("XDG_DATA_HOME", "/b")];
-        assert_eq!(with(&xdg, Some("/home/u")), Some(PathBuf::from("/b/pixart")));
-        let relative = [("XDG_DATA_HOME", "b")];
-        let home = PathBuf::from("/home/u/.local/share/pixart");
-        assert_eq!(with(&relative, Some("/home/u")), Some(home.clone()));
-        assert_eq!(with(&[], Some("/home/u")), Some(home));
+    fn the_own_variable_wins_and_an_empty_one_does_not_count() {
+        let platform = || Some(PathBuf::from("/home/u/.local/share"));
+        let below_home = Some(PathBuf::from("/home/u/.local/share/pixart"));
+        assert_eq!(resolve(Some("/a".into()), platform()), Some(PathBuf::from("/a")));
+        assert_eq!(resolve(Some("".into()), platform()), below_home);
+        assert_eq!(resolve(None, platform()), below_home);
+        assert_eq!(resolve(None, None), None);
     }
 }
