@@ -11,6 +11,7 @@ use std::path::Path;
 const UPSTREAM_ONLY: &[&str] = &[
     "batch_size",
     "device_target",
+    "enable_flash_attention",
     "imagegrid",
     "jit_level",
     "kv_compress",

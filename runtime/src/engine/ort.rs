@@ -82,11 +82,8 @@ struct OrtSession {
 
 impl Session for OrtSession {
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
-        let values = self.signature.sort(inputs).map_err(|mismatch| EngineError::Input {
-            model: self.model.clone(),
-            input: mismatch.input,
-            reason: mismatch.reason,
-        })?;
+        let values =
+            self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
         let failed = |error: ort::Error| EngineError::Run {
             engine: NAME,
             model: self.model.clone(),

@@ -2,12 +2,13 @@
 //!
 //! Checked before either engine sees a value, so that both report a mistake in the same words.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use tract_onnx::pb::{
     GraphProto, ValueInfoProto, tensor_proto::DataType, tensor_shape_proto::dimension, type_proto,
 };
 
+use super::EngineError;
 use crate::tensor::Tensor;
 
 /// Inputs and outputs of a graph, in its order.
@@ -39,6 +40,13 @@ pub(super) enum Dim {
 pub(super) struct Mismatch {
     pub input: String,
     pub reason: String,
+}
+
+impl Mismatch {
+    /// The error of a run of `model`.
+    pub fn in_model(self, model: &Path) -> EngineError {
+        EngineError::Input { model: model.to_path_buf(), input: self.input, reason: self.reason }
+    }
 }
 
 impl Signature {

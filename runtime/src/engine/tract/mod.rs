@@ -82,11 +82,8 @@ struct TractSession {
 
 impl Session for TractSession {
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
-        let values = self.signature.sort(inputs).map_err(|mismatch| EngineError::Input {
-            model: self.model.clone(),
-            input: mismatch.input,
-            reason: mismatch.reason,
-        })?;
+        let values =
+            self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
         let shapes = values.iter().map(|value| value.shape().to_vec()).collect();
         let (plans, signature) = (&mut self.plans, &self.signature);
         // Constants are folded while a plan is made, which is work for all threads as well.
