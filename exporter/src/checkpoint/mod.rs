@@ -6,8 +6,10 @@ mod error;
 mod index;
 mod shard;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use error::CheckpointError;
@@ -20,23 +22,51 @@ const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 /// Extensions that weights come in, so that a folder can be told from an empty one.
 const WEIGHT_EXTENSIONS: [&str; 7] = ["safetensors", "bin", "pth", "pt", "ckpt", "msgpack", "onnx"];
 
-/// A tensor of a checkpoint, still in its file.
-#[derive(Clone, Copy, Debug)]
+/// A tensor of a checkpoint, still in its file where its elements lie there in order.
+#[derive(Clone, Debug)]
 pub struct TensorView<'a> {
     /// Element type in the file.
     pub dtype: Dtype,
     /// Shape, outermost axis first.
-    pub shape: &'a [usize],
+    pub shape: Cow<'a, [usize]>,
     /// Little-endian elements, outermost axis slowest. Not necessarily aligned.
-    pub bytes: &'a [u8],
+    pub bytes: Cow<'a, [u8]>,
+}
+
+/// A stored tensor, or some of its rows, under another name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renamed {
+    /// The new name.
+    pub name: String,
+    /// The name of the tensor that is stored.
+    pub stored: String,
+    /// The rows of its first axis; `None` is all of it.
+    pub rows: Option<Range<usize>>,
 }
 
 /// An opened checkpoint.
 pub struct Checkpoint {
     folder: PathBuf,
     shards: Vec<Shard>,
-    /// Tensor name → position in `shards`.
-    tensors: BTreeMap<String, usize>,
+    /// Tensor name → where it is stored.
+    tensors: BTreeMap<String, Place>,
+}
+
+/// Where a tensor is stored.
+#[derive(Clone, Debug)]
+struct Place {
+    /// Position in the checkpoint's shards.
+    shard: usize,
+    /// The name it has there.
+    stored: String,
+    /// The rows of its first axis; `None` is all of it.
+    rows: Option<Range<usize>>,
+}
+
+impl Place {
+    fn whole(shard: usize, stored: String) -> Self {
+        Self { shard, stored, rows: None }
+    }
 }
 
 impl Checkpoint {
@@ -65,7 +95,8 @@ impl Checkpoint {
 
     fn from_file(folder: &Path, file: &Path) -> Result<Self, CheckpointError> {
         let shard = Shard::open(file)?;
-        let tensors = shard.names().into_iter().map(|name| (name, 0)).collect();
+        let whole = |name: String| (name.clone(), Place::whole(0, name));
+        let tensors = shard.names().into_iter().map(whole).collect();
         Ok(Self { folder: folder.to_owned(), shards: vec![shard], tensors })
     }
 
@@ -96,13 +127,14 @@ impl Checkpoint {
                     shard: file,
                 });
             }
-            tensors.insert(tensor, position);
+            tensors.insert(tensor.clone(), Place::whole(position, tensor));
         }
         // The index is the authority on where a listed tensor is; unlisted ones are still part of
         // the checkpoint, so that what nothing reads is reported rather than overlooked.
         for (position, shard) in shards.iter().enumerate() {
             for name in shard.names() {
-                tensors.entry(name).or_insert(position);
+                let whole = Place::whole(position, name.clone());
+                tensors.entry(name).or_insert(whole);
             }
         }
         Ok(Self { folder: folder.to_owned(), shards, tensors })
@@ -125,13 +157,54 @@ impl Checkpoint {
 
     /// A tensor by its name.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
-        self.shards.get(self.shard_of(name)?)?.tensor(name)
+        let place = self.tensors.get(name)?;
+        let view = self.shards.get(place.shard)?.tensor(&place.stored)?;
+        match &place.rows {
+            None => Some(view),
+            Some(rows) => rows_of(view, rows),
+        }
     }
 
-    /// Position in [`Self::shards`] of the file that holds a tensor.
-    pub fn shard_of(&self, name: &str) -> Option<usize> {
-        self.tensors.get(name).copied()
+    /// Where a tensor's bytes are: position in [`Self::shards`], and the range in that file.
+    pub fn position(&self, name: &str) -> Option<(usize, Range<usize>)> {
+        let place = self.tensors.get(name)?;
+        Some((place.shard, self.shards.get(place.shard)?.range(&place.stored)?))
     }
+
+    /// The same files under other names: exactly these tensors, in place of all the present ones.
+    ///
+    /// # Errors
+    ///
+    /// Gives back the first entry whose stored tensor does not exist or has no such rows.
+    pub fn renamed(mut self, entries: Vec<Renamed>) -> Result<Self, Renamed> {
+        let mut tensors = BTreeMap::new();
+        for entry in entries {
+            let fits = self.tensor(&entry.stored).is_some_and(|view| {
+                entry.rows.as_ref().is_none_or(|rows| rows_of(view, rows).is_some())
+            });
+            let place = self.tensors.get(&entry.stored).filter(|place| place.rows.is_none());
+            let (true, Some(place)) = (fits, place) else { return Err(entry) };
+            tensors.insert(entry.name, Place { rows: entry.rows, ..place.clone() });
+        }
+        self.tensors = tensors;
+        Ok(self)
+    }
+}
+
+/// Some rows of a tensor's first axis.
+fn rows_of<'a>(view: TensorView<'a>, rows: &Range<usize>) -> Option<TensorView<'a>> {
+    let (&all, inner) = view.shape.split_first()?;
+    if rows.start > rows.end || rows.end > all {
+        return None;
+    }
+    let row_bytes = view.bytes.len().checked_div(all).unwrap_or(0);
+    let range = rows.start * row_bytes..rows.end * row_bytes;
+    let bytes = match view.bytes {
+        Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[range]),
+        Cow::Owned(bytes) => Cow::Owned(bytes[range].to_vec()),
+    };
+    let shape = [&[rows.len()], inner].concat();
+    Some(TensorView { dtype: view.dtype, shape: shape.into(), bytes })
 }
 
 /// The error for a folder without weights in a readable form, naming those it has in another.

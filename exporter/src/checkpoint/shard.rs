@@ -91,7 +91,8 @@ impl Shard {
     pub(super) fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         let info = self.metadata.info(name)?;
         let bytes = self.map.get(self.range(name)?)?;
-        Some(TensorView { dtype: info.dtype, shape: &info.shape, bytes })
+        let shape = info.shape.as_slice().into();
+        Some(TensorView { dtype: info.dtype, shape, bytes: bytes.into() })
     }
 
     /// Lets the system take back the memory behind a range that is not needed for now. The bytes

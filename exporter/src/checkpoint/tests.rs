@@ -51,7 +51,7 @@ fn a_single_file_opens() {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
     let view = checkpoint.tensor("b").unwrap();
-    assert_eq!((view.dtype, view.shape), (Dtype::F32, [2].as_slice()));
+    assert_eq!((view.dtype, &*view.shape), (Dtype::F32, [2].as_slice()));
     assert_eq!(view.bytes[..4], 3f32.to_le_bytes());
     assert!(checkpoint.tensor("c").is_none());
 }
@@ -212,6 +212,29 @@ fn index_and_shards_must_belong_together() {
     for text in ["{}", "{\"weight_map\": {}}", "{\"weight_map\": {\"a\": 3}}", "nonsense"] {
         fs::write(folder.path().join("model.safetensors.index.json"), text).unwrap();
         assert!(matches!(error_of(folder.path()), CheckpointError::Index { .. }), "{text}");
+    }
+}
+
+#[test]
+fn rows_can_be_had_under_other_names() {
+    let folder = single();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let whole = checkpoint.tensor("a").unwrap().bytes.to_vec();
+    let entry = |name: &str, rows| Renamed { name: name.to_owned(), stored: "a".to_owned(), rows };
+    let renamed = checkpoint
+        .renamed(vec![entry("x", None), entry("y", Some(1..2)), entry("z", Some(0..0))])
+        .unwrap();
+    assert_eq!(renamed.names().collect::<Vec<_>>(), ["x", "y", "z"]);
+    assert_eq!(*renamed.tensor("x").unwrap().bytes, whole);
+    let second = renamed.tensor("y").unwrap();
+    assert_eq!((&*second.shape, &*second.bytes), ([1].as_slice(), &whole[4..]));
+    assert!(renamed.tensor("z").unwrap().bytes.is_empty());
+    assert_eq!(renamed.position("y"), renamed.position("x"));
+
+    let open = || Checkpoint::open(folder.path()).unwrap();
+    let missing = Renamed { name: "x".to_owned(), stored: "no".to_owned(), rows: None };
+    for wrong in [missing, entry("y", Some(1..3))] {
+        assert_eq!(open().renamed(vec![wrong.clone()]).err(), Some(wrong));
     }
 }
 

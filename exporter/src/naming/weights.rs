@@ -44,7 +44,7 @@ pub fn find(
             problems.push(WeightProblem::Missing { tensor, expected });
             continue;
         };
-        if !shape_fits(component, &tensor, view.shape, &weight.shape) {
+        if !shape_fits(component, &tensor, &view.shape, &weight.shape) {
             problems.push(WeightProblem::Shape {
                 tensor: tensor.clone(),
                 found: view.shape.to_vec(),

@@ -140,8 +140,7 @@ impl<'a> Weight<'a> {
         checkpoint: &'a Checkpoint,
     ) -> Result<Self, WriteError> {
         let found = tensor.and_then(|tensor| {
-            let shard = checkpoint.shard_of(tensor)?;
-            let range = checkpoint.shards()[shard].range(tensor)?;
+            let (shard, range) = checkpoint.position(tensor)?;
             Some((tensor, checkpoint.tensor(tensor)?, shard, range.end))
         });
         match (&initializer.data, found) {

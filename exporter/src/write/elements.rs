@@ -114,7 +114,7 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn new(view: &TensorView<'a>) -> Option<Self> {
+    fn new(view: &'a TensorView<'_>) -> Option<Self> {
         let size = match view.dtype {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::BF16 => 2,
@@ -123,7 +123,7 @@ impl<'a> Source<'a> {
         let count = view.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim))?;
         (count.checked_mul(size)? == view.bytes.len()).then_some(Self {
             dtype: view.dtype,
-            bytes: view.bytes,
+            bytes: &view.bytes,
             count,
         })
     }
@@ -192,7 +192,8 @@ mod tests {
         let values = ramp(BLOCK + 1500);
         for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
             let bytes = bytes_of(dtype, &values);
-            let view = TensorView { dtype, shape: &[values.len()], bytes: &bytes };
+            let view =
+                TensorView { dtype, shape: vec![values.len()].into(), bytes: (&bytes).into() };
             assert_eq!(collect(|sink| stream(&view, sink)), values, "{dtype}");
         }
     }
@@ -204,7 +205,8 @@ mod tests {
             let values = ramp(rows * columns);
             for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
                 let bytes = bytes_of(dtype, &values);
-                let view = TensorView { dtype, shape: &[rows, columns], bytes: &bytes };
+                let view =
+                    TensorView { dtype, shape: vec![rows, columns].into(), bytes: (&bytes).into() };
                 let found = collect(|sink| stream_transposed(&view, rows, columns, sink));
                 let expected: Vec<f32> = (0..columns)
                     .flat_map(|column| (0..rows).map(move |row| (row, column)))
@@ -222,7 +224,8 @@ mod tests {
             values[2001] = bad;
             for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
                 let bytes = bytes_of(dtype, &values);
-                let view = TensorView { dtype, shape: &[30, 100], bytes: &bytes };
+                let view =
+                    TensorView { dtype, shape: vec![30, 100].into(), bytes: (&bytes).into() };
                 let mut sink = |_: &[u8]| Ok::<(), ()>(());
                 for result in
                     [stream(&view, &mut sink), stream_transposed(&view, 30, 100, &mut sink)]
@@ -248,10 +251,10 @@ mod tests {
             (Dtype::I32, vec![3]),
             (Dtype::F32, vec![usize::MAX, 2]),
         ] {
-            let view = TensorView { dtype, shape: &shape, bytes: &bytes };
+            let view = TensorView { dtype, shape: shape.to_vec().into(), bytes: (&bytes).into() };
             assert!(matches!(stream(&view, &mut sink), Err(Stop::Malformed)), "{dtype} {shape:?}");
         }
-        let view = TensorView { dtype: Dtype::F32, shape: &[3], bytes: &bytes };
+        let view = TensorView { dtype: Dtype::F32, shape: vec![3].into(), bytes: (&bytes).into() };
         let result = stream_transposed(&view, 2, 2, &mut sink);
         assert!(matches!(result, Err(Stop::Malformed)));
     }

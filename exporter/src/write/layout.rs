@@ -48,8 +48,8 @@ impl Layout {
         let mut order: Vec<usize> = (0..graph.initializers.len()).collect();
         let position = |index: &usize| {
             let tensor = tensors[*index].as_ref()?;
-            let shard = checkpoint.shard_of(tensor)?;
-            Some((shard, checkpoint.shards()[shard].range(tensor)?.start))
+            let (shard, range) = checkpoint.position(tensor)?;
+            Some((shard, range.start))
         };
         order.sort_by_key(position);
 
