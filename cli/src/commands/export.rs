@@ -35,7 +35,7 @@ pub struct ExportArgs {
 #[derive(Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Part {
-    /// The three below, with tokenizer and scheduler: a folder that `sample --model` takes
+    /// The four below, with tokenizer and scheduler: a folder that `sample --model` takes
     All,
     /// The diffusion transformer
     Transformer,
@@ -43,6 +43,8 @@ enum Part {
     TextEncoder,
     /// Latents to pictures
     VaeDecoder,
+    /// Pictures to the distribution of their latents
+    VaeEncoder,
 }
 
 /// Runs the command.
@@ -67,6 +69,7 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
         Part::Transformer => Some(Component::Transformer),
         Part::TextEncoder => Some(Component::TextEncoder),
         Part::VaeDecoder => Some(Component::VaeDecoder),
+        Part::VaeEncoder => Some(Component::VaeEncoder),
     };
     let result = match component {
         Some(component) => {

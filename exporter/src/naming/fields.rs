@@ -80,6 +80,13 @@ impl Fields {
             .transpose()
     }
 
+    /// A truth value.
+    pub fn flag(&self, field: &'static str) -> Result<Option<bool>, ConfigError> {
+        self.get(field)
+            .map(|value| value.as_bool().ok_or_else(|| self.invalid(field, "true or false")))
+            .transpose()
+    }
+
     /// A finite number above zero.
     pub fn positive(&self, field: &'static str) -> Result<Option<f64>, ConfigError> {
         self.get(field)
