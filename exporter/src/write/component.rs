@@ -30,51 +30,84 @@ pub(crate) struct Content<'a> {
     pub architecture: &'a Value,
 }
 
-/// Writes the component's files into an existing, empty folder and flushes them. `progress` gets
-/// the bytes done and the bytes in all.
+/// What has been written into a component's folder, for its manifest.
+pub(crate) struct Written {
+    /// The graph and its weights.
+    pub files: Vec<FileRecord>,
+    /// The checkpoint's files.
+    pub source: Vec<FileRecord>,
+}
+
+/// Writes the component's files, all but the manifest, into an existing, empty folder and flushes
+/// them. `progress` gets the bytes done and the bytes in all.
 pub(crate) fn write_component(
     folder: &Path,
     content: &Content<'_>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Vec<FileRecord>, WriteError> {
-    let graph = content.graph;
-    let layout = Layout::new(graph, content.weights, content.checkpoint)?;
-    let (mut inline, data, source) = write_data(folder, content, &layout, progress)?;
-
-    let model = onnx::model(graph, &layout.places, &mut inline)?.encode_to_vec();
-    let mut file = HashedFile::create(folder, MODEL_FILE, model.len() as u64)?;
-    file.write(&model)?;
-    let files = vec![file.finish()?, data];
-
+) -> Result<Written, WriteError> {
+    let written = write_graph(folder, content, true, progress)?;
     copy::copy_file(&content.checkpoint.folder().join("config.json"), &folder.join("config.json"))?;
+    Ok(written)
+}
+
+/// Writes only the graph and its weights, and does not read what they do not need of the
+/// checkpoint's files, which are not hashed then.
+pub(crate) fn write_bare(folder: &Path, content: &Content<'_>) -> Result<(), WriteError> {
+    write_graph(folder, content, false, &mut |_, _| ()).map(drop)
+}
+
+/// Completes a component's folder.
+pub(crate) fn write_manifest(
+    folder: &Path,
+    content: &Content<'_>,
+    written: &Written,
+    verification: Option<Value>,
+) -> Result<(), WriteError> {
     let manifest = Manifest::new(
         content.component,
         content.profile,
         content.precision,
         content.architecture,
-        source,
-        files.clone(),
+        written.source.clone(),
+        written.files.clone(),
+        verification,
     );
     copy::write_text(&folder.join("manifest.json"), &manifest.to_json()?)?;
-    sync_folder(folder)?;
-    Ok(files)
+    sync_folder(folder)
+}
+
+fn write_graph(
+    folder: &Path,
+    content: &Content<'_>,
+    hash_source: bool,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Written, WriteError> {
+    let graph = content.graph;
+    let layout = Layout::new(graph, content.weights, content.checkpoint)?;
+    let (mut inline, data, source) = write_data(folder, content, &layout, hash_source, progress)?;
+
+    let model = onnx::model(graph, &layout.places, &mut inline)?.encode_to_vec();
+    let mut file = HashedFile::create(folder, MODEL_FILE, model.len() as u64)?;
+    file.write(&model)?;
+    Ok(Written { files: vec![file.finish()?, data], source })
 }
 
 /// Elements of initializers that stay in the graph, the data file, and the source files.
-type Written = (Vec<Option<Vec<u8>>>, FileRecord, Vec<FileRecord>);
+type Data = (Vec<Option<Vec<u8>>>, FileRecord, Vec<FileRecord>);
 
 fn write_data(
     folder: &Path,
     content: &Content<'_>,
     layout: &Layout,
+    hash_source: bool,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Written, WriteError> {
+) -> Result<Data, WriteError> {
     let Content { graph, checkpoint, .. } = content;
     let total = layout.data_bytes;
     let mut data = HashedFile::create(folder, DATA_FILE, total)?;
     let mut inline = vec![None; graph.initializers.len()];
-    let mut sources: Vec<HashedSource<'_>> =
-        checkpoint.shards().iter().map(HashedSource::new).collect();
+    let hashed = if hash_source { checkpoint.shards() } else { &[] };
+    let mut sources: Vec<HashedSource<'_>> = hashed.iter().map(HashedSource::new).collect();
 
     progress(0, total);
     for &index in &layout.order {
@@ -106,7 +139,9 @@ fn write_data(
                         Ok(())
                     })?;
                 }
-                sources[weight.shard].advance(weight.end);
+                if let Some(source) = sources.get_mut(weight.shard) {
+                    source.advance(weight.end);
+                }
             }
         }
         if let Place::External { offset, length } = place

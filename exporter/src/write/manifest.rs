@@ -21,6 +21,8 @@ pub(super) struct Manifest<'a> {
     architecture: &'a Value,
     source: Source,
     files: Vec<FileRecord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verification: Option<Value>,
 }
 
 #[derive(Debug, Serialize)]
@@ -36,6 +38,7 @@ impl<'a> Manifest<'a> {
         architecture: &'a Value,
         source: Vec<FileRecord>,
         files: Vec<FileRecord>,
+        verification: Option<Value>,
     ) -> Self {
         Self {
             format: FORMAT,
@@ -46,6 +49,7 @@ impl<'a> Manifest<'a> {
             architecture,
             source: Source { files: source },
             files,
+            verification,
         }
     }
 
