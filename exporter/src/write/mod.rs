@@ -1,13 +1,14 @@
 //! ONNX files on disk: the graph as protobuf, the weights beside it, a manifest with hashes.
 
 mod component;
+pub(crate) mod convert;
 mod copy;
-mod elements;
 mod error;
 mod hash;
 pub(crate) mod layout;
 mod manifest;
 pub(crate) mod onnx;
+mod pipe;
 mod staging;
 
 pub(crate) use component::{ConfigFile, Content, write_component};

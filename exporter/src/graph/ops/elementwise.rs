@@ -49,8 +49,8 @@ impl GraphBuilder {
     /// `value` for integers and floats, an error for booleans.
     fn expect_numeric(&self, op: &str, x: &Value) -> Result<(), GraphError> {
         match x.dtype() {
-            DType::F32 | DType::I64 => Ok(()),
             DType::Bool => self.fail(GraphErrorKind::DType, op, &[x], "numbers"),
+            _ => Ok(()),
         }
     }
 
@@ -148,12 +148,7 @@ impl GraphBuilder {
 
     /// Conversion to another element type.
     pub fn cast(&mut self, x: &Value, dtype: DType) -> Result<Value, GraphError> {
-        // The numbers are those of ONNX's TensorProto.DataType.
-        let to = match dtype {
-            DType::F32 => 1,
-            DType::I64 => 7,
-            DType::Bool => 9,
-        };
+        let to = i64::from(dtype.onnx());
         Ok(self.push("Cast", &[x], vec![("to", Attribute::Int(to))], dtype, x.shape().to_vec()))
     }
 
