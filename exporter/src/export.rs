@@ -111,7 +111,9 @@ impl Prepared {
                 (models::vae::build(&config, profile), vae_architecture(&config))
             }
         };
-        let graph = graph.map_err(|source| ExportError::Graph { component, source })?;
+        let graph = graph
+            .and_then(|graph| profile.check(&graph).map(|()| graph))
+            .map_err(|source| ExportError::Graph { component, source })?;
         let weights = naming::find(&graph, &checkpoint, component)?;
         Ok(Self { component, checkpoint, graph, weights, architecture })
     }
