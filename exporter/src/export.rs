@@ -34,7 +34,7 @@ pub fn export_component(
     let staging = Staging::begin(&target, Kind::Component, options.force, &[&folder])?;
     let files = prepared.write(staging.folder(), options, progress)?;
     let folder = staging.commit()?;
-    Ok(Exported { component, folder, files })
+    Ok(Exported { component, folder, files, notes: options.profile.notes(&prepared.graph) })
 }
 
 /// Exports all components into the folder `output`, with the scheduler's configuration, the
@@ -78,11 +78,11 @@ pub fn export_pipeline(
     copy_unread(source, staging.folder())?;
 
     let output = staging.commit()?;
-    let place = |(component, files): (Component, Vec<FileRecord>)| {
+    let place = |(part, (component, files)): (&Prepared, (Component, Vec<FileRecord>))| {
         let folder = output.join(component.as_str());
-        Exported { component, folder, files }
+        Exported { component, folder, files, notes: options.profile.notes(&part.graph) }
     };
-    Ok(written.into_iter().map(place).collect())
+    Ok(prepared.iter().zip(written).map(place).collect())
 }
 
 /// A component whose configuration, graph and tensors have been found to fit together.

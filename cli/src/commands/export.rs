@@ -80,8 +80,11 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
     if let Some((_, bar)) = bar {
         bar.finish();
     }
-    for Exported { folder, .. } in result? {
+    for Exported { component, folder, notes, .. } in result? {
         print_line(folder.display())?;
+        for note in notes {
+            eprintln!("note: {component}: {note}");
+        }
     }
     Ok(())
 }

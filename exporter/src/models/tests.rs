@@ -106,6 +106,12 @@ fn the_released_text_encoder_has_219_tensors() {
     assert_eq!(graph.weights().count(), 219);
     let numbers: usize = graph.weights().map(|w| w.shape.iter().product::<usize>()).sum();
     assert_eq!(numbers, 4_762_310_656);
+
+    assert!(Profile::Portable.notes(&graph).is_empty());
+    let notes = Profile::Cann.notes(&text_encoder::build(&config, Profile::Cann).unwrap());
+    assert!(notes[0].contains("CANN provider compiles at most 2147483647"), "{notes:?}");
+    let small = text_encoder::build(&text_encoder_config(), Profile::Cann).unwrap();
+    assert!(Profile::Cann.notes(&small).is_empty());
 }
 
 #[test]

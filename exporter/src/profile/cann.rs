@@ -8,7 +8,7 @@
 //! after ONNX Runtime's basic optimisations, and the results are those of the other profiles.
 
 use crate::graph::dim::Dim;
-use crate::graph::ir::Graph;
+use crate::graph::ir::{Graph, Initializer};
 use crate::graph::{GraphBuilder, GraphError, GraphErrorKind, Value};
 
 /// Version of the standard operator set.
@@ -56,6 +56,26 @@ pub(super) fn check(graph: &Graph) -> Result<(), GraphError> {
     let expected = "an operator that ONNX Runtime's CANN provider runs; choose another precision, \
                     or another profile";
     Err(GraphError::new(GraphErrorKind::Operator, &node.name, &node.op_type, &[], expected))
+}
+
+/// The provider serialises what it claims, weights included, into one protobuf message, which
+/// cannot be larger than this.
+const MOST_BYTES: u64 = (1 << 31) - 1;
+
+/// What to say of a graph that does not fit into one message.
+pub(super) fn too_large(graph: &Graph) -> Option<String> {
+    let bytes = |initializer: &Initializer| {
+        initializer.shape.iter().map(|&n| n as u64).product::<u64>()
+            * initializer.dtype.size() as u64
+    };
+    let bytes: u64 = graph.initializers.iter().map(bytes).sum();
+    (bytes > MOST_BYTES).then(|| {
+        format!(
+            "the weights take {bytes} bytes, but ONNX Runtime's CANN provider compiles at most \
+             {MOST_BYTES} at a time: run this part on the processor, or export it in a smaller \
+             precision if that fits"
+        )
+    })
 }
 
 impl GraphBuilder {

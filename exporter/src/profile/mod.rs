@@ -67,6 +67,15 @@ impl Profile {
             Self::Cann => cann::check(graph),
         }
     }
+
+    /// What whoever runs `graph` on the profile's engines should know, a sentence or two each;
+    /// mostly nothing.
+    pub fn notes(self, graph: &Graph) -> Vec<String> {
+        match self {
+            Self::Ort | Self::Portable => Vec::new(),
+            Self::Cann => cann::too_large(graph).into_iter().collect(),
+        }
+    }
 }
 
 impl fmt::Display for Profile {
