@@ -68,7 +68,7 @@ impl Staged<'_> {
     ///
     /// As for any export.
     pub fn write_twins(&self, scratch: &Path, most_bytes: u64) -> Result<Twins, ExportError> {
-        let options = ExportOptions { precision: Precision::Fp32, ..*self.options };
+        let options = ExportOptions { precision: Precision::Fp32, ..self.options.clone() };
         let reference = (self.again)(&options)?;
         let folders = ["exported", "reference"].map(|name| scratch.join(name));
         let graph = |folder: &Path| folder.join(MODEL_FILE);

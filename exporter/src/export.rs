@@ -8,15 +8,18 @@ use serde_json::{Value, json};
 use crate::check::{Staged, Verdict};
 use crate::checkpoint::Checkpoint;
 use crate::graph::ir::Graph;
-use crate::naming::{self, FoundWeight, TextEncoderConfig, TransformerConfig, VaeConfig};
-use crate::profile::Profile;
-use crate::source::component_folder;
-use crate::write::{self, Content, FileRecord, Kind, Staging, WriteError};
+use crate::naming::{
+    self, Family, FoundWeight, Naming, TextEncoderConfig, TransformerConfig, VaeConfig,
+    VariantFlags,
+};
+use crate::source::Located;
+use crate::write::{self, ConfigFile, Content, FileRecord, Kind, Staging, WriteError};
 use crate::{Component, ExportError, ExportOptions, Exported, PipelineSource, Progress, models};
 
 /// Exports one component into `output/<component>`.
 ///
-/// `source` is a diffusers pipeline folder or the component's own folder. The folder appears
+/// `source` is a diffusers pipeline folder or the component's own folder; for the transformer also a
+/// file, or a folder without `config.json`, under diffusers' names or the original ones. The folder appears
 /// complete or not at all, and `progress` is called about once per megabyte of weights.
 ///
 /// # Errors
@@ -46,14 +49,14 @@ pub fn export_component_checked(
     progress: &mut dyn FnMut(Progress),
     check: &mut dyn FnMut(&Staged<'_>) -> Verdict,
 ) -> Result<Exported, ExportError> {
-    let folder = component_folder(source, component)?;
-    let prepare = |options: &ExportOptions| Prepared::new(&folder, component, options.profile);
+    let located = Located::find(source, component)?;
+    let prepare = |options: &ExportOptions| Prepared::new(&located, component, options);
     let prepared = prepare(options)?;
     let target = output.join(component.as_str());
-    let staging = Staging::begin(&target, Kind::Component, options.force, &[&folder])?;
+    let staging = Staging::begin(&target, Kind::Component, options.force, &[&located.path])?;
     let files = prepared.write(staging.folder(), options, progress, check, &prepare)?;
     let folder = staging.commit()?;
-    Ok(Exported { component, folder, files })
+    Ok(Exported { component, folder, files, notes: options.profile.notes(&prepared.graph) })
 }
 
 /// Exports all components into the folder `output`, with the scheduler's configuration, the
@@ -88,8 +91,8 @@ pub fn export_pipeline_checked(
 ) -> Result<Vec<Exported>, ExportError> {
     source.check_copied()?;
     let prepare = |component: Component, options: &ExportOptions| {
-        let folder = component_folder(source.folder(component), component)?;
-        Prepared::new(&folder, component, options.profile)
+        let located = Located::find(source.folder(component), component)?;
+        Prepared::new(&located, component, options)
     };
     let prepared: Vec<Prepared> = Component::ALL
         .into_iter()
@@ -114,11 +117,11 @@ pub fn export_pipeline_checked(
     copy_unread(source, staging.folder())?;
 
     let output = staging.commit()?;
-    let place = |(component, files): (Component, Vec<FileRecord>)| {
+    let place = |(part, (component, files)): (&Prepared, (Component, Vec<FileRecord>))| {
         let folder = output.join(component.as_str());
-        Exported { component, folder, files }
+        Exported { component, folder, files, notes: options.profile.notes(&part.graph) }
     };
-    Ok(written.into_iter().map(place).collect())
+    Ok(prepared.iter().zip(written).map(place).collect())
 }
 
 /// A component whose configuration, graph and tensors have been found to fit together.
@@ -128,15 +131,27 @@ pub(crate) struct Prepared {
     pub(crate) graph: Graph,
     weights: Vec<FoundWeight>,
     architecture: Value,
+    config: ConfigFile,
 }
 
 impl Prepared {
-    fn new(folder: &Path, component: Component, profile: Profile) -> Result<Self, ExportError> {
-        let checkpoint = Checkpoint::open(folder)?;
+    fn new(
+        located: &Located,
+        component: Component,
+        options: &ExportOptions,
+    ) -> Result<Self, ExportError> {
+        let profile = options.profile;
+        let mut checkpoint = Checkpoint::open(&located.path)?;
+        let mut config_file = ConfigFile::Copied(checkpoint.folder().join("config.json"));
+        let mut names = Naming::Diffusers;
         let (graph, architecture) = match component {
             Component::Transformer => {
-                let config = TransformerConfig::read(&checkpoint)?;
-                (models::transformer::build(&config, profile), transformer_architecture(&config))
+                (checkpoint, names) = naming::in_diffusers_names(checkpoint)?;
+                let file = located.config.as_deref();
+                let config = TransformerConfig::read(&checkpoint, file, &options.variant)?;
+                config_file = transformer_config_file(&config, file, &options.variant)?;
+                let architecture = transformer_architecture(&config, Family::of(&checkpoint));
+                (models::transformer::build(&config, profile), architecture)
             }
             Component::TextEncoder => {
                 let config = TextEncoderConfig::read(&checkpoint)?;
@@ -151,9 +166,12 @@ impl Prepared {
                 (models::vae::build_encoder(&config, profile), vae_architecture(&config))
             }
         };
-        let graph = graph.map_err(|source| ExportError::Graph { component, source })?;
-        let weights = naming::find(&graph, &checkpoint, component)?;
-        Ok(Self { component, checkpoint, graph, weights, architecture })
+        let graph = graph
+            .and_then(|graph| profile.check(&graph).map(|()| graph))
+            .map_err(|source| ExportError::Graph { component, source })?;
+        let weights = naming::find(&graph, &checkpoint, component)
+            .map_err(|error| naming::in_stored_names(error, names))?;
+        Ok(Self { component, checkpoint, graph, weights, architecture, config: config_file })
     }
 
     /// Writes the component, lets `check` look at it, and completes it with the manifest. `again`
@@ -214,6 +232,7 @@ impl Prepared {
             checkpoint: &self.checkpoint,
             weights,
             architecture: &self.architecture,
+            config: &self.config,
         }
     }
 }
@@ -239,9 +258,22 @@ fn copy_unread(source: &PipelineSource, output: &Path) -> Result<(), WriteError>
     }
 }
 
-fn transformer_architecture(config: &TransformerConfig) -> Value {
-    json!({
-        "variant": "sigma",
+/// The source's file as it is, unless there is none or an option says something else.
+fn transformer_config_file(
+    config: &TransformerConfig,
+    file: Option<&Path>,
+    flags: &VariantFlags,
+) -> Result<ConfigFile, ExportError> {
+    match file {
+        Some(file) if flags.first_set().is_none() => Ok(ConfigFile::Copied(file.to_owned())),
+        Some(file) => Ok(ConfigFile::Written(config.to_json_over(file)?)),
+        None => Ok(ConfigFile::Written(config.to_json())),
+    }
+}
+
+fn transformer_architecture(config: &TransformerConfig, family: Family) -> Value {
+    let mut architecture = json!({
+        "variant": family.as_str(),
         "sample_size": config.sample_size,
         "interpolation_scale": config.interpolation_scale,
         "num_layers": config.num_layers,
@@ -251,7 +283,12 @@ fn transformer_architecture(config: &TransformerConfig) -> Value {
         "out_channels": config.out_channels,
         "patch_size": config.patch_size,
         "caption_channels": config.caption_channels,
-    })
+        "use_additional_conditions": config.use_additional_conditions,
+    });
+    if let Value::Object(map) = &mut architecture {
+        map.extend(config.variant_json());
+    }
+    architecture
 }
 
 fn text_architecture(config: &TextEncoderConfig) -> Value {

@@ -31,6 +31,7 @@ pub use error::ExportError;
 pub use export::{
     export_component, export_component_checked, export_pipeline, export_pipeline_checked,
 };
+pub use naming::{KvSampling, Naming, VariantFlags};
 pub use options::{ExportOptions, Exported, Precision, Progress, UnknownPrecision};
 pub use profile::Profile;
 pub use source::PipelineSource;

@@ -30,7 +30,8 @@ pub struct ExportArgs {
     #[arg(long, value_name = "TYPE", default_value = "fp32")]
     precision: Precision,
     /// Operators to use: `ort` for ONNX Runtime (fused attention), `portable` for any engine
-    /// (standard operators only)
+    /// (standard operators only), `cann` for Ascend accelerators (primitive operators of an old
+    /// set; not yet tried on one)
     #[arg(long, value_name = "NAME", default_value = "ort")]
     profile: Profile,
     /// Replace what is there already
@@ -75,8 +76,12 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
         // The parser requires all three.
         return Err(Failure::request("export: a part, --source and --output are needed"));
     };
-    let options =
-        ExportOptions { profile: args.profile, precision: args.precision, force: args.force };
+    let options = ExportOptions {
+        profile: args.profile,
+        precision: args.precision,
+        force: args.force,
+        ..Default::default()
+    };
     let mut bar: Option<(Component, Progress)> = None;
     let mut report = |progress: pixart_exporter::Progress| {
         if bar.as_ref().is_none_or(|(component, _)| *component != progress.component) {
@@ -113,8 +118,11 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
     if let Some((_, bar)) = bar {
         bar.finish();
     }
-    for Exported { folder, .. } in result? {
+    for Exported { component, folder, notes, .. } in result? {
         print_line(folder.display())?;
+        for note in notes {
+            eprintln!("note: {component}: {note}");
+        }
     }
     Ok(())
 }

@@ -11,8 +11,18 @@ use super::dim::Dim;
 pub enum DType {
     /// 32-bit IEEE float.
     F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// The upper half of a 32-bit IEEE float.
+    BF16,
     /// 64-bit signed integer.
     I64,
+    /// 32-bit signed integer.
+    I32,
+    /// 8-bit signed integer.
+    I8,
+    /// 8-bit unsigned integer.
+    U8,
     /// One byte, 0 or 1.
     Bool,
 }
@@ -21,9 +31,29 @@ impl DType {
     /// Bytes an element takes in a file.
     pub fn size(self) -> usize {
         match self {
-            Self::F32 => 4,
             Self::I64 => 8,
-            Self::Bool => 1,
+            Self::F32 | Self::I32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::I8 | Self::U8 | Self::Bool => 1,
+        }
+    }
+
+    /// Whether the elements are floats of any width.
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::BF16)
+    }
+
+    /// The number of the type in ONNX's `TensorProto.DataType`.
+    pub(crate) fn onnx(self) -> i32 {
+        match self {
+            Self::F32 => 1,
+            Self::U8 => 2,
+            Self::I8 => 3,
+            Self::I32 => 6,
+            Self::I64 => 7,
+            Self::Bool => 9,
+            Self::F16 => 10,
+            Self::BF16 => 16,
         }
     }
 }
@@ -32,7 +62,12 @@ impl std::fmt::Display for DType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
             Self::I64 => "i64",
+            Self::I32 => "i32",
+            Self::I8 => "i8",
+            Self::U8 => "u8",
             Self::Bool => "bool",
         })
     }
@@ -83,15 +118,31 @@ pub struct Node {
     pub attributes: Vec<(String, Attribute)>,
 }
 
-/// What is done to a checkpoint tensor while it is copied into the ONNX file.
+/// What is done to a checkpoint tensor while it is copied into the ONNX file. Floats are rounded to
+/// the initializer's element type besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Transform {
-    /// The bytes as they are.
+    /// The elements in their order.
     None,
     /// A matrix `[out, in]` is written as `[in, out]`.
     Transpose2d,
     /// The same elements under the initializer's shape.
     Reshape,
+    /// A matrix `[out, in]` as codes of 8 or 4 bits in blocks of 32 numbers along `in`, each with a
+    /// scale: `[out, blocks, bytes of a block]`, unsigned.
+    QuantisedBlocks {
+        /// Bits of a code.
+        bits: u8,
+    },
+    /// The scales of [`Self::QuantisedBlocks`]: `[out, blocks]`.
+    BlockScales {
+        /// Bits of a code.
+        bits: u8,
+    },
+    /// A matrix `[out, in]` as signed bytes `[in, out]`, a scale for each column.
+    QuantisedColumns,
+    /// The scales of [`Self::QuantisedColumns`]: `[out]`.
+    ColumnScales,
 }
 
 /// A tensor of the checkpoint, under its diffusers or transformers name.
@@ -151,6 +202,8 @@ pub struct Graph {
     pub initializers: Vec<Initializer>,
     /// Operator sets used; empty in the body of a control-flow node.
     pub opset_imports: Vec<OpsetImport>,
+    /// Version of the file format it is written in.
+    pub ir_version: i64,
 }
 
 impl Graph {

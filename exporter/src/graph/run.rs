@@ -3,7 +3,9 @@
 use prost::Message;
 use tract_onnx::prelude::*;
 
-use super::ir::{Graph, Transform, WeightData, WeightRef};
+use super::ir::{Graph, Initializer, WeightData, WeightRef};
+use crate::checkpoint::{Dtype, TensorView};
+use crate::write::convert::convert;
 use crate::write::layout::Place;
 use crate::write::onnx;
 
@@ -17,7 +19,9 @@ pub(crate) fn run(
     let places = vec![Place::Inline; graph.initializers.len()];
     let inline = graph.initializers.iter().map(|initializer| match &initializer.data {
         WeightData::Inline(_) => None,
-        WeightData::Checkpoint(weight) => Some(elements(weight, &weights(&weight.tensor))),
+        WeightData::Checkpoint(weight) => {
+            Some(elements(initializer, weight, &weights(&weight.tensor)))
+        }
     });
     let mut inline = inline.collect::<Vec<_>>();
     let bytes = onnx::model(graph, &places, &mut inline).unwrap().encode_to_vec();
@@ -62,14 +66,11 @@ pub(crate) fn noise(seed: u32, count: usize) -> Vec<f32> {
 }
 
 /// The elements as they stand in the graph.
-fn elements(weight: &WeightRef, data: &[f32]) -> Vec<u8> {
-    assert_eq!(data.len(), weight.shape.iter().product::<usize>(), "{weight:?}");
-    let ordered: Vec<f32> = match weight.transform {
-        Transform::Transpose2d => {
-            let (rows, columns) = (weight.shape[0], weight.shape[1]);
-            (0..data.len()).map(|i| data[i % rows * columns + i / rows]).collect()
-        }
-        Transform::None | Transform::Reshape => data.to_vec(),
-    };
-    ordered.iter().flat_map(|x| x.to_le_bytes()).collect()
+fn elements(initializer: &Initializer, weight: &WeightRef, data: &[f32]) -> Vec<u8> {
+    let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let shape = weight.shape.as_slice().into();
+    let view = TensorView { dtype: Dtype::F32, shape, bytes: bytes.into() };
+    let mut all = Vec::new();
+    convert(&view, weight.transform, initializer.dtype, &mut all).expect("fit for the graph");
+    all
 }

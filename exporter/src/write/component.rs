@@ -1,18 +1,22 @@
 //! One component's folder: graph, weights, configuration, manifest.
 
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use prost::Message;
 use serde_json::Value;
 
-use super::elements::{Stop, stream, stream_transposed};
-use super::hash::{HashedFile, HashedSource};
+use super::convert::{Sink, Stop, convert};
+use super::hash::{HashedFile, hash_sources};
 use super::layout::{Layout, Place};
 use super::manifest::Manifest;
+use super::pipe::Pipe;
 use super::staging::sync_folder;
 use super::{DATA_FILE, FileRecord, MODEL_FILE, WriteError, copy, onnx};
-use crate::checkpoint::{Checkpoint, TensorView};
-use crate::graph::ir::{DType, Graph, Initializer, Transform, WeightData};
+use crate::checkpoint::{Checkpoint, Shard, TensorView};
+use crate::graph::ir::{Graph, Initializer, Transform, WeightData};
 use crate::naming::FoundWeight;
 use crate::profile::Profile;
 use crate::{Component, Precision};
@@ -28,6 +32,16 @@ pub(crate) struct Content<'a> {
     pub weights: &'a [FoundWeight],
     /// For the manifest.
     pub architecture: &'a Value,
+    /// For `config.json`.
+    pub config: &'a ConfigFile,
+}
+
+/// Where the content of `config.json` comes from.
+pub(crate) enum ConfigFile {
+    /// From a file, as it is.
+    Copied(PathBuf),
+    /// From what was worked out.
+    Written(Value),
 }
 
 /// What has been written into a component's folder, for its manifest.
@@ -46,7 +60,11 @@ pub(crate) fn write_component(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Written, WriteError> {
     let written = write_graph(folder, content, true, progress)?;
-    copy::copy_file(&content.checkpoint.folder().join("config.json"), &folder.join("config.json"))?;
+    let config = folder.join("config.json");
+    match content.config {
+        ConfigFile::Copied(from) => copy::copy_file(from, &config)?,
+        ConfigFile::Written(value) => copy::write_text(&config, &format!("{value:#}\n"))?,
+    }
     Ok(written)
 }
 
@@ -70,8 +88,9 @@ pub(crate) fn write_manifest(
         content.architecture,
         written.source.clone(),
         written.files.clone(),
-        verification,
-    );
+    )
+    .with_notes(content.profile.notes(content.graph))
+    .with_verification(verification);
     copy::write_text(&folder.join("manifest.json"), &manifest.to_json()?)?;
     sync_folder(folder)
 }
@@ -83,7 +102,7 @@ fn write_graph(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Written, WriteError> {
     let graph = content.graph;
-    let layout = Layout::new(graph, content.weights, content.checkpoint)?;
+    let layout = Layout::new(graph)?;
     let (mut inline, data, source) = write_data(folder, content, &layout, hash_source, progress)?;
 
     let model = onnx::model(graph, &layout.places, &mut inline)?.encode_to_vec();
@@ -102,59 +121,75 @@ fn write_data(
     hash_source: bool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Data, WriteError> {
-    let Content { graph, checkpoint, .. } = content;
     let total = layout.data_bytes;
-    let mut data = HashedFile::create(folder, DATA_FILE, total)?;
-    let mut inline = vec![None; graph.initializers.len()];
-    let hashed = if hash_source { checkpoint.shards() } else { &[] };
-    let mut sources: Vec<HashedSource<'_>> = hashed.iter().map(HashedSource::new).collect();
+    let data = HashedFile::create(folder, DATA_FILE, total)?;
+    let shards = if hash_source { content.checkpoint.shards() } else { &[] };
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let hasher = scope.spawn(|| hash_sources(shards, &stop));
+        let mut pipe = Pipe::new(scope, data, total, progress);
+        let inline = write_initializers(content, layout, &mut pipe);
+        // The writer's own failure is the cause of a closed pipe, so it is looked at first.
+        let data = match (pipe.finish(), inline) {
+            (Ok(data), Ok(inline)) => Ok((inline, data)),
+            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+        };
+        stop.store(data.is_err(), Ordering::Relaxed);
+        let sources = hasher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let (inline, data) = data?;
+        Ok((inline, data, sources.unwrap_or_default()))
+    })
+}
 
-    progress(0, total);
-    for &index in &layout.order {
-        let initializer = &graph.initializers[index];
+/// Feeds every initializer that has a place in the data file to the pipe, in the graph's order, and
+/// collects the checkpoint's elements that stay in the graph.
+fn write_initializers(
+    content: &Content<'_>,
+    layout: &Layout,
+    pipe: &mut Pipe<'_, '_>,
+) -> Result<Vec<Option<Vec<u8>>>, WriteError> {
+    let initializers = &content.graph.initializers;
+    let mut tensors = vec![None; initializers.len()];
+    for weight in content.weights {
+        tensors[weight.initializer] = Some(weight.tensor.as_str());
+    }
+    let mut inline = vec![None; initializers.len()];
+    for (index, initializer) in initializers.iter().enumerate() {
+        let closed = || inconsistent(initializer, "the writer stopped");
         let place = layout.places[index];
         if let Place::External { offset, .. } = place {
-            data.pad_to(offset)?;
+            pipe.pad_to(offset).map_err(|_| closed())?;
         }
         match (&initializer.data, place) {
             (WeightData::Inline(_), Place::Inline) => {}
             (WeightData::Inline(bytes), Place::External { .. }) => {
-                data.write(bytes)?;
-                progress(data.position(), total);
+                pipe.bytes(bytes).map_err(|_| closed())?;
             }
             (WeightData::Checkpoint(_), place) => {
-                let weight =
-                    Weight::new(initializer, layout.tensors[index].as_deref(), checkpoint)?;
+                let weight = Weight::new(initializer, tensors[index], content.checkpoint)?;
                 if place == Place::Inline {
                     let mut bytes = Vec::new();
-                    weight.stream(&mut |block| {
-                        bytes.extend_from_slice(block);
-                        Ok(())
-                    })?;
+                    weight.convert(&mut bytes)?;
                     inline[index] = Some(bytes);
                 } else {
-                    weight.stream(&mut |block| {
-                        data.write(block)?;
-                        progress(data.position(), total);
-                        Ok(())
-                    })?;
+                    weight.convert(pipe)?;
                 }
-                if let Some(source) = sources.get_mut(weight.shard) {
-                    source.advance(weight.end);
-                }
+                weight.release();
             }
         }
         if let Place::External { offset, length } = place
-            && data.position() != offset + length
+            && pipe.position() != offset + length
         {
-            return Err(WriteError::Inconsistent {
-                initializer: initializer.name.clone(),
-                reason: format!("{} bytes written, {length} expected", data.position() - offset),
-            });
+            let written = pipe.position() - offset;
+            let reason = format!("{written} bytes written, {length} expected");
+            return Err(inconsistent(initializer, &reason));
         }
     }
-    let sources = sources.into_iter().map(HashedSource::finish).collect();
-    Ok((inline, data.finish()?, sources))
+    Ok(inline)
+}
+
+fn inconsistent(initializer: &Initializer, reason: &str) -> WriteError {
+    WriteError::Inconsistent { initializer: initializer.name.clone(), reason: reason.to_owned() }
 }
 
 /// A tensor of the checkpoint on its way to an initializer.
@@ -163,9 +198,8 @@ struct Weight<'a> {
     transform: Transform,
     tensor: &'a str,
     view: TensorView<'a>,
-    checkpoint: &'a Checkpoint,
-    shard: usize,
-    end: usize,
+    shard: &'a Shard,
+    range: Range<usize>,
 }
 
 impl<'a> Weight<'a> {
@@ -176,45 +210,40 @@ impl<'a> Weight<'a> {
     ) -> Result<Self, WriteError> {
         let found = tensor.and_then(|tensor| {
             let (shard, range) = checkpoint.position(tensor)?;
-            Some((tensor, checkpoint.tensor(tensor)?, shard, range.end))
+            let shard = checkpoint.shards().get(shard)?;
+            Some((tensor, checkpoint.tensor(tensor)?, shard, range))
         });
         match (&initializer.data, found) {
-            (WeightData::Checkpoint(weight), Some((tensor, view, shard, end)))
-                if initializer.dtype == DType::F32 =>
-            {
+            (WeightData::Checkpoint(weight), Some((tensor, view, shard, range))) => {
                 let transform = weight.transform;
-                Ok(Self { initializer, transform, tensor, view, checkpoint, shard, end })
+                Ok(Self { initializer, transform, tensor, view, shard, range })
             }
-            _ => Err(WriteError::Inconsistent {
-                initializer: initializer.name.clone(),
-                reason: "it has no tensor of floats in the checkpoint".to_owned(),
-            }),
+            _ => Err(inconsistent(initializer, "it has no tensor in the checkpoint")),
         }
     }
 
-    fn stream(
-        &self,
-        sink: &mut dyn FnMut(&[u8]) -> Result<(), WriteError>,
-    ) -> Result<(), WriteError> {
-        let result = match (self.transform, self.initializer.shape.as_slice()) {
-            (Transform::Transpose2d, &[columns, rows]) => {
-                stream_transposed(&self.view, rows, columns, sink)
+    fn convert<S: Sink>(&self, sink: &mut S) -> Result<(), WriteError> {
+        let dtype = self.initializer.dtype;
+        convert(&self.view, self.transform, dtype, sink).map_err(|stop| match stop {
+            Stop::Sink(_) => inconsistent(self.initializer, "the writer stopped"),
+            Stop::Value { element, value } => {
+                let (path, tensor) = (self.shard.path().to_owned(), self.tensor.to_owned());
+                if value.is_finite() {
+                    WriteError::TooLarge { path, tensor, element, value, dtype }
+                } else {
+                    WriteError::NotFinite { path, tensor, element, value }
+                }
             }
-            (Transform::Transpose2d, _) => Err(Stop::Malformed),
-            (Transform::None | Transform::Reshape, _) => stream(&self.view, sink),
-        };
-        result.map_err(|stop| match stop {
-            Stop::Sink(error) => error,
-            Stop::NotFinite { element, value } => WriteError::NotFinite {
-                path: self.checkpoint.shards()[self.shard].path().to_owned(),
-                tensor: self.tensor.to_owned(),
-                element,
-                value,
-            },
-            Stop::Malformed => WriteError::Inconsistent {
-                initializer: self.initializer.name.clone(),
-                reason: format!("tensor {} of shape {:?}", self.tensor, self.view.shape),
-            },
+            Stop::Malformed => {
+                let Self { tensor, view, .. } = self;
+                let reason = format!("tensor {tensor} of type {} {:?}", view.dtype, view.shape);
+                inconsistent(self.initializer, &reason)
+            }
         })
+    }
+
+    /// Gives back the memory of the pages that were read.
+    fn release(&self) {
+        self.shard.release(self.range.clone());
     }
 }

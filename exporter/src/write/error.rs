@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::graph::ir::DType;
+
 /// An export cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -68,6 +70,24 @@ pub enum WriteError {
         element: usize,
         /// NaN, inf or -inf.
         value: f32,
+    },
+    /// A weight does not fit into the type it is to be stored in.
+    #[error(
+        "{}: tensor {tensor} holds {value} at element {element}, which is too large for {dtype}; \
+         choose another precision, for example bf16 or fp32",
+        path.display()
+    )]
+    TooLarge {
+        /// The checkpoint file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Position in the tensor's elements as stored.
+        element: usize,
+        /// The element.
+        value: f32,
+        /// The type.
+        dtype: DType,
     },
     /// The graph and the checkpoint it is written from do not fit: a mistake in this library.
     #[error("internal error: initializer {initializer}: {reason}; please report this")]

@@ -1,8 +1,9 @@
-//! SHA-256 while bytes pass by, so that nothing is read a second time.
+//! SHA-256 of the files that are written, while they are, and of those that are read.
 
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -53,26 +54,11 @@ impl HashedFile {
         Ok(Self { path, name: name.to_owned(), file, sha: Sha256::new(), written: 0, expected })
     }
 
-    /// Position in the file.
-    pub fn position(&self) -> u64 {
-        self.written
-    }
-
     /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         self.file.write_all(bytes).map_err(WriteError::io(&self.path, "write", self.expected))?;
         self.sha.update(bytes);
         self.written += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Appends zeros up to a position.
-    pub fn pad_to(&mut self, position: u64) -> Result<(), WriteError> {
-        const ZEROS: [u8; 4096] = [0; 4096];
-        while self.written < position {
-            let count = (position - self.written).min(ZEROS.len() as u64) as usize;
-            self.write(&ZEROS[..count])?;
-        }
         Ok(())
     }
 
@@ -83,37 +69,26 @@ impl HashedFile {
     }
 }
 
-/// Hashes a mapped checkpoint file front to back, as far as it has been asked to; what has been
-/// hashed is released from memory.
-pub(super) struct HashedSource<'a> {
-    shard: &'a Shard,
-    position: usize,
-    sha: Sha256,
-}
-
-impl<'a> HashedSource<'a> {
+/// Hashes mapped checkpoint files from front to back; `None` if `stop` is set before the end.
+///
+/// Meant for a thread of its own: the exporter reads the files in the graph's order, which need not
+/// be theirs. Both go through them at about the same time, so each page is loaded once as a rule.
+pub(super) fn hash_sources(shards: &[Shard], stop: &AtomicBool) -> Option<Vec<FileRecord>> {
     /// Large enough that the calls cost nothing, small enough to stay out of the memory figures.
     const STEP: usize = 8 << 20;
-
-    pub fn new(shard: &'a Shard) -> Self {
-        Self { shard, position: 0, sha: Sha256::new() }
-    }
-
-    /// Hashes up to a position of the file.
-    pub fn advance(&mut self, end: usize) {
-        while self.position < end {
-            let step = self.position..end.min(self.position + Self::STEP);
-            self.sha.update(&self.shard.bytes()[step.clone()]);
-            self.position = step.end;
-            self.shard.release(step);
+    let hash = |shard: &Shard| {
+        let bytes = shard.bytes().len();
+        let mut sha = Sha256::new();
+        for start in (0..bytes).step_by(STEP) {
+            if stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            let step = start..bytes.min(start + STEP);
+            sha.update(&shard.bytes()[step.clone()]);
+            shard.release(step);
         }
-    }
-
-    /// Hashes the rest.
-    pub fn finish(mut self) -> FileRecord {
-        let bytes = self.shard.bytes().len();
-        self.advance(bytes);
-        let name = self.shard.name().to_owned();
-        FileRecord { name, bytes: bytes as u64, sha256: hex(self.sha) }
-    }
+        let name = shard.name().to_owned();
+        Some(FileRecord { name, bytes: bytes as u64, sha256: hex(sha) })
+    };
+    shards.iter().map(hash).collect()
 }

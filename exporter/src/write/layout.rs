@@ -1,9 +1,7 @@
 //! Where the elements of each initializer go: into the graph, or at which offset of the data file.
 
 use super::WriteError;
-use crate::checkpoint::Checkpoint;
 use crate::graph::ir::{Graph, Initializer, WeightData};
-use crate::naming::FoundWeight;
 
 /// Every external tensor starts at a multiple of this, so that engines can map it.
 pub(super) const ALIGNMENT: u64 = 4096;
@@ -21,50 +19,32 @@ pub(crate) enum Place {
     External { offset: u64, length: u64 },
 }
 
-/// Places of all initializers, and the order in which the external ones are written.
+/// Places of all initializers.
+///
+/// The data file has them in the graph's order, so it does not depend on how the checkpoint's files
+/// are arranged: the same numbers give the same bytes.
 pub(super) struct Layout {
     /// By position in the graph's initializers.
     pub places: Vec<Place>,
-    /// The tensor each initializer comes from, if it comes from the checkpoint.
-    pub tensors: Vec<Option<String>>,
-    /// Initializers in the order in which their elements are needed: first what the graph brings
-    /// itself, then the checkpoint's tensors as they lie in its files, so that each source file is
-    /// read once, front to back.
-    pub order: Vec<usize>,
     /// Size of the data file.
     pub data_bytes: u64,
 }
 
 impl Layout {
-    pub fn new(
-        graph: &Graph,
-        weights: &[FoundWeight],
-        checkpoint: &Checkpoint,
-    ) -> Result<Self, WriteError> {
-        let mut tensors = vec![None; graph.initializers.len()];
-        for weight in weights {
-            tensors[weight.initializer] = Some(weight.tensor.clone());
-        }
-        let mut order: Vec<usize> = (0..graph.initializers.len()).collect();
-        let position = |index: &usize| {
-            let tensor = tensors[*index].as_ref()?;
-            let (shard, range) = checkpoint.position(tensor)?;
-            Some((shard, range.start))
-        };
-        order.sort_by_key(position);
-
-        let mut places = vec![Place::Inline; graph.initializers.len()];
+    pub fn new(graph: &Graph) -> Result<Self, WriteError> {
+        let mut places = Vec::with_capacity(graph.initializers.len());
         let mut end = 0u64;
-        for &index in &order {
-            let initializer = &graph.initializers[index];
+        for initializer in &graph.initializers {
             let length = byte_length(initializer)?;
-            if length >= EXTERNAL_FROM {
+            places.push(if length >= EXTERNAL_FROM {
                 let offset = end.next_multiple_of(ALIGNMENT);
-                places[index] = Place::External { offset, length };
                 end = offset + length;
-            }
+                Place::External { offset, length }
+            } else {
+                Place::Inline
+            });
         }
-        Ok(Self { places, tensors, order, data_bytes: end })
+        Ok(Self { places, data_bytes: end })
     }
 }
 

@@ -23,6 +23,8 @@ pub(super) struct Manifest<'a> {
     files: Vec<FileRecord>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verification: Option<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -38,7 +40,6 @@ impl<'a> Manifest<'a> {
         architecture: &'a Value,
         source: Vec<FileRecord>,
         files: Vec<FileRecord>,
-        verification: Option<Value>,
     ) -> Self {
         Self {
             format: FORMAT,
@@ -49,8 +50,19 @@ impl<'a> Manifest<'a> {
             architecture,
             source: Source { files: source },
             files,
-            verification,
+            verification: None,
+            notes: Vec::new(),
         }
+    }
+
+    /// With what the graph's user should know.
+    pub fn with_notes(self, notes: Vec<String>) -> Self {
+        Self { notes, ..self }
+    }
+
+    /// With the result of the check before the folder was kept.
+    pub fn with_verification(self, verification: Option<Value>) -> Self {
+        Self { verification, ..self }
     }
 
     pub fn to_json(&self) -> Result<String, WriteError> {

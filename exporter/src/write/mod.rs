@@ -1,16 +1,17 @@
 //! ONNX files on disk: the graph as protobuf, the weights beside it, a manifest with hashes.
 
 mod component;
+pub(crate) mod convert;
 mod copy;
-mod elements;
 mod error;
 mod hash;
 pub(crate) mod layout;
 mod manifest;
 pub(crate) mod onnx;
+mod pipe;
 mod staging;
 
-pub(crate) use component::{Content, write_bare, write_component, write_manifest};
+pub(crate) use component::{ConfigFile, Content, write_bare, write_component, write_manifest};
 pub(crate) use copy::{copy_file, copy_plain_files, create_folder, write_text};
 pub use error::WriteError;
 pub use hash::FileRecord;

@@ -1,7 +1,7 @@
 //! The graph as an ONNX protobuf message.
 
 use tract_onnx::pb::attribute_proto::AttributeType;
-use tract_onnx::pb::tensor_proto::{DataLocation, DataType};
+use tract_onnx::pb::tensor_proto::DataLocation;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
 use tract_onnx::pb::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
@@ -10,10 +10,7 @@ use tract_onnx::pb::{
 
 use super::layout::Place;
 use super::{DATA_FILE, WriteError};
-use crate::graph::ir::{Attribute, DType, Graph, Initializer, Node, ValueInfo, WeightData};
-
-/// The newest version that the oldest supported engines accept.
-const IR_VERSION: i64 = 10;
+use crate::graph::ir::{Attribute, Graph, Initializer, Node, ValueInfo, WeightData};
 
 /// A complete model. `places` and `inline` are by position in the graph's initializers; `inline`
 /// holds the elements of those that come from the checkpoint and stay in the graph.
@@ -45,7 +42,7 @@ pub(crate) fn model(
         proto.initializer.push(tensor);
     }
     Ok(ModelProto {
-        ir_version: IR_VERSION,
+        ir_version: graph.ir_version,
         producer_name: env!("CARGO_PKG_NAME").to_owned(),
         producer_version: env!("CARGO_PKG_VERSION").to_owned(),
         opset_import: graph
@@ -104,7 +101,7 @@ fn tensor_header(initializer: &Initializer) -> TensorProto {
     TensorProto {
         name: initializer.name.clone(),
         dims: initializer.shape.iter().map(|&dim| dim as i64).collect(),
-        data_type: element_type(initializer.dtype),
+        data_type: initializer.dtype.onnx(),
         ..Default::default()
     }
 }
@@ -162,7 +159,7 @@ fn value_info(value: &ValueInfo) -> ValueInfoProto {
         ..Default::default()
     };
     let tensor = type_proto::Tensor {
-        elem_type: element_type(value.dtype),
+        elem_type: value.dtype.onnx(),
         shape: Some(TensorShapeProto { dim: value.shape.iter().map(dim).collect() }),
     };
     ValueInfoProto {
@@ -173,15 +170,6 @@ fn value_info(value: &ValueInfo) -> ValueInfoProto {
         }),
         ..Default::default()
     }
-}
-
-fn element_type(dtype: DType) -> i32 {
-    let kind = match dtype {
-        DType::F32 => DataType::Float,
-        DType::I64 => DataType::Int64,
-        DType::Bool => DataType::Bool,
-    };
-    kind as i32
 }
 
 fn entry(key: &str, value: String) -> StringStringEntryProto {

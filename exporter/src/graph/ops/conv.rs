@@ -4,6 +4,7 @@ use crate::graph::dim::Dim;
 use crate::graph::error::{GraphError, GraphErrorKind};
 use crate::graph::ir::{Attribute, DType};
 use crate::graph::{GraphBuilder, Value};
+use crate::profile::Profile;
 
 /// Kernel, stride and padding of a square convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +70,42 @@ impl GraphBuilder {
         })
     }
 
+    /// Each channel of `x` under a kernel of its own that moves by its own side: `weight`
+    /// `[channels, 1, side, side]`, bias `[channels]`. What does not fill a kernel at the end is
+    /// dropped: `size` is `[⌊height / side⌋, ⌊width / side⌋]`, as [`GraphBuilder::floor_div`] gives it.
+    pub fn depthwise_patches(
+        &mut self,
+        x: &Value,
+        weight: &Value,
+        bias: &Value,
+        side: usize,
+        size: &[Dim; 2],
+    ) -> Result<Value, GraphError> {
+        let op = "Conv";
+        let operands = [x, weight, bias];
+        for operand in operands {
+            self.expect_dtype(op, operand, DType::F32)?;
+        }
+        self.expect_rank(op, x, 4)?;
+        let channels = &x.shape()[1];
+        let (one, kernel) = (Dim::from(1), Dim::from(side));
+        let fits = *weight.shape() == [channels.clone(), one, kernel.clone(), kernel]
+            && *bias.shape() == [channels.clone()];
+        let (Some(groups), true) = (channels.as_const(), fits) else {
+            let expected = format!("weight [{channels}, 1, {side}, {side}] and bias [{channels}]");
+            return self.fail(GraphErrorKind::Size, op, &operands, expected);
+        };
+        let side = side as i64;
+        let attributes = vec![
+            ("kernel_shape", Attribute::Ints(vec![side; 2])),
+            ("strides", Attribute::Ints(vec![side; 2])),
+            ("pads", Attribute::Ints(vec![0; 4])),
+            ("group", Attribute::Int(groups)),
+        ];
+        let shape = vec![x.shape()[0].clone(), channels.clone(), size[0].clone(), size[1].clone()];
+        Ok(self.push(op, &operands, attributes, DType::F32, shape))
+    }
+
     /// `(size + padding − kernel) / stride + 1`, where that is exact.
     fn conv_size(&self, x: &Value, size: &Dim, window: Window) -> Result<Dim, GraphError> {
         let Window { kernel, stride, padding: [before, after] } = window;
@@ -87,6 +124,9 @@ impl GraphBuilder {
         let op = "Resize";
         self.expect_dtype(op, x, DType::F32)?;
         self.expect_rank(op, x, 4)?;
+        if self.profile() == Profile::Cann {
+            return self.repeat_pixels(x, factor);
+        }
         let scales = self.constant_f32(&[1.0, 1.0, factor as f32, factor as f32], &[4]);
         let absent = Value { name: String::new(), dtype: DType::F32, shape: vec![] };
         let by = Dim::from(factor);

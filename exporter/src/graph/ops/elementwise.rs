@@ -49,8 +49,8 @@ impl GraphBuilder {
     /// `value` for integers and floats, an error for booleans.
     fn expect_numeric(&self, op: &str, x: &Value) -> Result<(), GraphError> {
         match x.dtype() {
-            DType::F32 | DType::I64 => Ok(()),
             DType::Bool => self.fail(GraphErrorKind::DType, op, &[x], "numbers"),
+            _ => Ok(()),
         }
     }
 
@@ -126,15 +126,23 @@ impl GraphBuilder {
         self.unary("Sqrt", x)
     }
 
+    /// `1 / (1 + exp(−x))`
+    pub fn sigmoid(&mut self, x: &Value) -> Result<Value, GraphError> {
+        self.unary("Sigmoid", x)
+    }
+
     /// `x · sigmoid(x)`
     pub fn silu(&mut self, x: &Value) -> Result<Value, GraphError> {
-        let gate = self.unary("Sigmoid", x)?;
+        let gate = self.sigmoid(x)?;
         self.mul(x, &gate)
     }
 
     /// GELU in its tanh form (`gelu_new`, `gelu-approximate`).
     pub fn gelu_tanh(&mut self, x: &Value) -> Result<Value, GraphError> {
         self.expect_dtype("Gelu", x, DType::F32)?;
+        if self.profile().opset() < 20 {
+            return self.gelu_tanh_of_primitives(x);
+        }
         let attributes = vec![("approximate", Attribute::String("tanh".to_owned()))];
         Ok(self.push("Gelu", &[x], attributes, DType::F32, x.shape().to_vec()))
     }
@@ -148,12 +156,7 @@ impl GraphBuilder {
 
     /// Conversion to another element type.
     pub fn cast(&mut self, x: &Value, dtype: DType) -> Result<Value, GraphError> {
-        // The numbers are those of ONNX's TensorProto.DataType.
-        let to = match dtype {
-            DType::F32 => 1,
-            DType::I64 => 7,
-            DType::Bool => 9,
-        };
+        let to = i64::from(dtype.onnx());
         Ok(self.push("Cast", &[x], vec![("to", Attribute::Int(to))], dtype, x.shape().to_vec()))
     }
 
