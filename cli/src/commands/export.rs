@@ -48,7 +48,7 @@ pub struct ExportArgs {
     verify: Option<PathBuf>,
     /// With --verify: also run every part on random inputs on two engines and compare the outputs;
     /// needs ONNX Runtime
-    #[arg(long, requires = "verify")]
+    #[arg(long, requires = "verify", conflicts_with_all = ["part", "source", "output"])]
     numeric: bool,
 }
 
