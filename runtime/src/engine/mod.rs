@@ -13,6 +13,7 @@ mod model_file;
 mod ort;
 mod signature;
 mod tract;
+mod wiring;
 
 use std::{
     path::{Path, PathBuf},
@@ -61,6 +62,16 @@ pub trait Session: Send {
     /// # Errors
     /// When an input is missing, unknown or of the wrong type or rank, or when the engine fails.
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError>;
+}
+
+/// Checks the bytes of a `model.onnx` as every engine's `load` does before it builds anything: that
+/// they can be decoded, and that the weights they name lie in the folder of `model` and are as many
+/// as their shapes say. Nothing is computed; `model` itself is not read.
+///
+/// # Errors
+/// When the bytes are no usable model, or its external data is missing or refused.
+pub fn check_model(model: &Path, bytes: &[u8]) -> Result<(), EngineError> {
+    model_file::ModelFile::parse(model, bytes).map(drop)
 }
 
 /// The inputs and outputs that the graph in `model` declares.
