@@ -6,6 +6,7 @@ mod exit;
 mod model;
 mod progress;
 mod spelling;
+mod variant;
 
 use clap::{Parser, Subcommand};
 
@@ -21,7 +22,7 @@ struct Cli {
 enum Command {
     /// Make pictures from prompts
     Sample(Box<commands::sample::SampleArgs>),
-    /// Write ONNX graphs from a checkpoint folder
+    /// Write ONNX graphs from a checkpoint
     Export(commands::export::ExportArgs),
     /// List and install the engines that run the graphs
     Engine(commands::engine::EngineArgs),

@@ -1,22 +1,24 @@
-//! `pixart export`: a checkpoint folder in, ONNX folders out.
+//! `pixart export`: a checkpoint in, ONNX folders out.
 
 use crate::exit::{Failure, print_line};
 use crate::progress::{Progress, Unit};
+use crate::variant::VariantArgs;
 use clap::{Args, ValueEnum};
 use pixart_exporter::{
-    Component, ExportOptions, Exported, PipelineSource, Precision, Profile, export_component,
-    export_pipeline,
+    Component, ExportError, ExportOptions, Exported, PipelineSource, Precision, Profile,
+    export_component, export_pipeline,
 };
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What is typed after `pixart export`.
 #[derive(Args)]
 pub struct ExportArgs {
     /// Which part to write
     part: Part,
-    /// Diffusers pipeline folder, or the part's own folder
-    #[arg(short, long, value_name = "DIR")]
-    source: PathBuf,
+    /// Diffusers pipeline folder, or the part's own folder; for the transformer also a file or a folder
+    /// without config.json, under diffusers' names or the original ones
+    #[arg(short, long, value_name = "PATH", required_unless_present_all = PARTS)]
+    source: Option<PathBuf>,
     /// Folder to write into; each part gets a folder of its own there
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
@@ -31,6 +33,71 @@ pub struct ExportArgs {
     /// Replace what is there already
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    sources: PartSources,
+    #[command(flatten)]
+    variant: VariantArgs,
+}
+
+/// Where single parts of a pipeline are.
+#[derive(Args)]
+#[command(next_help_heading = "With `all`: parts that are not in the source's folder")]
+struct PartSources {
+    /// The transformer: its folder, its pipeline's, or a file
+    #[arg(long, value_name = "PATH")]
+    transformer: Option<PathBuf>,
+    /// The text encoder: its folder or its pipeline's
+    #[arg(long = "text_encoder", value_name = "DIR")]
+    text_encoder: Option<PathBuf>,
+    /// The VAE: its folder or its pipeline's
+    #[arg(long, value_name = "DIR")]
+    vae: Option<PathBuf>,
+    /// The tokenizer: its folder or its pipeline's
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// The scheduler's configuration: its folder or its pipeline's
+    #[arg(long, value_name = "DIR")]
+    scheduler: Option<PathBuf>,
+}
+
+/// The flags of [`PartSources`].
+const PARTS: [&str; 5] = ["transformer", "text_encoder", "vae", "tokenizer", "scheduler"];
+
+impl PartSources {
+    /// All parts, from their own paths where given, else from the pipeline's folder.
+    fn in_pipeline(&self, folder: Option<&Path>) -> Result<PipelineSource, ExportError> {
+        let mut source = PipelineSource::in_folder(folder.unwrap_or(Path::new("")));
+        let fields = [
+            &mut source.transformer,
+            &mut source.text_encoder,
+            &mut source.vae,
+            &mut source.tokenizer,
+            &mut source.scheduler,
+        ];
+        for (field, (name, given)) in fields.into_iter().zip(self.given()) {
+            let Some(given) = given else { continue };
+            let inner = given.join(name);
+            *field = if inner.is_dir() { inner } else { given.clone() };
+        }
+        if self.first().is_some() {
+            // It speaks of the parts that lie beside it.
+            source.model_index = None;
+        }
+        source.check()?;
+        Ok(source)
+    }
+
+    /// Every part's flag and value.
+    fn given(&self) -> impl Iterator<Item = (&'static str, Option<&PathBuf>)> {
+        let given =
+            [&self.transformer, &self.text_encoder, &self.vae, &self.tokenizer, &self.scheduler];
+        PARTS.into_iter().zip(given.map(Option::as_ref))
+    }
+
+    /// The first part that is given.
+    fn first(&self) -> Option<&'static str> {
+        self.given().find_map(|(name, given)| given.is_some().then_some(name))
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -46,14 +113,33 @@ enum Part {
     VaeDecoder,
 }
 
+impl ExportArgs {
+    /// How to export; refuses flags that the part does not have.
+    fn options(&self) -> Result<ExportOptions, Failure> {
+        let variant = self.variant.flags();
+        match (self.part, self.sources.first(), variant.first_set()) {
+            (Part::All, _, _) | (Part::Transformer, None, _) | (_, None, None) => {}
+            (_, Some(part), _) => {
+                return Err(Failure::request(format!(
+                    "--{part}: only `export all` takes parts from several places; name the part's \
+                     own with --source"
+                )));
+            }
+            (_, None, Some(flag)) => {
+                return Err(Failure::request(format!(
+                    "{flag}: only the transformer has this; leave it out, or export `transformer` \
+                     or `all`"
+                )));
+            }
+        }
+        let (profile, precision, force) = (self.profile, self.precision, self.force);
+        Ok(ExportOptions { profile, precision, force, variant })
+    }
+}
+
 /// Runs the command.
 pub fn run(args: ExportArgs) -> Result<(), Failure> {
-    let options = ExportOptions {
-        profile: args.profile,
-        precision: args.precision,
-        force: args.force,
-        ..Default::default()
-    };
+    let options = args.options()?;
     let mut bar: Option<(Component, Progress)> = None;
     let mut report = |progress: pixart_exporter::Progress| {
         if bar.as_ref().is_none_or(|(component, _)| *component != progress.component) {
@@ -73,12 +159,14 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
         Part::TextEncoder => Some(Component::TextEncoder),
         Part::VaeDecoder => Some(Component::VaeDecoder),
     };
-    let result = match component {
-        Some(component) => {
-            export_component(&args.source, component, &args.output, &options, &mut report)
+    let result = match (component, &args.source) {
+        (Some(component), Some(source)) => {
+            export_component(source, component, &args.output, &options, &mut report)
                 .map(|exported| vec![exported])
         }
-        None => PipelineSource::from_folder(&args.source)
+        (_, source) => args
+            .sources
+            .in_pipeline(source.as_deref())
             .and_then(|source| export_pipeline(&source, &args.output, &options, &mut report)),
     };
     if let Some((_, bar)) = bar {
