@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::graph::ir::Graph;
 use crate::naming::{self, FoundWeight, TextEncoderConfig, TransformerConfig, VaeConfig};
 use crate::profile::Profile;
@@ -96,7 +96,7 @@ struct Prepared {
 
 impl Prepared {
     fn new(folder: &Path, component: Component, profile: Profile) -> Result<Self, ExportError> {
-        let checkpoint = Checkpoint::open(folder)?;
+        let checkpoint = Checkpoint::open(folder, &OpenOptions::default())?;
         let (graph, architecture) = match component {
             Component::Transformer => {
                 let config = TransformerConfig::read(&checkpoint)?;
