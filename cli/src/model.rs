@@ -140,7 +140,9 @@ fn exported(
     eprintln!("exporting {} to {} (once)", source.display(), target.display());
     // What stands there without a model.onnx is no export of ours to keep.
     let variant = variant.clone();
-    let options = ExportOptions { profile, precision: Precision::Fp32, force: true, variant };
+    let precision = Precision::Fp32;
+    let options =
+        ExportOptions { profile, precision, force: true, variant, ..ExportOptions::default() };
     let mut bar = Progress::start(format!("export {component}"), 0, Unit::Bytes);
     let result = export_component(source, component, &output, &options, &mut |progress| {
         bar.update(progress.bytes_done, progress.bytes_total);

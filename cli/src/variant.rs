@@ -1,9 +1,32 @@
-//! Flags about what the tensors of a transformer do not show.
+//! Flags about how a checkpoint is read, the same for every command that reads one.
 
 use clap::Args;
+use pixart_exporter::checkpoint::{OpenOptions, WeightsKey};
 use pixart_exporter::{KvSampling, VariantFlags};
 
-/// The flags, the same for every command that reads a transformer.
+/// Flags about what part of the files is read.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Reading")]
+pub struct OpenArgs {
+    /// Key of a PyTorch file that holds the weights, for example `state_dict_ema`; `none` for the
+    /// file's own dictionary, `auto` for the first of state_dict, ema, model, state_dict_ema
+    #[arg(long = "weights_key", value_name = "KEY", default_value = "auto")]
+    weights_key: String,
+    /// Variant of the files in a folder, such as `fp16` for model.fp16.safetensors [default: the plain
+    /// files, else the only variant]
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+}
+
+impl OpenArgs {
+    /// As the exporter takes them.
+    pub fn options(&self) -> OpenOptions {
+        let weights_key = WeightsKey::parse(&self.weights_key);
+        OpenOptions { variant: self.variant.clone(), weights_key }
+    }
+}
+
+/// Flags about what the tensors of a transformer do not show.
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Transformer, where neither its tensors nor its config.json say")]
 pub struct VariantArgs {

@@ -105,7 +105,7 @@ impl Prepared {
         options: &ExportOptions,
     ) -> Result<Self, ExportError> {
         let profile = options.profile;
-        let mut checkpoint = Checkpoint::open(&located.path)?;
+        let mut checkpoint = Checkpoint::open(&located.path, &options.open)?;
         let mut config_file = ConfigFile::Copied(checkpoint.folder().join("config.json"));
         let mut names = Naming::Diffusers;
         let (graph, architecture) = match component {

@@ -2,7 +2,7 @@
 
 use crate::exit::{Failure, print_line};
 use crate::progress::{Progress, Unit};
-use crate::variant::VariantArgs;
+use crate::variant::{OpenArgs, VariantArgs};
 use clap::{Args, ValueEnum};
 use pixart_exporter::{
     Component, ExportError, ExportOptions, Exported, PipelineSource, Precision, Profile,
@@ -35,6 +35,8 @@ pub struct ExportArgs {
     force: bool,
     #[command(flatten)]
     sources: PartSources,
+    #[command(flatten)]
+    open: OpenArgs,
     #[command(flatten)]
     variant: VariantArgs,
 }
@@ -133,7 +135,8 @@ impl ExportArgs {
             }
         }
         let (profile, precision, force) = (self.profile, self.precision, self.force);
-        Ok(ExportOptions { profile, precision, force, variant })
+        let open = self.open.options();
+        Ok(ExportOptions { profile, precision, force, variant, open })
     }
 }
 
