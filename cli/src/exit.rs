@@ -47,7 +47,8 @@ fn is_request(error: &Error) -> bool {
             Some(
                 ExportError::Config(
                     ConfigError::FlagConflict { .. } | ConfigError::FlagInvalid { .. }
-                ) | ExportError::SourceNotFound { .. }
+                ) | ExportError::BadTarget { .. }
+                    | ExportError::SourceNotFound { .. }
                     | ExportError::SourceIsFile { .. }
                     | ExportError::Write(
                         WriteError::Exists { .. }

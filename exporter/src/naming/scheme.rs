@@ -163,6 +163,7 @@ fn of_original(problem: WeightProblem, original: &Original) -> WeightProblem {
             WeightProblem::Shape { tensor, found: whole(found), expected: whole(expected) }
         }
         WeightProblem::Dtype { found, .. } => WeightProblem::Dtype { tensor, found },
+        WeightProblem::MixedDtypes { found, .. } => WeightProblem::MixedDtypes { tensor, found },
         WeightProblem::Unexpected { found, .. } => {
             WeightProblem::Unexpected { tensor, found: whole(found) }
         }
