@@ -32,6 +32,14 @@ pub enum ExportError {
         /// What was to be exported.
         component: Component,
     },
+    /// A conversion cannot be written to this target.
+    #[error("{}: {problem}", path.display())]
+    BadTarget {
+        /// The target.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        problem: String,
+    },
     /// The checkpoint's files cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -10,7 +10,6 @@ use crate::checkpoint::Checkpoint;
 use crate::graph::ir::Graph;
 use crate::naming::{
     self, Family, FoundWeight, Naming, TextEncoderConfig, TransformerConfig, VaeConfig,
-    VariantFlags,
 };
 use crate::source::Located;
 use crate::write::{self, ConfigFile, Content, FileRecord, Kind, Staging, WriteError};
@@ -141,7 +140,7 @@ impl Prepared {
         options: &ExportOptions,
     ) -> Result<Self, ExportError> {
         let profile = options.profile;
-        let mut checkpoint = Checkpoint::open(&located.path)?;
+        let mut checkpoint = Checkpoint::open(&located.path, &options.open)?;
         let mut config_file = ConfigFile::Copied(checkpoint.folder().join("config.json"));
         let mut names = Naming::Diffusers;
         let (graph, architecture) = match component {
@@ -149,7 +148,7 @@ impl Prepared {
                 (checkpoint, names) = naming::in_diffusers_names(checkpoint)?;
                 let file = located.config.as_deref();
                 let config = TransformerConfig::read(&checkpoint, file, &options.variant)?;
-                config_file = transformer_config_file(&config, file, &options.variant)?;
+                config_file = located.config_file(&config, &options.variant)?;
                 let architecture = transformer_architecture(&config, Family::of(&checkpoint));
                 (models::transformer::build(&config, profile), architecture)
             }
@@ -255,19 +254,6 @@ fn copy_unread(source: &PipelineSource, output: &Path) -> Result<(), WriteError>
             });
             write::write_text(&index, &format!("{content:#}\n"))
         }
-    }
-}
-
-/// The source's file as it is, unless there is none or an option says something else.
-fn transformer_config_file(
-    config: &TransformerConfig,
-    file: Option<&Path>,
-    flags: &VariantFlags,
-) -> Result<ConfigFile, ExportError> {
-    match file {
-        Some(file) if flags.first_set().is_none() => Ok(ConfigFile::Copied(file.to_owned())),
-        Some(file) => Ok(ConfigFile::Written(config.to_json_over(file)?)),
-        None => Ok(ConfigFile::Written(config.to_json())),
     }
 }
 

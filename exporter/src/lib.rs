@@ -15,9 +15,11 @@
 mod check;
 pub mod checkpoint;
 mod component;
+pub mod convert;
 mod error;
 mod export;
 pub mod graph;
+pub mod inspect;
 pub mod models;
 pub mod naming;
 mod options;

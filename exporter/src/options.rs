@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::Component;
+use crate::checkpoint::OpenOptions;
 use crate::naming::VariantFlags;
 use crate::profile::Profile;
 use crate::write::FileRecord;
@@ -52,6 +53,8 @@ pub struct ExportOptions {
     pub force: bool,
     /// What the tensors of the transformer do not show.
     pub variant: VariantFlags,
+    /// Which files of a folder and which part of a file are read.
+    pub open: OpenOptions,
 }
 
 /// How far an export is.

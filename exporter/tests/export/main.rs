@@ -1,5 +1,6 @@
 //! Exports of small made-up models through the public API.
 
+mod convert;
 mod model;
 mod output;
 mod refusals;
