@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::checkpoint::Checkpoint;
 use crate::graph::ir::Graph;
 use crate::naming::{self, FoundWeight, TextEncoderConfig, TransformerConfig, VaeConfig};
+use crate::precision::{self, Choice};
 use crate::profile::Profile;
 use crate::source::component_folder;
 use crate::write::{self, Content, FileRecord, Kind, Staging, WriteError};
@@ -29,12 +30,13 @@ pub fn export_component(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Exported, ExportError> {
     let folder = component_folder(source, component)?;
-    let prepared = Prepared::new(&folder, component, options.profile)?;
+    let choice = precision::choose(options, component, true)?;
+    let prepared = Prepared::new(&folder, component, options.profile, choice)?;
     let target = output.join(component.as_str());
     let staging = Staging::begin(&target, Kind::Component, options.force, &[&folder])?;
     let files = prepared.write(staging.folder(), options, progress)?;
     let folder = staging.commit()?;
-    Ok(Exported { component, folder, files })
+    Ok(Exported { component, folder, files, warnings: prepared.warnings() })
 }
 
 /// Exports all components into the folder `output`, with the scheduler's configuration, the
@@ -57,7 +59,8 @@ pub fn export_pipeline(
         .into_iter()
         .map(|component| {
             let folder = component_folder(source.folder(component), component)?;
-            Prepared::new(&folder, component, options.profile)
+            let choice = precision::choose(options, component, false)?;
+            Prepared::new(&folder, component, options.profile, choice)
         })
         .collect::<Result<_, _>>()?;
 
@@ -73,14 +76,15 @@ pub fn export_pipeline(
     for part in &prepared {
         let folder = staging.folder().join(part.component.as_str());
         write::create_folder(&folder)?;
-        written.push((part.component, part.write(&folder, options, progress)?));
+        written.push((part, part.write(&folder, options, progress)?));
     }
     copy_unread(source, staging.folder())?;
 
     let output = staging.commit()?;
-    let place = |(component, files): (Component, Vec<FileRecord>)| {
+    let place = |(part, files): (&Prepared, Vec<FileRecord>)| {
+        let component = part.component;
         let folder = output.join(component.as_str());
-        Exported { component, folder, files }
+        Exported { component, folder, files, warnings: part.warnings() }
     };
     Ok(written.into_iter().map(place).collect())
 }
@@ -92,10 +96,16 @@ struct Prepared {
     graph: Graph,
     weights: Vec<FoundWeight>,
     architecture: Value,
+    choice: Choice,
 }
 
 impl Prepared {
-    fn new(folder: &Path, component: Component, profile: Profile) -> Result<Self, ExportError> {
+    fn new(
+        folder: &Path,
+        component: Component,
+        profile: Profile,
+        choice: Choice,
+    ) -> Result<Self, ExportError> {
         let checkpoint = Checkpoint::open(folder)?;
         let (graph, architecture) = match component {
             Component::Transformer => {
@@ -111,9 +121,15 @@ impl Prepared {
                 (models::vae::build(&config, profile), vae_architecture(&config))
             }
         };
-        let graph = graph.map_err(|source| ExportError::Graph { component, source })?;
+        let graph = graph
+            .and_then(|graph| precision::apply(graph, component, profile, choice.scheme))
+            .map_err(|source| ExportError::Graph { component, source })?;
         let weights = naming::find(&graph, &checkpoint, component)?;
-        Ok(Self { component, checkpoint, graph, weights, architecture })
+        Ok(Self { component, checkpoint, graph, weights, architecture, choice })
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.choice.warning.iter().cloned().collect()
     }
 
     fn write(
@@ -126,7 +142,7 @@ impl Prepared {
         let content = Content {
             component,
             profile: options.profile,
-            precision: options.precision,
+            scheme: self.choice.scheme,
             graph: &self.graph,
             checkpoint: &self.checkpoint,
             weights: &self.weights,

@@ -4,8 +4,8 @@ use crate::exit::{Failure, print_line};
 use crate::progress::{Progress, Unit};
 use clap::{Args, ValueEnum};
 use pixart_exporter::{
-    Component, ExportOptions, Exported, PipelineSource, Precision, Profile, export_component,
-    export_pipeline,
+    Component, ExportOptions, Exported, Int8Mode, PipelineSource, Precision, Profile,
+    export_component, export_pipeline,
 };
 use std::path::PathBuf;
 
@@ -20,9 +20,17 @@ pub struct ExportArgs {
     /// Folder to write into; each part gets a folder of its own there
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
-    /// Precision of the weights
+    /// Precision of the weights: fp32, fp16, bf16, int8 or int4. With `all`, the VAE stays in fp32
     #[arg(long, value_name = "TYPE", default_value = "fp32")]
     precision: Precision,
+    /// How int8 computes: `weight_only` (the smaller error) or `dynamic`, which quantises the
+    /// transformer's activations as well (W8A8, faster on processors) [default: weight_only]
+    #[arg(long = "int8_mode", value_name = "MODE")]
+    int8_mode: Option<Int8Mode>,
+    /// Precision of the VAE: fp32, fp16 (only for weights that were fine-tuned for it) or bf16
+    /// [default: fp32 with `all`, else that of --precision]
+    #[arg(long = "vae_precision", value_name = "TYPE")]
+    vae_precision: Option<Precision>,
     /// Operators to use: `ort` for ONNX Runtime (fused attention), `portable` for any engine
     /// (standard operators only)
     #[arg(long, value_name = "NAME", default_value = "ort")]
@@ -47,8 +55,13 @@ enum Part {
 
 /// Runs the command.
 pub fn run(args: ExportArgs) -> Result<(), Failure> {
-    let options =
-        ExportOptions { profile: args.profile, precision: args.precision, force: args.force };
+    let options = ExportOptions {
+        profile: args.profile,
+        precision: args.precision,
+        int8_mode: args.int8_mode,
+        vae_precision: args.vae_precision,
+        force: args.force,
+    };
     let mut bar: Option<(Component, Progress)> = None;
     let mut report = |progress: pixart_exporter::Progress| {
         if bar.as_ref().is_none_or(|(component, _)| *component != progress.component) {
@@ -79,7 +92,10 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
     if let Some((_, bar)) = bar {
         bar.finish();
     }
-    for Exported { folder, .. } in result? {
+    for Exported { folder, warnings, .. } in result? {
+        for warning in warnings {
+            eprintln!("warning: {warning}");
+        }
         print_line(folder.display())?;
     }
     Ok(())

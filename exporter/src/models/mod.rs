@@ -2,7 +2,7 @@
 
 mod position;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod text_encoder;
 mod timestep;
 pub mod transformer;
