@@ -32,10 +32,18 @@ impl Export {
     /// # Panics
     /// When the export fails.
     pub fn component(source: &Path, component: Component, profile: Profile) -> Self {
+        Self::with(source, component, &options(profile))
+    }
+
+    /// Exports one component of `source` in some precision.
+    ///
+    /// # Panics
+    /// When the export fails.
+    pub fn with(source: &Path, component: Component, options: &ExportOptions) -> Self {
         let folder = new_folder();
         let output = folder.path().join("model");
-        export_component(source, component, &output, &options(profile), &mut |_| {})
-            .unwrap_or_else(|error| panic!("export of {component} for {profile}: {error}"));
+        export_component(source, component, &output, options, &mut |_| {})
+            .unwrap_or_else(|error| panic!("export of {component} as {options:?}: {error}"));
         Self { folder }
     }
 
