@@ -1,23 +1,32 @@
 //! Every precision against the reference and against fp32, on both engines.
 //!
-//! Errors are max|a − b| / max|b|, the worst over all cases. What is allowed is two to three times
-//! what was measured on ONNX Runtime 1.32 and tract 0.23 when these tests were written; the
-//! measured numbers stand beside it. The fixtures have random weights and widths of 40 to 80, so
-//! that a sum has few terms for errors to cancel in: their errors are larger than those of a
-//! trained model, which the demo model shows.
+//! Errors are √(Σ(a − b)² / Σb²), the worst over all cases. What is allowed is two to three times
+//! what was measured on ONNX Runtime 1.32 and tract 0.23 when these tests were written:
+//!
+//! | | fp16 | bf16 | int8 | int8 dynamic | int4 |
+//! |---|---|---|---|---|---|
+//! | transformer, 256 px | 1.0e-3 | 5.1e-3 | 1.4e-2 | 1.8e-2 | 1.3e-1 |
+//! | transformer, 1024 px | 1.4e-3 | 6.9e-3 | 1.9e-2 | 2.6e-2 | 2.2e-1 |
+//! | text encoder | 1.6e-3 | 8.6e-3 | 3.7e-2 | – | 3.8e-1 |
+//! | VAE decoder | 2.0e-2 | 1.9e-2 | – | – | – |
+//! | demo transformer | 6.8e-4 | 1.6e-3 | 5.2e-3 | 8.3e-3 | 4.2e-2 |
+//! | demo text encoder | 4.3e-4 | 3.2e-3 | 1.2e-2 | – | 1.2e-1 |
+//! | demo VAE decoder | 3.3e-2 | 1.5e-2 | – | – | – |
+//!
+//! The fixtures have random weights and widths of 40 to 80, so a sum has few terms for errors to
+//! cancel in: their errors are larger than those of a trained model, which the demo model shows.
+//! That quantised graphs compute *exactly* what their rounded weights do is a test of the exporter.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use ndarray::ArrayD;
 use pixart_exporter::{Component, ExportOptions, Int8Mode, Precision, Profile};
-use pixart_runtime::engine::Engine;
 use pixart_runtime::tensor::Tensor;
 use pixart_tests::{
     component::{output, run},
     engines,
-    errors::max_relative_error,
+    errors::{max_relative_error, rms_relative_error},
     exports::Export,
     fixtures::{self, Case},
 };
@@ -32,10 +41,18 @@ const fn of(precision: Precision, int8_mode: Option<Int8Mode>) -> ExportOptions 
     ExportOptions { profile: Profile::Ort, precision, int8_mode, vae_precision: None, force: false }
 }
 
-/// The engines that run a graph. tract has 4 bits but not 8 in ONNX Runtime's own operator.
-fn engines_for(options: &ExportOptions) -> Vec<Arc<dyn Engine>> {
-    let fused = options.profile == Profile::Ort && options.int8_mode == INT8.int8_mode;
-    if fused { vec![engines::ort()] } else { engines::both().to_vec() }
+/// Whether the weights are quantised in blocks, for which the `ort` profile has an operator that
+/// only ONNX Runtime runs.
+fn is_fused(options: &ExportOptions) -> bool {
+    options.profile == Profile::Ort
+        && (options.precision == Precision::Int4 || options.int8_mode == INT8.int8_mode)
+}
+
+/// The worst errors over all cases: relative to the largest value, and root mean square.
+#[derive(Default)]
+struct Errors {
+    max: f64,
+    rms: f64,
 }
 
 /// Runs every case in both profiles on all engines, and compares with the outputs in `cases`.
@@ -47,30 +64,39 @@ fn assert_errors(
 ) {
     let mut failures = Vec::new();
     for &(options, allowed) in allowed {
-        let mut worst = 0.0f64;
+        let mut worst = Errors::default();
         for profile in Profile::ALL {
             let options = ExportOptions { profile, ..options };
             let export = Export::with(source, component, &options);
-            for engine in engines_for(&options) {
+            for engine in engines::both() {
                 let name = format!("{component} {options:?} on {}", engine.name());
-                let mut session = engine
-                    .load(&export.graph(component))
-                    .unwrap_or_else(|error| panic!("{name}: {error}"));
+                let session = engine.load(&export.graph(component));
+                if is_fused(&options) && engine.name() == "tract" {
+                    let error = session.err().expect("tract refuses the operator").to_string();
+                    assert!(error.contains("--profile portable"), "{error}");
+                    continue;
+                }
+                if options.profile == Profile::Ort && engine.name() == "tract" {
+                    continue; // Nothing that the portable graph does not show.
+                }
+                let mut session = session.unwrap_or_else(|error| panic!("{name}: {error}"));
                 for (case, tensors) in cases {
                     let name = format!("{name}, {case}");
                     let expected = tensors[output(component)].as_f32().expect("floats");
                     let actual = run(&name, session.as_mut(), component, tensors);
-                    let error = max_relative_error(&name, &actual, expected);
-                    worst = worst.max(error);
-                    if error > allowed {
-                        failures.push(format!("{name}: {error:.1e}, allowed {allowed:.0e}"));
+                    let rms = rms_relative_error(&name, &actual, expected);
+                    worst.max = worst.max.max(max_relative_error(&name, &actual, expected));
+                    worst.rms = worst.rms.max(rms);
+                    if rms > allowed {
+                        failures.push(format!("{name}: {rms:.1e}, allowed {allowed:.0e}"));
                     }
                 }
             }
         }
-        let mode = options.int8_mode.map(|mode| mode.to_string()).unwrap_or_default();
-        println!("{component} {} {mode}: largest relative error {worst:.1e}", options.precision);
-        assert!(worst > 1e-5, "{component} {options:?} rounds nothing");
+        let mode = options.int8_mode.map(|mode| format!(" {mode}")).unwrap_or_default();
+        let Errors { max, rms } = worst;
+        println!("{component} {}{mode}: rms {rms:.1e}, max {max:.1e}", options.precision);
+        assert!(rms > 1e-5, "{component} {options:?} rounds nothing");
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
@@ -78,28 +104,28 @@ fn assert_errors(
 #[test]
 fn the_256_pixel_transformer() {
     let cases = fixtures::cases("transformer_tiny.safetensors");
-    let allowed = [(FP16, 9.9), (BF16, 9.9), (INT8, 9.9), (DYNAMIC, 9.9), (INT4, 9.9)];
+    let allowed = [(FP16, 3e-3), (BF16, 1.2e-2), (INT8, 3.5e-2), (DYNAMIC, 4.5e-2), (INT4, 3e-1)];
     assert_errors(&fixtures::tiny(), Component::Transformer, &cases, &allowed);
 }
 
 #[test]
 fn the_1024_pixel_transformer() {
     let cases = fixtures::cases("transformer_wide.safetensors");
-    let allowed = [(FP16, 9.9), (BF16, 9.9), (INT8, 9.9), (DYNAMIC, 9.9), (INT4, 9.9)];
+    let allowed = [(FP16, 4e-3), (BF16, 1.5e-2), (INT8, 5e-2), (DYNAMIC, 6e-2), (INT4, 4.5e-1)];
     assert_errors(&fixtures::wide(), Component::Transformer, &cases, &allowed);
 }
 
 #[test]
 fn the_text_encoder() {
     let cases = fixtures::cases("text_encoder.safetensors");
-    let allowed = [(FP16, 9.9), (BF16, 9.9), (INT8, 9.9), (INT4, 9.9)];
+    let allowed = [(FP16, 4e-3), (BF16, 2e-2), (INT8, 9e-2), (INT4, 7e-1)];
     assert_errors(&fixtures::tiny(), Component::TextEncoder, &cases, &allowed);
 }
 
 #[test]
 fn the_vae_decoder() {
     let cases = fixtures::cases("vae_decoder.safetensors");
-    let allowed = [(FP16, 9.9), (BF16, 9.9)];
+    let allowed = [(FP16, 5e-2), (BF16, 5e-2)];
     assert_errors(&fixtures::tiny(), Component::VaeDecoder, &cases, &allowed);
 }
 
@@ -157,21 +183,21 @@ fn demo_case(component: Component) -> BTreeMap<String, Case> {
 
 #[test]
 fn the_demo_transformer() {
-    let allowed = [(FP16, 9.9), (BF16, 9.9), (INT8, 9.9), (DYNAMIC, 9.9), (INT4, 9.9)];
+    let allowed = [(FP16, 1.7e-3), (BF16, 4e-3), (INT8, 1.2e-2), (DYNAMIC, 2e-2), (INT4, 1e-1)];
     let component = Component::Transformer;
     assert_errors(&demo(), component, &demo_case(component), &allowed);
 }
 
 #[test]
 fn the_demo_text_encoder() {
-    let allowed = [(FP16, 9.9), (BF16, 9.9), (INT8, 9.9), (INT4, 9.9)];
+    let allowed = [(FP16, 1.2e-3), (BF16, 8e-3), (INT8, 3e-2), (INT4, 2.5e-1)];
     let component = Component::TextEncoder;
     assert_errors(&demo(), component, &demo_case(component), &allowed);
 }
 
 #[test]
 fn the_demo_vae_decoder() {
-    let allowed = [(FP16, 9.9), (BF16, 9.9)];
+    let allowed = [(FP16, 8e-2), (BF16, 4e-2)];
     let component = Component::VaeDecoder;
     assert_errors(&demo(), component, &demo_case(component), &allowed);
 }
