@@ -117,7 +117,8 @@ fn the_graphs_hold_together() {
 fn rounded_in_blocks(values: &[f32], columns: usize, bits: i32) -> Vec<f32> {
     let zero = 2f32.powi(bits - 1);
     let rounded = |block: &[f32]| -> Vec<f32> {
-        let largest = block.iter().fold(0f32, |a, &b| if b.abs() > a.abs() { b } else { a });
+        let larger = |a: f32, b: f32| b.abs() > a.abs() || b.abs() == a.abs() && b > a;
+        let largest = block.iter().fold(0f32, |a, &b| if larger(a, b) { b } else { a });
         let scale = largest / -zero;
         let code = |x: &f32| (x / scale).round_ties_even().clamp(-zero, zero - 1.0);
         block.iter().map(|x| if scale == 0.0 { 0.0 } else { code(x) * scale }).collect()
