@@ -46,6 +46,7 @@ fn is_request(error: &Error) -> bool {
             Some(
                 ExportError::SourceNotFound { .. }
                     | ExportError::SourceIsFile { .. }
+                    | ExportError::Precision(_)
                     | ExportError::Write(
                         WriteError::Exists { .. }
                             | WriteError::NotAnExport { .. }

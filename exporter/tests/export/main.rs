@@ -2,5 +2,6 @@
 
 mod model;
 mod output;
+mod precision;
 mod refusals;
 mod replacing;
