@@ -8,8 +8,8 @@ use crate::progress::{Progress, Unit};
 use crate::variant::{OpenArgs, VariantArgs};
 use clap::{Args, ValueEnum};
 use pixart_exporter::{
-    Component, ExportError, ExportOptions, Exported, PipelineSource, Precision, Profile, Staged,
-    Verdict, export_component_checked, export_pipeline_checked,
+    Component, ExportError, ExportOptions, Exported, Int8Mode, PipelineSource, Precision, Profile,
+    Staged, Verdict, export_component_checked, export_pipeline_checked,
 };
 use std::path::{Path, PathBuf};
 
@@ -29,9 +29,17 @@ pub struct ExportArgs {
     /// Folder to write into; each part gets a folder of its own there
     #[arg(short, long, value_name = "DIR", required_unless_present = "verify")]
     output: Option<PathBuf>,
-    /// Precision of the weights
+    /// Precision of the weights: fp32, fp16, bf16, int8 or int4. With `all`, the VAE stays in fp32
     #[arg(long, value_name = "TYPE", default_value = "fp32")]
     precision: Precision,
+    /// How int8 computes: `weight_only` (the smaller error) or `dynamic`, which quantises the
+    /// transformer's activations as well (W8A8, faster on processors) [default: weight_only]
+    #[arg(long = "int8_mode", value_name = "MODE")]
+    int8_mode: Option<Int8Mode>,
+    /// Precision of the VAE: fp32, fp16 (only for weights that were fine-tuned for it) or bf16
+    /// [default: fp32 with `all`, else that of --precision]
+    #[arg(long = "vae_precision", value_name = "TYPE")]
+    vae_precision: Option<Precision>,
     /// Operators to use: `ort` for ONNX Runtime (fused attention), `portable` for any engine
     /// (standard operators only), `cann` for Ascend accelerators (primitive operators of an old
     /// set; not yet tried on one)
@@ -47,7 +55,8 @@ pub struct ExportArgs {
     /// Write nothing, but compare every file of the export in DIR (all of it, or one part's folder)
     /// with the hashes in its manifest.json
     #[arg(long, value_name = "DIR",
-        conflicts_with_all = ["part", "source", "output", "precision", "profile", "force", "no_verify",
+        conflicts_with_all = ["part", "source", "output", "precision", "int8_mode", "vae_precision", "profile", "force",
+            "no_verify",
             "PartSources", "OpenArgs", "VariantArgs"])]
     verify: Option<PathBuf>,
     /// With --verify: also run every part on random inputs on two engines and compare the outputs;
@@ -157,9 +166,15 @@ impl ExportArgs {
                 )));
             }
         }
-        let (profile, precision, force) = (self.profile, self.precision, self.force);
-        let open = self.open.options();
-        Ok(ExportOptions { profile, precision, force, variant, open })
+        Ok(ExportOptions {
+            profile: self.profile,
+            precision: self.precision,
+            int8_mode: self.int8_mode,
+            vae_precision: self.vae_precision,
+            force: self.force,
+            variant,
+            open: self.open.options(),
+        })
     }
 }
 
@@ -209,7 +224,10 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
     if let Some((_, bar)) = bar {
         bar.finish();
     }
-    for Exported { component, folder, notes, .. } in result? {
+    for Exported { component, folder, notes, warnings, .. } in result? {
+        for warning in warnings {
+            eprintln!("warning: {warning}");
+        }
         print_line(folder.display())?;
         for note in notes {
             eprintln!("note: {component}: {note}");

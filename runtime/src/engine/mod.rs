@@ -44,10 +44,13 @@ pub trait Engine: Send + Sync {
     /// the engine refuses the graph.
     fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError>;
 
-    /// The same engine, but computing each graph node by node as it is written, with the weights as
-    /// they lie in the file: slower, in less memory, and without what its optimiser might get wrong.
-    /// `None` if the engine knows no such way.
-    fn plain(&self) -> Option<Arc<dyn Engine>> {
+    /// The same engine, but computing each graph node by node as it is written: slower, without what
+    /// its optimiser might get wrong, and in less memory, because the weights stay in the file.
+    ///
+    /// With `repack`, kernels may lay out weights anew in memory as they always do; ONNX Runtime's
+    /// quantised matrix product computes in 8 bits only then. `None` if the engine knows no such way.
+    fn plain(&self, repack: bool) -> Option<Arc<dyn Engine>> {
+        let _ = repack;
         None
     }
 }
