@@ -8,12 +8,13 @@ use serde_json::Value;
 
 use crate::export::Prepared;
 use crate::graph::ir::Graph;
-use crate::graph::slice::{self, Blocks};
+use crate::graph::slice::{self, Blocks, Ends};
 use crate::write::{self, MODEL_FILE, WriteError};
 use crate::{Component, ExportError, ExportOptions, Int8Mode, Precision};
 
-/// Blocks at each end of a model that is too large to be compared as a whole.
-const ENDS: usize = 2;
+/// Blocks of a model that is too large to be compared as a whole, from the most to the fewest.
+const ENDS: [Ends; 3] =
+    [Ends { first: 2, last: 2 }, Ends { first: 1, last: 1 }, Ends { first: 1, last: 0 }];
 
 /// What a check decides: whether the component is kept, and what its manifest says about it under
 /// `verification`.
@@ -57,7 +58,7 @@ pub struct Twins {
     pub exported: PathBuf,
     /// The same network in fp32.
     pub reference: PathBuf,
-    /// How much of the network they are: `everything`, or `blocks 0-1 and 26-27 of 28`.
+    /// How much of the network they are: `everything`, or for example `blocks 0-1 and 26-27 of 28`.
     pub compared: String,
 }
 
@@ -65,8 +66,8 @@ impl Staged<'_> {
     /// Writes the component's network in fp32 into the folder `scratch`, to compare the export with.
     ///
     /// Where that would be more than `most_bytes` of weights, both are written without the blocks in
-    /// the middle: two are kept at each end, or one where two are too many. A network that cannot be
-    /// cut is compared as a whole, however large it is.
+    /// the middle: two are kept at each end, or one, or only the first of all. A network that cannot
+    /// be cut is compared as a whole, however large it is.
     ///
     /// # Errors
     ///
@@ -111,14 +112,14 @@ impl Staged<'_> {
     }
 }
 
-/// How many blocks to keep at each end; the fewest possible if even they do not fit. `None` where
-/// nothing can be left out.
-fn fitting(graph: &Graph, blocks: &Blocks, most_bytes: u64) -> Option<usize> {
-    let sizes = (1..=ENDS)
-        .filter_map(|kept| Some((kept, weight_bytes(&slice::ends(graph, blocks, kept)?))));
-    let sizes: Vec<_> = sizes.collect();
-    let fits = sizes.iter().rev().find(|(_, bytes)| *bytes <= most_bytes);
-    fits.or(sizes.first()).map(|(kept, _)| *kept)
+/// The most blocks that fit; the fewest possible if even they do not. `None` where nothing can be
+/// left out.
+fn fitting(graph: &Graph, blocks: &Blocks, most_bytes: u64) -> Option<Ends> {
+    let bytes = |kept| slice::ends(graph, blocks, kept).map(|part| weight_bytes(&part));
+    let possible: Vec<(Ends, u64)> =
+        ENDS.into_iter().filter_map(|kept| Some((kept, bytes(kept)?))).collect();
+    let fits = possible.iter().find(|(_, bytes)| *bytes <= most_bytes);
+    fits.or(possible.last()).map(|(kept, _)| *kept)
 }
 
 /// Bytes of the checkpoint's weights in fp32.
@@ -127,9 +128,12 @@ fn weight_bytes(graph: &Graph) -> u64 {
     graph.weights().map(|weight| 4 * elements(&weight.shape)).sum()
 }
 
-fn describe(kept: usize, count: usize) -> String {
+fn describe(kept: Ends, count: usize) -> String {
     match kept {
-        1 => format!("blocks 0 and {} of {count}", count - 1),
-        _ => format!("blocks 0-{} and {}-{} of {count}", kept - 1, count - kept, count - 1),
+        Ends { first: 1, last: 0 } => format!("block 0 of {count}"),
+        Ends { first: 1, last: 1 } => format!("blocks 0 and {} of {count}", count - 1),
+        Ends { first, last } => {
+            format!("blocks 0-{} and {}-{} of {count}", first - 1, count - last, count - 1)
+        }
     }
 }

@@ -7,6 +7,8 @@ use std::{
 
 use serde::{Deserialize, de::DeserializeOwned};
 
+use crate::engine::is_plain_file_name;
+
 /// The manifest format this version reads.
 const FORMAT: u64 = 1;
 
@@ -270,7 +272,15 @@ impl<A: Architecture> ComponentFolder<A> {
         let manifest: Manifest<A> = serde_json::from_value(value).map_err(invalid)?;
 
         for entry in &manifest.files {
-            let path = folder.join(Path::new(&entry.name).file_name().unwrap_or_default());
+            if !is_plain_file_name(&entry.name) {
+                return Err(ModelError::Unexpected {
+                    file,
+                    field: "files",
+                    found: format!("{:?}", entry.name),
+                    expected: "a plain file name in its folder".to_owned(),
+                });
+            }
+            let path = folder.join(&entry.name);
             let found = std::fs::metadata(&path).map_err(|_| missing(path.clone()))?.len();
             if found != entry.bytes {
                 let expected = entry.bytes;

@@ -143,6 +143,66 @@ fn without_onnx_runtime_hashes_are_compared_and_numbers_cannot_be() {
     assert!(run.stderr.contains("pixart engine install cpu"), "{run:?}");
 }
 
+/// The component's manifest.
+fn manifest(sandbox: &Sandbox, component: &str) -> Value {
+    let path = sandbox.path().join("model").join(component).join("manifest.json");
+    serde_json::from_slice(&fs::read(path).expect("a manifest")).expect("JSON")
+}
+
+#[test]
+fn other_precisions_are_compared_with_fp32_and_the_manifest_has_the_error() {
+    let source = fixtures::tiny();
+    let source = source.to_str().expect("a path");
+    for precision in ["fp16", "bf16", "int8", "int4"] {
+        let args = ["export", "all", "--source", source, "--output", "model", "--precision"];
+        let sandbox = Sandbox::new();
+        let run = sandbox.pixart(&[&args[..], &[precision]].concat());
+        assert_eq!(run.code, 0, "{run:?}");
+        for component in ["transformer", "text_encoder"] {
+            let found = &manifest(&sandbox, component)["verification"];
+            assert_eq!(
+                (&found["reference"], &found["compared"]),
+                (&"fp32".into(), &"everything".into())
+            );
+            let number = |field: &str| found[field].as_f64().expect("a number");
+            let (error, allowed) = (number("max_relative_error"), number("allowed"));
+            assert!(1e-4 < error && error <= allowed, "{component} {precision}: {found}");
+            assert!(number("rms_error") > 1e-4, "{found}");
+            let engine = found["engine"].as_str().expect("a name");
+            assert!(engine.contains("ONNX Runtime"), "{engine}");
+        }
+        for component in ["vae_decoder", "vae_encoder"] {
+            let manifest = manifest(&sandbox, component);
+            assert_eq!(manifest["precision"], "fp32");
+            assert_eq!(manifest.get("verification"), None, "fp32 is not compared with itself");
+        }
+        assert_eq!(verify(&sandbox, &["model", "--numeric"]).code, 0);
+
+        let unchecked = Sandbox::new();
+        let run = unchecked.pixart(&[&args[..], &[precision, "--no-verify"]].concat());
+        assert_eq!(run.code, 0, "{run:?}");
+        assert_eq!(manifest(&unchecked, "transformer").get("verification"), None);
+        let data = |sandbox: &Sandbox| {
+            fs::read(sandbox.path().join("model/transformer/model.onnx_data")).expect("weights")
+        };
+        assert!(data(&sandbox) == data(&unchecked), "the check changes nothing");
+    }
+}
+
+#[test]
+fn without_onnx_runtime_the_manifest_says_that_nothing_was_compared() {
+    let sandbox = Sandbox::new().without_onnx_runtime();
+    let source = fixtures::tiny();
+    let source = source.to_str().expect("a path");
+    let args = ["export", "transformer", "--source", source, "--output", "model"];
+    let run = sandbox.pixart(&[&args[..], &["--precision", "fp16"]].concat());
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(run.stderr.contains("pixart engine install cpu"), "{run:?}");
+    let found = &manifest(&sandbox, "transformer")["verification"];
+    assert!(found["skipped"].as_str().is_some_and(|reason| !reason.is_empty()), "{found}");
+    assert_eq!(found.get("max_relative_error"), None);
+}
+
 #[test]
 fn requests_that_make_no_sense_are_refused() {
     let sandbox = Sandbox::new();
@@ -200,12 +260,13 @@ fn an_export_equals_its_twin_and_its_manifest_says_so() {
     let root = tempfile::tempdir().expect("a folder");
     let source = root.path().join("text_encoder");
     let bytes = random::text_encoder(&source, 7, 32);
-    // Everything, two blocks at each end, one block, and one block even where that is too much.
+    // Everything, fewer and fewer blocks, and one even where that is too much.
     let cases = [
         (bytes, "everything"),
         (bytes - 1, "blocks 0-1 and 5-6 of 7"),
         (bytes / 2, "blocks 0 and 6 of 7"),
-        (0, "blocks 0 and 6 of 7"),
+        (bytes / 3, "block 0 of 7"),
+        (0, "block 0 of 7"),
     ];
     for (most_bytes, compared) in cases {
         let output = root.path().join(format!("output-{most_bytes}"));

@@ -50,7 +50,7 @@ pub struct ExportArgs {
     force: bool,
     /// Do not compare what was written with fp32; without this, other precisions are compared on
     /// ONNX Runtime, and one that is too far off is not kept
-    #[arg(long)]
+    #[arg(long = "no_verify")]
     no_verify: bool,
     /// Write nothing, but compare every file of the export in DIR (all of it, or one part's folder)
     /// with the hashes in its manifest.json

@@ -40,10 +40,20 @@ fn index(prefix: &str, name: &str) -> Option<usize> {
     name.strip_prefix(prefix)?.split_once(['.', '/'])?.0.parse().ok()
 }
 
-/// The graph with only the first and the last `kept` blocks: what leaves the first ones goes straight
-/// into the last ones. `None` where that leaves nothing out, or where the blocks are not a chain.
-pub(crate) fn ends(graph: &Graph, blocks: &Blocks, kept: usize) -> Option<Graph> {
-    if kept == 0 || 2 * kept >= blocks.count {
+/// How many blocks are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ends {
+    /// At the beginning, at least one.
+    pub first: usize,
+    /// At the end.
+    pub last: usize,
+}
+
+/// The graph with only the blocks at its ends: what leaves the first ones goes straight into the last
+/// ones. `None` where that leaves nothing out, or where the blocks are not a chain.
+pub(crate) fn ends(graph: &Graph, blocks: &Blocks, kept: Ends) -> Option<Graph> {
+    let Ends { first, last } = kept;
+    if first == 0 || first + last >= blocks.count {
         return None;
     }
     // A block is built in one go, and the last thing it does is to compute what it passes on.
@@ -54,24 +64,21 @@ pub(crate) fn ends(graph: &Graph, blocks: &Blocks, kept: usize) -> Option<Graph>
             _ => None,
         }
     };
-    let (_, from) = result(kept - 1)?;
-    let (end, to) = result(blocks.count - kept - 1)?;
+    let (_, from) = result(first - 1)?;
+    let (end, to) = result(blocks.count - last - 1)?;
     let mut graph = graph.clone();
-    let mut replaced = 0;
-    for node in &mut graph.nodes[end + 1..] {
-        replaced += rename(node, &to, &from);
-    }
-    if replaced == 0 {
+    let rest = graph.nodes[end + 1..].iter_mut();
+    if rest.map(|node| rename(node, &to, &from)).sum::<usize>() == 0 {
         return None;
     }
     prune(&mut graph);
-    let left = |node: &Node| blocks.index(&node.name);
-    let left: HashSet<usize> = graph.nodes.iter().filter_map(left).collect();
+    let left: HashSet<usize> =
+        graph.nodes.iter().filter_map(|node| blocks.index(&node.name)).collect();
+    let is_kept = |block: usize| block < first || block >= blocks.count - last;
     // The sizes that a block in the middle was the first to need may stay; its weights must not.
-    let weights = graph.initializers.iter().filter_map(|weight| blocks.index(&weight.name));
-    let outside = |block: usize| block >= kept && block < blocks.count - kept;
-    let complete = (0..kept).chain(blocks.count - kept..blocks.count).all(|b| left.contains(&b));
-    (complete && !weights.into_iter().any(outside)).then_some(graph)
+    let mut weights = graph.initializers.iter().filter_map(|weight| blocks.index(&weight.name));
+    let complete = (0..blocks.count).filter(|&b| is_kept(b)).all(|block| left.contains(&block));
+    (complete && weights.all(is_kept)).then_some(graph)
 }
 
 /// Lets a node, and the graphs inside it, read `to` where they read `from`; returns how often.

@@ -6,7 +6,7 @@ use super::{
 use crate::graph::dim::{Dim, display_shape};
 use crate::graph::ir::{DType, Graph, ValueInfo};
 use crate::graph::run::{floats, integers, noise, run};
-use crate::graph::slice::{self, Blocks};
+use crate::graph::slice::{self, Blocks, Ends};
 use crate::graph::{GraphBuilder, GraphErrorKind};
 use crate::naming::{TextEncoderConfig, TransformerConfig, VaeConfig};
 use crate::profile::Profile;
@@ -318,19 +318,20 @@ fn the_encoder_is_the_same_in_both_profiles() {
     }
 }
 
-/// The weights of the first and last `kept` of `count` blocks, under the names of a model that has
+/// The weights of the blocks at the ends of a model of `count`, under the names of a model that has
 /// only these.
 fn ends_of<'a>(
     weights: impl Fn(&str) -> Vec<f32> + 'a,
     prefix: &'a str,
-    kept: usize,
+    kept: Ends,
     count: usize,
 ) -> impl Fn(&str) -> Vec<f32> + 'a {
     move |name| {
         let inner = name.strip_prefix(prefix).and_then(|rest| rest.split_once('.'));
         match inner.map(|(index, rest)| (index.parse::<usize>().unwrap(), rest)) {
-            Some((index, rest)) if index >= kept => {
-                weights(&format!("{prefix}{}.{rest}", count - 2 * kept + index))
+            Some((index, rest)) if index >= kept.first => {
+                let index = count - kept.last - kept.first + index;
+                weights(&format!("{prefix}{index}.{rest}"))
             }
             _ => weights(name),
         }
@@ -365,19 +366,20 @@ fn a_model_without_its_middle_is_the_model_with_fewer_blocks() {
             let blocks = Blocks::of(&whole).unwrap();
             assert_eq!(blocks.count, 7);
             let (_, complete) = run(&whole, &weights(&whole), inputs);
-            for kept in 1..=3 {
+            for (first, last) in [(1, 1), (2, 2), (3, 3), (1, 0), (2, 1)] {
+                let kept = Ends { first, last };
                 let part = slice::ends(&whole, &blocks, kept).unwrap();
-                let short = build(2 * kept, profile);
-                assert_eq!(part.nodes.len(), short.nodes.len(), "{prefix} {kept} {profile}");
+                let short = build(first + last, profile);
+                assert_eq!(part.nodes.len(), short.nodes.len(), "{prefix} {kept:?} {profile}");
                 assert_eq!(names(&part).len(), names(&short).len());
                 let (_, found) = run(&part, &weights(&whole), inputs);
                 let renamed = ends_of(weights(&whole), prefix, kept, 7);
-                assert_eq!(found, run(&short, &renamed, inputs).1, "{prefix} {kept} {profile}");
+                assert_eq!(found, run(&short, &renamed, inputs).1, "{prefix} {kept:?} {profile}");
                 assert_ne!(found, complete);
             }
-            assert_eq!(slice::ends(&whole, &blocks, 4), None);
-            let even = build(4, profile);
-            assert_eq!(slice::ends(&even, &Blocks::of(&even).unwrap(), 2), None);
+            for (first, last) in [(4, 3), (4, 4), (0, 2), (7, 0)] {
+                assert_eq!(slice::ends(&whole, &blocks, Ends { first, last }), None);
+            }
         }
     }
     let vae = vae::build_decoder(&vae_config(), Profile::Ort).unwrap();

@@ -8,6 +8,7 @@ use std::{
 use ndarray::{ArrayD, IxDyn};
 use ort::{
     environment::Environment,
+    ep::CPU,
     logging::LogLevel,
     session::{
         SessionInputValue,
@@ -77,7 +78,13 @@ impl OrtEngine {
             true => GraphOptimizationLevel::Disable,
             false => GraphOptimizationLevel::All,
         };
-        ort::session::Session::builder(&self.environment)?
+        let mut builder = ort::session::Session::builder(&self.environment)?;
+        if self.plain {
+            // Memory goes back to the system as soon as a node is done with it.
+            builder = builder
+                .with_execution_providers([CPU::default().with_arena_allocator(false).build()])?;
+        }
+        builder
             // ort's own default adds CoreML on macOS; an engine must be what it says it is.
             .with_auto_device(AutoDevicePolicy::PreferCPU)?
             .with_optimization_level(level)?
@@ -85,7 +92,7 @@ impl OrtEngine {
             .with_prepacking(self.repack)?
             .with_intra_threads(self.threads)?
             // Patterns are kept per input shape; a diffusion loop repeats one shape many times.
-            .with_memory_pattern(true)?
+            .with_memory_pattern(!self.plain)?
             .commit_from_file(model)
     }
 }

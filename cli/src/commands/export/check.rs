@@ -7,8 +7,9 @@ use pixart_runtime::verify::{allowed_error, compare_models};
 use serde_json::json;
 
 /// fp32 weights that are written for the comparison at most. A larger network is compared without
-/// the blocks in the middle, so that a text encoder of 19 GB needs no 19 GB more.
-const MOST_BYTES: u64 = 2 << 30;
+/// the blocks in the middle, so that a text encoder of 19 GB needs no 19 GB more on the disk, and
+/// no more than about half a gigabyte of memory: its token table and one block are 1.3 GB.
+const MOST_BYTES: u64 = 3 << 29;
 
 /// Compares a component that was just written with its twin in fp32, on ONNX Runtime.
 ///
