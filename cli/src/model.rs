@@ -120,7 +120,8 @@ fn exported(source: &Path, component: Component, profile: Profile) -> Result<Pat
     }
     eprintln!("exporting {} to {} (once)", source.display(), target.display());
     // What stands there without a model.onnx is no export of ours to keep.
-    let options = ExportOptions { profile, precision: Precision::Fp32, force: true };
+    let options =
+        ExportOptions { profile, precision: Precision::Fp32, force: true, ..Default::default() };
     let mut bar = Progress::start(format!("export {component}"), 0, Unit::Bytes);
     let result = export_component(source, component, &output, &options, &mut |progress| {
         bar.update(progress.bytes_done, progress.bytes_total);

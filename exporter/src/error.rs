@@ -20,15 +20,17 @@ pub enum ExportError {
         /// What should be there.
         expected: String,
     },
-    /// The source is a single file.
+    /// The source is a single file, where a folder is needed.
     #[error(
-        "{}: is a file, which is not supported yet; expected a diffusers pipeline folder or one of \
-         its component folders",
+        "{}: is a file; expected a diffusers pipeline folder, or its {component} folder with \
+         config.json (only a transformer can be a single file)",
         path.display()
     )]
     SourceIsFile {
         /// The file.
         path: PathBuf,
+        /// What was to be exported.
+        component: Component,
     },
     /// The checkpoint's files cannot be used.
     #[error(transparent)]

@@ -6,15 +6,18 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::graph::ir::Graph;
-use crate::naming::{self, FoundWeight, TextEncoderConfig, TransformerConfig, VaeConfig};
-use crate::profile::Profile;
-use crate::source::component_folder;
-use crate::write::{self, Content, FileRecord, Kind, Staging, WriteError};
+use crate::naming::{
+    self, Family, FoundWeight, Naming, TextEncoderConfig, TransformerConfig, VaeConfig,
+    VariantFlags,
+};
+use crate::source::Located;
+use crate::write::{self, ConfigFile, Content, FileRecord, Kind, Staging, WriteError};
 use crate::{Component, ExportError, ExportOptions, Exported, PipelineSource, Progress, models};
 
 /// Exports one component into `output/<component>`.
 ///
-/// `source` is a diffusers pipeline folder or the component's own folder. The folder appears
+/// `source` is a diffusers pipeline folder or the component's own folder; for the transformer also a
+/// file, or a folder without `config.json`, under diffusers' names or the original ones. The folder appears
 /// complete or not at all, and `progress` is called about once per megabyte of weights.
 ///
 /// # Errors
@@ -28,10 +31,10 @@ pub fn export_component(
     options: &ExportOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Exported, ExportError> {
-    let folder = component_folder(source, component)?;
-    let prepared = Prepared::new(&folder, component, options.profile)?;
+    let located = Located::find(source, component)?;
+    let prepared = Prepared::new(&located, component, options)?;
     let target = output.join(component.as_str());
-    let staging = Staging::begin(&target, Kind::Component, options.force, &[&folder])?;
+    let staging = Staging::begin(&target, Kind::Component, options.force, &[&located.path])?;
     let files = prepared.write(staging.folder(), options, progress)?;
     let folder = staging.commit()?;
     Ok(Exported { component, folder, files })
@@ -56,8 +59,8 @@ pub fn export_pipeline(
     let prepared: Vec<Prepared> = Component::ALL
         .into_iter()
         .map(|component| {
-            let folder = component_folder(source.folder(component), component)?;
-            Prepared::new(&folder, component, options.profile)
+            let located = Located::find(source.folder(component), component)?;
+            Prepared::new(&located, component, options)
         })
         .collect::<Result<_, _>>()?;
 
@@ -92,15 +95,27 @@ struct Prepared {
     graph: Graph,
     weights: Vec<FoundWeight>,
     architecture: Value,
+    config: ConfigFile,
 }
 
 impl Prepared {
-    fn new(folder: &Path, component: Component, profile: Profile) -> Result<Self, ExportError> {
-        let checkpoint = Checkpoint::open(folder)?;
+    fn new(
+        located: &Located,
+        component: Component,
+        options: &ExportOptions,
+    ) -> Result<Self, ExportError> {
+        let profile = options.profile;
+        let mut checkpoint = Checkpoint::open(&located.path)?;
+        let mut config_file = ConfigFile::Copied(checkpoint.folder().join("config.json"));
+        let mut names = Naming::Diffusers;
         let (graph, architecture) = match component {
             Component::Transformer => {
-                let config = TransformerConfig::read(&checkpoint)?;
-                (models::transformer::build(&config, profile), transformer_architecture(&config))
+                (checkpoint, names) = naming::in_diffusers_names(checkpoint)?;
+                let file = located.config.as_deref();
+                let config = TransformerConfig::read(&checkpoint, file, &options.variant)?;
+                config_file = transformer_config_file(&config, file, &options.variant)?;
+                let architecture = transformer_architecture(&config, Family::of(&checkpoint));
+                (models::transformer::build(&config, profile), architecture)
             }
             Component::TextEncoder => {
                 let config = TextEncoderConfig::read(&checkpoint)?;
@@ -112,8 +127,9 @@ impl Prepared {
             }
         };
         let graph = graph.map_err(|source| ExportError::Graph { component, source })?;
-        let weights = naming::find(&graph, &checkpoint, component)?;
-        Ok(Self { component, checkpoint, graph, weights, architecture })
+        let weights = naming::find(&graph, &checkpoint, component)
+            .map_err(|error| naming::in_stored_names(error, names))?;
+        Ok(Self { component, checkpoint, graph, weights, architecture, config: config_file })
     }
 
     fn write(
@@ -131,6 +147,7 @@ impl Prepared {
             checkpoint: &self.checkpoint,
             weights: &self.weights,
             architecture: &self.architecture,
+            config: &self.config,
         };
         write::write_component(folder, &content, &mut |bytes_done, bytes_total| {
             progress(Progress { component, bytes_done, bytes_total });
@@ -159,9 +176,22 @@ fn copy_unread(source: &PipelineSource, output: &Path) -> Result<(), WriteError>
     }
 }
 
-fn transformer_architecture(config: &TransformerConfig) -> Value {
-    json!({
-        "variant": "sigma",
+/// The source's file as it is, unless there is none or an option says something else.
+fn transformer_config_file(
+    config: &TransformerConfig,
+    file: Option<&Path>,
+    flags: &VariantFlags,
+) -> Result<ConfigFile, ExportError> {
+    match file {
+        Some(file) if flags.first_set().is_none() => Ok(ConfigFile::Copied(file.to_owned())),
+        Some(file) => Ok(ConfigFile::Written(config.to_json_over(file)?)),
+        None => Ok(ConfigFile::Written(config.to_json())),
+    }
+}
+
+fn transformer_architecture(config: &TransformerConfig, family: Family) -> Value {
+    let mut architecture = json!({
+        "variant": family.as_str(),
         "sample_size": config.sample_size,
         "interpolation_scale": config.interpolation_scale,
         "num_layers": config.num_layers,
@@ -171,7 +201,12 @@ fn transformer_architecture(config: &TransformerConfig) -> Value {
         "out_channels": config.out_channels,
         "patch_size": config.patch_size,
         "caption_channels": config.caption_channels,
-    })
+        "use_additional_conditions": config.use_additional_conditions,
+    });
+    if let Value::Object(map) = &mut architecture {
+        map.extend(config.variant_json());
+    }
+    architecture
 }
 
 fn text_architecture(config: &TextEncoderConfig) -> Value {

@@ -27,6 +27,7 @@ pub mod write;
 pub use component::{Component, UnknownComponent};
 pub use error::ExportError;
 pub use export::{export_component, export_pipeline};
+pub use naming::{KvSampling, Naming, VariantFlags};
 pub use options::{ExportOptions, Exported, Precision, Progress, UnknownPrecision};
 pub use profile::Profile;
 pub use source::PipelineSource;

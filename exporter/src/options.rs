@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::Component;
+use crate::naming::VariantFlags;
 use crate::profile::Profile;
 use crate::write::FileRecord;
 
@@ -41,7 +42,7 @@ impl FromStr for Precision {
 }
 
 /// How to export.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ExportOptions {
     /// The engines the graphs are written for.
     pub profile: Profile,
@@ -49,6 +50,8 @@ pub struct ExportOptions {
     pub precision: Precision,
     /// Replace an earlier export. Folders that hold anything else are never replaced.
     pub force: bool,
+    /// What the tensors of the transformer do not show.
+    pub variant: VariantFlags,
 }
 
 /// How far an export is.

@@ -28,31 +28,42 @@ impl PipelineSource {
     /// # Errors
     ///
     /// A part is missing; the message names the first one. Shared bundles lack the transformer,
-    /// and some transformer repositories lack everything else: combine them by filling the fields.
+    /// and some transformer repositories lack everything else: see [`Self::in_folder`].
     pub fn from_folder(folder: &Path) -> Result<Self, ExportError> {
+        let source = Self::in_folder(folder);
+        if !folder.is_dir() {
+            return Err(not_found(folder, PARTS));
+        }
+        source.check()?;
+        Ok(source)
+    }
+
+    /// Where the parts of a pipeline folder are, whether they are there or not. Fields that are
+    /// somewhere else can then be set, before [`Self::check`].
+    pub fn in_folder(folder: &Path) -> Self {
         let index = folder.join("model_index.json");
-        let source = Self {
+        Self {
             transformer: folder.join("transformer"),
             text_encoder: folder.join("text_encoder"),
             vae: folder.join("vae"),
             tokenizer: folder.join("tokenizer"),
             scheduler: folder.join("scheduler"),
             model_index: index.is_file().then_some(index),
-        };
-        source.check(folder)?;
-        Ok(source)
+        }
     }
 
-    fn check(&self, folder: &Path) -> Result<(), ExportError> {
-        let parts = "a diffusers pipeline folder with transformer, text_encoder, vae, tokenizer \
-                     and scheduler";
-        if !folder.is_dir() {
-            return Err(not_found(folder, parts));
+    /// Whether every part is there: a folder, or for the transformer also a file.
+    ///
+    /// # Errors
+    ///
+    /// One is missing; the message names the first.
+    pub fn check(&self) -> Result<(), ExportError> {
+        if !self.transformer.exists() {
+            return Err(not_found(&self.transformer, PARTS));
         }
-        let all =
-            [&self.transformer, &self.text_encoder, &self.vae, &self.tokenizer, &self.scheduler];
-        match all.into_iter().find(|part| !part.is_dir()) {
-            Some(part) => Err(not_found(part, parts)),
+        let folders = [&self.text_encoder, &self.vae, &self.tokenizer, &self.scheduler];
+        match folders.into_iter().find(|part| !part.is_dir()) {
+            Some(part) => Err(not_found(part, PARTS)),
             None => Ok(()),
         }
     }
@@ -88,29 +99,70 @@ impl PipelineSource {
     }
 }
 
-/// The folder of a component, given that folder or the pipeline's.
-pub(crate) fn component_folder(
-    source: &Path,
-    component: Component,
-) -> Result<PathBuf, ExportError> {
-    if source.is_file() {
-        return Err(ExportError::SourceIsFile { path: source.to_owned() });
-    }
-    let name = component.source_folder();
-    let inner = source.join(name);
-    for folder in [inner.as_path(), source] {
-        if folder.join("config.json").is_file() {
-            return Ok(folder.to_owned());
+/// What a complete source is, for messages.
+const PARTS: &str = "a diffusers pipeline folder with transformer, text_encoder, vae, tokenizer and \
+                     scheduler, or each of them by itself";
+
+/// A component's checkpoint: a folder or a file, and the configuration that belongs to it.
+pub(crate) struct Located {
+    /// The folder or the file.
+    pub path: PathBuf,
+    /// Its `config.json`, if it has one.
+    pub config: Option<PathBuf>,
+}
+
+/// Extensions of files that may be a transformer's weights.
+const WEIGHTS: [&str; 5] = ["safetensors", "pth", "pt", "bin", "ckpt"];
+
+impl Located {
+    /// Finds a component, given its folder, the pipeline's, or for a transformer a file of weights.
+    pub fn find(source: &Path, component: Component) -> Result<Self, ExportError> {
+        if source.is_file() {
+            return match component {
+                Component::Transformer => Ok(Self::file(source)),
+                _ => Err(ExportError::SourceIsFile { path: source.to_owned(), component }),
+            };
         }
+        let name = component.source_folder();
+        let inner = source.join(name);
+        let folders = [inner.as_path(), source];
+        for folder in folders {
+            let config = folder.join("config.json");
+            if config.is_file() {
+                return Ok(Self { path: folder.to_owned(), config: Some(config) });
+            }
+        }
+        if component == Component::Transformer
+            && let Some(folder) = folders.into_iter().find(|folder| has_weights(folder))
+        {
+            return Ok(Self { path: folder.to_owned(), config: None });
+        }
+        let missing = [source, inner.as_path()].into_iter().find(|folder| !folder.is_dir());
+        let missing = missing.map_or_else(|| inner.join("config.json"), Path::to_owned);
+        Err(not_found(
+            &missing,
+            &format!(
+                "a diffusers pipeline folder with {name}/config.json, or the folder of the {name}"
+            ),
+        ))
     }
-    let missing = [source, inner.as_path()].into_iter().find(|folder| !folder.is_dir());
-    let missing = missing.map_or_else(|| inner.join("config.json"), Path::to_owned);
-    Err(not_found(
-        &missing,
-        &format!(
-            "a diffusers pipeline folder with {name}/config.json, or the folder of the {name}"
-        ),
-    ))
+
+    /// A file has the `config.json` beside it if it is one of a diffusers folder. Other files may
+    /// lie beside those of other models, whose configuration would be wrong for them.
+    fn file(path: &Path) -> Self {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let config = path.with_file_name("config.json");
+        let belongs = name.starts_with("diffusion_pytorch_model.") && config.is_file();
+        Self { path: path.to_owned(), config: belongs.then_some(config) }
+    }
+}
+
+fn has_weights(folder: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else { return false };
+    entries.filter_map(Result::ok).any(|entry| {
+        let path = entry.path();
+        path.extension().is_some_and(|e| WEIGHTS.iter().any(|weights| e == *weights))
+    })
 }
 
 fn not_found(path: &Path, expected: &str) -> ExportError {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ndarray::{ArrayD, Axis};
-use pixart_exporter::{Component, Profile};
+use pixart_exporter::{Component, ExportOptions, Profile};
 use pixart_runtime::{engine::Session, tensor::Tensor};
 
 use crate::{
@@ -54,12 +54,26 @@ pub fn run(
 /// # Panics
 /// When anything is further apart than [`TOLERANCE`].
 pub fn assert_parity(source: &Path, component: Component, file: &str) {
+    assert_parity_with(source, component, file, &ExportOptions::default());
+}
+
+/// As [`assert_parity`], with further options than the profile.
+///
+/// # Panics
+/// As [`assert_parity`].
+pub fn assert_parity_with(
+    source: &Path,
+    component: Component,
+    file: &str,
+    options: &ExportOptions,
+) {
     let cases = fixtures::cases(file);
     let output = output(component);
     let mut failures = Vec::new();
     let mut worst = 0.0f64;
     for profile in Profile::ALL {
-        let export = Export::component(source, component, profile);
+        let options = ExportOptions { profile, ..options.clone() };
+        let export = Export::component_with(source, component, &options);
         let mut sessions: Vec<_> = engines::both()
             .into_iter()
             .map(|engine| {

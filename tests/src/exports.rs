@@ -32,10 +32,19 @@ impl Export {
     /// # Panics
     /// When the export fails.
     pub fn component(source: &Path, component: Component, profile: Profile) -> Self {
+        Self::component_with(source, component, &options(profile))
+    }
+
+    /// Exports one component of `source` with any options.
+    ///
+    /// # Panics
+    /// When the export fails.
+    pub fn component_with(source: &Path, component: Component, options: &ExportOptions) -> Self {
         let folder = new_folder();
         let output = folder.path().join("model");
-        export_component(source, component, &output, &options(profile), &mut |_| {})
-            .unwrap_or_else(|error| panic!("export of {component} for {profile}: {error}"));
+        export_component(source, component, &output, options, &mut |_| {}).unwrap_or_else(
+            |error| panic!("export of {component} for {}: {error}", options.profile),
+        );
         Self { folder }
     }
 
@@ -55,5 +64,5 @@ fn new_folder() -> TempDir {
 }
 
 fn options(profile: Profile) -> ExportOptions {
-    ExportOptions { profile, precision: Precision::Fp32, force: false }
+    ExportOptions { profile, precision: Precision::Fp32, ..ExportOptions::default() }
 }

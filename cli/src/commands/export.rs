@@ -47,8 +47,12 @@ enum Part {
 
 /// Runs the command.
 pub fn run(args: ExportArgs) -> Result<(), Failure> {
-    let options =
-        ExportOptions { profile: args.profile, precision: args.precision, force: args.force };
+    let options = ExportOptions {
+        profile: args.profile,
+        precision: args.precision,
+        force: args.force,
+        ..Default::default()
+    };
     let mut bar: Option<(Component, Progress)> = None;
     let mut report = |progress: pixart_exporter::Progress| {
         if bar.as_ref().is_none_or(|(component, _)| *component != progress.component) {

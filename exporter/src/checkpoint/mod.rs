@@ -70,7 +70,7 @@ impl Place {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint of a model folder: `diffusion_pytorch_model.safetensors`,
+    /// Opens a safetensors file, or the checkpoint of a model folder: `diffusion_pytorch_model.safetensors`,
     /// `model.safetensors`, or the shards that one of these names' `.index.json` lists.
     ///
     /// Files may be symbolic links, as they are in model caches.
@@ -80,6 +80,9 @@ impl Checkpoint {
     /// No such files, files of another format, a truncated or damaged file, an index that names
     /// files outside the folder, missing files, or tensors that are not where it says.
     pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
+        if folder.is_file() {
+            return Self::from_file(folder.parent().unwrap_or(folder), folder);
+        }
         for stem in STEMS {
             let file = folder.join(format!("{stem}.safetensors"));
             if file.exists() {

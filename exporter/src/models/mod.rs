@@ -1,5 +1,6 @@
 //! The architectures, one file each, written with the graph builder.
 
+mod kv_compression;
 mod position;
 #[cfg(test)]
 mod tests;

@@ -22,6 +22,9 @@ fn transformer_config() -> TransformerConfig {
         patch_size: 2,
         caption_channels: 10,
         norm_eps: 1e-6,
+        use_additional_conditions: false,
+        qk_norm: false,
+        kv_compression: None,
     }
 }
 

@@ -1,7 +1,9 @@
-//! The PixArt-Σ diffusion transformer (`PixArtTransformer2DModel`), arXiv 2403.04692.
+//! The PixArt diffusion transformer (`PixArtTransformer2DModel`): Σ, arXiv 2403.04692, and α,
+//! arXiv 2310.00426.
 //!
 //! Names are those of the diffusers checkpoint.
 
+use super::kv_compression::{KeyGrid, affine_layer_norm};
 use super::position::position_table;
 use super::timestep::timestep_sinusoid;
 use crate::graph::dim::Dim;
@@ -19,7 +21,9 @@ const MASKED: f32 = -1e9;
 /// `encoder_attention_mask[batch_size, sequence_length]` (1 keep, 0 padding), `timestep[batch_size]`
 /// → `out_hidden_states[batch_size, 8, height, width]`, noise first, then variance.
 ///
-/// Height and width must be multiples of the patch size.
+/// Height and width must be multiples of the patch size. With `use_additional_conditions` there are
+/// two more inputs: `resolution[batch_size, 2]`, height and width of the picture in pixels, and
+/// `aspect_ratio[batch_size, 1]`, height divided by width.
 pub fn build(config: &TransformerConfig, profile: Profile) -> Result<Graph, GraphError> {
     let mut graph = GraphBuilder::new("transformer", profile);
     let b = &mut graph;
@@ -35,14 +39,32 @@ pub fn build(config: &TransformerConfig, profile: Profile) -> Result<Graph, Grap
     let captions = b.input("encoder_hidden_states", DType::F32, captions.to_vec())?;
     let mask = b.input("encoder_attention_mask", DType::I64, vec![batch.clone(), sequence])?;
     let timestep = b.input("timestep", DType::F32, vec![batch.clone()])?;
+    let conditions = match config.use_additional_conditions {
+        true => vec![
+            (
+                "resolution_embedder",
+                b.input("resolution", DType::F32, vec![batch.clone(), 2.into()])?,
+            ),
+            (
+                "aspect_ratio_embedder",
+                b.input("aspect_ratio", DType::F32, vec![batch.clone(), 1.into()])?,
+            ),
+        ],
+        false => vec![],
+    };
 
     let (mut x, grid) = embed_patches(b, config, &latents)?;
-    let time = embed_timestep(b, config, &timestep)?;
+    let keys = match &config.kv_compression {
+        Some(compression) => Some(KeyGrid::new(b, compression, &grid)?),
+        None => None,
+    };
+    let time = embed_timestep(b, config, &timestep, &conditions)?;
     let captions = project_captions(b, config, &captions)?;
     let mask = mask_bias(b, &mask)?;
     for layer in 0..config.num_layers {
         x = b.scoped(&format!("transformer_blocks.{layer}"), |b| {
-            block(b, config, &x, &time.modulation, &captions, &mask)
+            let keys = keys.as_ref().filter(|keys| keys.compression.layers.contains(&layer));
+            block(b, config, &x, &time.modulation, keys, &captions, &mask)
         })?;
     }
     let x = final_layer(b, config, &x, &time.embedding)?;
@@ -87,22 +109,55 @@ fn embed_timestep(
     b: &mut GraphBuilder,
     config: &TransformerConfig,
     timestep: &Value,
+    conditions: &[(&str, Value)],
 ) -> Result<Time, GraphError> {
     let inner_dim = config.inner_dim();
     b.scoped("adaln_single", |b| {
         let embedding = b.scoped("emb", |b| {
-            let x = timestep_sinusoid(b, timestep)?;
-            b.scoped("timestep_embedder", |b| {
-                let x = b.linear("linear_1", &x, inner_dim, true)?;
-                let x = b.silu(&x)?;
-                b.linear("linear_2", &x, inner_dim, true)
-            })
+            let time = embed_number(b, "timestep_embedder", timestep, inner_dim)?;
+            if conditions.is_empty() {
+                return Ok(time);
+            }
+            let conditions = embed_conditions(b, config, conditions)?;
+            b.add(&time, &conditions)
         })?;
         let x = b.silu(&embedding)?;
         let x = b.linear("linear", &x, 6 * inner_dim, true)?;
         let rows = [x.shape()[0].clone(), Dim::from(6), inner_dim.into()];
         Ok(Time { modulation: b.reshape(&x, &rows)?, embedding })
     })
+}
+
+/// Numbers of any size in `x[count]` to `[count, width]`.
+fn embed_number(
+    b: &mut GraphBuilder,
+    name: &str,
+    x: &Value,
+    width: usize,
+) -> Result<Value, GraphError> {
+    let x = timestep_sinusoid(b, x)?;
+    b.scoped(name, |b| {
+        let x = b.linear("linear_1", &x, width, true)?;
+        let x = b.silu(&x)?;
+        b.linear("linear_2", &x, width, true)
+    })
+}
+
+/// Size and aspect ratio to `[batch, inner_dim]`: three numbers, each a third of the width.
+fn embed_conditions(
+    b: &mut GraphBuilder,
+    config: &TransformerConfig,
+    conditions: &[(&str, Value)],
+) -> Result<Value, GraphError> {
+    let mut parts = Vec::with_capacity(conditions.len());
+    for (name, value) in conditions {
+        let (batch, count) = (&value.shape()[0], &value.shape()[1]);
+        let flat = b.reshape(value, &[batch * count])?;
+        let third = config.inner_dim() / 3;
+        let x = embed_number(b, name, &flat, third)?;
+        parts.push(b.reshape(&x, &[batch.clone(), count * &Dim::from(third)])?);
+    }
+    b.concat(&parts.iter().collect::<Vec<_>>(), -1)
 }
 
 /// Text encoder states to keys and values of the cross-attention: `[batch, length, inner_dim]`.
@@ -134,6 +189,7 @@ fn block(
     config: &TransformerConfig,
     x: &Value,
     modulation: &Value,
+    keys: Option<&KeyGrid>,
     captions: &Value,
     mask: &Value,
 ) -> Result<Value, GraphError> {
@@ -147,12 +203,12 @@ fn block(
 
     let normal =
         b.scoped("norm1", |b| b.modulated_layer_norm(x, scale_msa, shift_msa, config.norm_eps))?;
-    let mixed = attention(b, config, "attn1", &normal, &normal, None)?;
+    let mixed = self_attention(b, config, &normal, keys)?;
     let gated = b.mul(&mixed, gate_msa)?;
     let x = b.add(x, &gated)?;
 
     // Captions are read by the plain tokens: no norm, no gate.
-    let mixed = attention(b, config, "attn2", &x, captions, Some(mask))?;
+    let mixed = cross_attention(b, config, &x, captions, mask)?;
     let x = b.add(&x, &mixed)?;
 
     let normal =
@@ -162,24 +218,66 @@ fn block(
     b.add(&x, &gated)
 }
 
-/// Multi-head attention with its four projections; `context` gives keys and values.
-fn attention(
+/// Attention of the tokens over themselves, or over those that a compression leaves.
+fn self_attention(
     b: &mut GraphBuilder,
     config: &TransformerConfig,
-    name: &str,
+    x: &Value,
+    keys: Option<&KeyGrid>,
+) -> Result<Value, GraphError> {
+    b.scoped("attn1", |b| {
+        let [mut query, mut key, mut value] = project(b, config, x, x)?;
+        if config.qk_norm {
+            query = affine_layer_norm(b, "q_norm", &query, config.inner_dim())?;
+            key = affine_layer_norm(b, "k_norm", &key, config.inner_dim())?;
+        }
+        if let Some(keys) = keys {
+            [key, value] = keys.reduce(b, &key, &value, config.inner_dim())?;
+        }
+        attend(b, config, &query, &key, &value, None)
+    })
+}
+
+/// Attention of the tokens over the caption.
+fn cross_attention(
+    b: &mut GraphBuilder,
+    config: &TransformerConfig,
+    x: &Value,
+    captions: &Value,
+    mask: &Value,
+) -> Result<Value, GraphError> {
+    b.scoped("attn2", |b| {
+        let [query, key, value] = project(b, config, x, captions)?;
+        attend(b, config, &query, &key, &value, Some(mask))
+    })
+}
+
+/// Queries of `x`, keys and values of `context`.
+fn project(
+    b: &mut GraphBuilder,
+    config: &TransformerConfig,
     x: &Value,
     context: &Value,
+) -> Result<[Value; 3], GraphError> {
+    let inner_dim = config.inner_dim();
+    Ok([
+        b.linear("to_q", x, inner_dim, true)?,
+        b.linear("to_k", context, inner_dim, true)?,
+        b.linear("to_v", context, inner_dim, true)?,
+    ])
+}
+
+fn attend(
+    b: &mut GraphBuilder,
+    config: &TransformerConfig,
+    query: &Value,
+    key: &Value,
+    value: &Value,
     bias: Option<&Value>,
 ) -> Result<Value, GraphError> {
-    let inner_dim = config.inner_dim();
-    b.scoped(name, |b| {
-        let query = b.linear("to_q", x, inner_dim, true)?;
-        let key = b.linear("to_k", context, inner_dim, true)?;
-        let value = b.linear("to_v", context, inner_dim, true)?;
-        let attention = Attention { heads: config.num_attention_heads, scale: None, bias };
-        let mixed = b.attention(&query, &key, &value, &attention)?;
-        b.linear("to_out.0", &mixed, inner_dim, true)
-    })
+    let attention = Attention { heads: config.num_attention_heads, scale: None, bias };
+    let mixed = b.attention(query, key, value, &attention)?;
+    b.linear("to_out.0", &mixed, config.inner_dim(), true)
 }
 
 fn feed_forward(

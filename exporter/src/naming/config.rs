@@ -1,6 +1,10 @@
 //! What a graph needs to know about a checkpoint.
 
-/// A PixArt-Σ transformer (`PixArtTransformer2DModel`).
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+/// A PixArt transformer (`PixArtTransformer2DModel`), Σ or α.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TransformerConfig {
     /// Side of the training latents; the model's pixel side is eight times this.
@@ -21,8 +25,78 @@ pub struct TransformerConfig {
     pub patch_size: usize,
     /// Width of the text encoder's states.
     pub caption_channels: usize,
-    /// Added to the variance in every layer norm.
+    /// Added to the variance in every layer norm that has no weights.
     pub norm_eps: f64,
+    /// Whether the size and the aspect ratio of the picture are inputs (PixArt-α at 1024 px).
+    pub use_additional_conditions: bool,
+    /// Whether queries and keys of the self-attention are normalised over the full width.
+    pub qk_norm: bool,
+    /// Fewer keys and values in the self-attention of some blocks.
+    pub kv_compression: Option<KvCompression>,
+}
+
+/// Which keys and values are left in the self-attention of some blocks (arXiv 2403.04692, 3.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KvCompression {
+    /// How they are chosen.
+    pub sampling: KvSampling,
+    /// Factor along each side of the grid of tokens (`uniform_every`: along the sequence), at
+    /// least 2.
+    pub scale_factor: usize,
+    /// The blocks that have it, counted from 0; not empty.
+    pub layers: BTreeSet<usize>,
+}
+
+/// How keys and values are chosen, under upstream's names. Where the factor does not divide a side,
+/// what is left over at the end is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvSampling {
+    /// A depth-wise convolution of kernel and stride `scale_factor`, then a layer norm.
+    Conv,
+    /// The top left token of each square. (Upstream resizes with nearest neighbours, which is the
+    /// same; no average is taken.)
+    Ave,
+    /// Every `scale_factor`-th row and column.
+    Uniform,
+    /// Every `scale_factor`-th token of the sequence.
+    UniformEvery,
+}
+
+impl KvSampling {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Conv, Self::Ave, Self::Uniform, Self::UniformEvery];
+
+    /// The name on the command line and in `config.json`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Conv => "conv",
+            Self::Ave => "ave",
+            Self::Uniform => "uniform",
+            Self::UniformEvery => "uniform_every",
+        }
+    }
+}
+
+impl fmt::Display for KvSampling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A name of a sampling that does not exist.
+#[derive(Debug, thiserror::Error)]
+#[error("unknown sampling `{0}`: expected `conv`, `ave`, `uniform` or `uniform_every`")]
+pub struct UnknownKvSampling(String);
+
+impl FromStr for KvSampling {
+    type Err = UnknownKvSampling;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|sampling| sampling.as_str() == name)
+            .ok_or_else(|| UnknownKvSampling(name.to_owned()))
+    }
 }
 
 impl TransformerConfig {

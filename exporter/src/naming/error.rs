@@ -64,6 +64,61 @@ pub enum ConfigError {
         /// The tensor that says so.
         evidence: String,
     },
+    /// An option and the tensors contradict each other.
+    #[error(
+        "{}: {flag} is {found}, but the weights say {expected} ({evidence}); leave the option out, or \
+         take the weights it belongs to",
+        path.display()
+    )]
+    FlagConflict {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The option, as on the command line.
+        flag: &'static str,
+        /// Its value.
+        found: String,
+        /// The value that follows from the tensors.
+        expected: String,
+        /// The tensor that says so.
+        evidence: String,
+    },
+    /// An option has a value that cannot be used.
+    #[error("{flag} is {found}; expected {expected}")]
+    FlagInvalid {
+        /// The option, as on the command line.
+        flag: &'static str,
+        /// Its value.
+        found: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// The tensors are not those of a transformer.
+    #[error(
+        "{}: not a PixArt transformer: found the tensors {found}, expected names such as \
+         transformer_blocks.0.attn1.to_q.weight (diffusers) or blocks.0.attn.qkv.weight (original)",
+        path.display()
+    )]
+    NotATransformer {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Some of its tensors.
+        found: String,
+    },
+    /// Two tensors of a checkpoint are the same one of the model.
+    #[error(
+        "{}: both {first} and {second} are the model's {name}; expected one of them, remove the other",
+        path.display()
+    )]
+    TwoTensors {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Name in the model.
+        name: String,
+        /// A tensor.
+        first: String,
+        /// Another tensor.
+        second: String,
+    },
     /// The tensors belong to a variant of the architecture that is not exported.
     #[error("{}: {feature} not supported yet (found tensor {tensor}); expected {expected}", folder.display())]
     Unsupported {
@@ -117,6 +172,18 @@ pub enum WeightProblem {
     },
 }
 
+impl WeightProblem {
+    /// The tensor it is about.
+    pub fn tensor(&self) -> &str {
+        match self {
+            Self::Missing { tensor, .. }
+            | Self::Shape { tensor, .. }
+            | Self::Dtype { tensor, .. }
+            | Self::Unexpected { tensor, .. } => tensor,
+        }
+    }
+}
+
 impl fmt::Display for WeightProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -151,7 +218,7 @@ impl fmt::Display for WeightsError {
         let noun = if count == 1 { "problem" } else { "problems" };
         write!(
             f,
-            "{}: the weights do not fit the architecture in config.json, {count} {noun}:",
+            "{}: the weights do not fit the architecture, {count} {noun}:",
             self.folder.display()
         )?;
         for problem in self.problems.iter().take(LISTED) {

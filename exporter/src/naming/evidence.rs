@@ -1,8 +1,17 @@
 //! What the tensors themselves say about an architecture.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
+
+/// The file of a checkpoint, or its folder if it has several.
+pub(super) fn place(checkpoint: &Checkpoint) -> &Path {
+    match checkpoint.shards() {
+        [single] => single.path(),
+        _ => checkpoint.folder(),
+    }
+}
 
 /// Size of one axis of a tensor of known rank, with the sentence that says where it is from.
 /// `None` when there is no such tensor or it has another rank: then the check of all shapes, which
@@ -17,13 +26,19 @@ pub(super) fn axis(
     Some((view.shape[axis], format!("{tensor} has shape {:?}", view.shape)))
 }
 
+/// The number of the layer that a tensor is in and its name there, of `<prefix><i>.<rest>`.
+pub(super) fn layer<'a>(name: &'a str, prefix: &str) -> Option<(usize, &'a str)> {
+    let (index, rest) = name.strip_prefix(prefix)?.split_once('.')?;
+    Some((index.parse().ok()?, rest))
+}
+
 /// Number of layers: one more than the highest `i` among the names `<prefix><i>.<rest>`.
 pub(super) fn depth(checkpoint: &Checkpoint, prefix: &str) -> Option<(usize, String)> {
     // A number this high is no layer; it also keeps the graph from exploding.
     const MAX_DEPTH: usize = 1024;
     let highest = checkpoint
         .names()
-        .filter_map(|name| name.strip_prefix(prefix)?.split_once('.')?.0.parse::<usize>().ok())
+        .filter_map(|name| Some(layer(name, prefix)?.0))
         .filter(|&index| index < MAX_DEPTH)
         .max()?;
     Some((highest + 1, format!("the last layer is {prefix}{highest}")))

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde_json::{Map, Value};
 
@@ -33,6 +34,26 @@ impl Fields {
         let text = fs::read(path).map_err(unreadable)?;
         let map = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
         Ok(Self { path: path.to_owned(), map })
+    }
+
+    /// No fields, for a checkpoint without a config; messages name the checkpoint instead.
+    pub fn none(checkpoint: &Path) -> Self {
+        Self { path: checkpoint.to_owned(), map: Map::new() }
+    }
+
+    /// All of it.
+    pub fn into_map(self) -> Map<String, Value> {
+        self.map
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// The file that the messages name.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     fn get(&self, field: &str) -> Option<&Value> {
@@ -76,6 +97,39 @@ impl Fields {
                 let sizes: Option<Vec<usize>> =
                     value.as_array().and_then(|list| list.iter().map(to_size).collect());
                 sizes.filter(|s| !s.is_empty()).ok_or_else(|| self.invalid(field, expected))
+            })
+            .transpose()
+    }
+
+    /// True or false.
+    pub fn flag(&self, field: &'static str) -> Result<Option<bool>, ConfigError> {
+        self.get(field)
+            .map(|value| value.as_bool().ok_or_else(|| self.invalid(field, "true or false")))
+            .transpose()
+    }
+
+    /// A name out of a list of known ones.
+    pub fn name<T: FromStr<Err: Display>>(
+        &self,
+        field: &'static str,
+    ) -> Result<Option<T>, ConfigError> {
+        self.get(field)
+            .map(|value| {
+                let name = value.as_str().ok_or_else(|| self.invalid(field, "a text"))?;
+                name.parse().map_err(|error: T::Err| self.invalid(field, error.to_string()))
+            })
+            .transpose()
+    }
+
+    /// A list of numbers of layers, counted from 0.
+    pub fn indexes(&self, field: &'static str) -> Result<Option<Vec<usize>>, ConfigError> {
+        let index = |value: &Value| {
+            value.as_u64().filter(|&index| index < MAX_LAYERS as u64).map(|index| index as usize)
+        };
+        self.get(field)
+            .map(|value| {
+                let list = value.as_array().and_then(|list| list.iter().map(index).collect());
+                list.ok_or_else(|| self.invalid(field, "a list of block numbers from 0 on"))
             })
             .transpose()
     }

@@ -1,5 +1,6 @@
 //! Other names that a tensor may have, and tensors that an export may leave out.
 
+use super::official::{NULL_CAPTION, POSITION_TABLE};
 use crate::Component;
 
 /// The old spelling of a layer of the auto-encoder's attention, now → then.
@@ -32,8 +33,8 @@ pub(super) fn alternative(component: Component, name: &str) -> Option<String> {
 /// Whether a tensor that the graph does not read is known to be of no use to it.
 pub(super) fn is_droppable(component: Component, name: &str) -> bool {
     match component {
-        // A buffer that some files store; the graph computes it for every size.
-        Component::Transformer => name == "pos_embed.pos_embed",
+        // The graph computes the position table for every size; the null caption is for training.
+        Component::Transformer => name == POSITION_TABLE.1 || name == NULL_CAPTION,
         // The rest of a complete T5, and the duplicate of the token table.
         Component::TextEncoder => {
             TOKEN_TABLE.contains(&name)

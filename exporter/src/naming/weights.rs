@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::names;
 use super::{WeightProblem, WeightsError};
+use super::{evidence, names};
 use crate::Component;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::graph::ir::{Graph, WeightData};
@@ -70,7 +70,7 @@ pub fn find(
     if problems.is_empty() {
         Ok(found)
     } else {
-        Err(WeightsError { folder: checkpoint.folder().to_owned(), problems })
+        Err(WeightsError { folder: evidence::place(checkpoint).to_owned(), problems })
     }
 }
 

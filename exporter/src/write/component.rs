@@ -1,7 +1,7 @@
 //! One component's folder: graph, weights, configuration, manifest.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -32,6 +32,16 @@ pub(crate) struct Content<'a> {
     pub weights: &'a [FoundWeight],
     /// For the manifest.
     pub architecture: &'a Value,
+    /// For `config.json`.
+    pub config: &'a ConfigFile,
+}
+
+/// Where the content of `config.json` comes from.
+pub(crate) enum ConfigFile {
+    /// From a file, as it is.
+    Copied(PathBuf),
+    /// From what was worked out.
+    Written(Value),
 }
 
 /// Writes the component's files into an existing, empty folder and flushes them. `progress` gets
@@ -50,7 +60,11 @@ pub(crate) fn write_component(
     file.write(&model)?;
     let files = vec![file.finish()?, data];
 
-    copy::copy_file(&content.checkpoint.folder().join("config.json"), &folder.join("config.json"))?;
+    let config = folder.join("config.json");
+    match content.config {
+        ConfigFile::Copied(from) => copy::copy_file(from, &config)?,
+        ConfigFile::Written(value) => copy::write_text(&config, &format!("{value:#}\n"))?,
+    }
     let manifest = Manifest::new(
         content.component,
         content.profile,

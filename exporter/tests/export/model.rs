@@ -163,6 +163,9 @@ fn transformer() -> (Value, Graph) {
         patch_size: 2,
         caption_channels: 40,
         norm_eps: 1e-6,
+        use_additional_conditions: false,
+        qk_norm: false,
+        kv_compression: None,
     };
     let json = json!({
         "_class_name": "Transformer2DModel",

@@ -61,6 +61,42 @@ impl GraphBuilder {
         })
     }
 
+    /// Each channel of `x` under a kernel of its own that moves by its own side: `weight`
+    /// `[channels, 1, side, side]`, bias `[channels]`. What does not fill a kernel at the end is
+    /// dropped: `size` is `[⌊height / side⌋, ⌊width / side⌋]`, as [`GraphBuilder::floor_div`] gives it.
+    pub fn depthwise_patches(
+        &mut self,
+        x: &Value,
+        weight: &Value,
+        bias: &Value,
+        side: usize,
+        size: &[Dim; 2],
+    ) -> Result<Value, GraphError> {
+        let op = "Conv";
+        let operands = [x, weight, bias];
+        for operand in operands {
+            self.expect_dtype(op, operand, DType::F32)?;
+        }
+        self.expect_rank(op, x, 4)?;
+        let channels = &x.shape()[1];
+        let (one, kernel) = (Dim::from(1), Dim::from(side));
+        let fits = *weight.shape() == [channels.clone(), one, kernel.clone(), kernel]
+            && *bias.shape() == [channels.clone()];
+        let (Some(groups), true) = (channels.as_const(), fits) else {
+            let expected = format!("weight [{channels}, 1, {side}, {side}] and bias [{channels}]");
+            return self.fail(GraphErrorKind::Size, op, &operands, expected);
+        };
+        let side = side as i64;
+        let attributes = vec![
+            ("kernel_shape", Attribute::Ints(vec![side; 2])),
+            ("strides", Attribute::Ints(vec![side; 2])),
+            ("pads", Attribute::Ints(vec![0; 4])),
+            ("group", Attribute::Int(groups)),
+        ];
+        let shape = vec![x.shape()[0].clone(), channels.clone(), size[0].clone(), size[1].clone()];
+        Ok(self.push(op, &operands, attributes, DType::F32, shape))
+    }
+
     /// `(size + 2·padding − kernel) / stride + 1`, where that is exact.
     fn conv_size(&self, x: &Value, size: &Dim, window: Window) -> Result<Dim, GraphError> {
         let Window { kernel, stride, padding } = window;

@@ -146,11 +146,21 @@ impl GraphBuilder {
 
     /// Rows of `table` (along its first axis) at the given indices.
     pub fn gather(&mut self, table: &Value, indices: &Value) -> Result<Value, GraphError> {
+        self.gather_along(table, 0, indices)
+    }
+
+    /// The entries of `x` along `axis` at the given indices, whose axes replace that axis.
+    pub fn gather_along(
+        &mut self,
+        x: &Value,
+        axis: usize,
+        indices: &Value,
+    ) -> Result<Value, GraphError> {
         let op = "Gather";
         self.expect_dtype(op, indices, DType::I64)?;
-        self.axis(op, table, 0)?;
-        let shape = [indices.shape(), &table.shape()[1..]].concat();
-        let attributes = vec![("axis", Attribute::Int(0))];
-        Ok(self.push(op, &[table, indices], attributes, table.dtype(), shape))
+        self.axis(op, x, axis as i64)?;
+        let shape = [&x.shape()[..axis], indices.shape(), &x.shape()[axis + 1..]].concat();
+        let attributes = vec![("axis", Attribute::Int(axis as i64))];
+        Ok(self.push(op, &[x, indices], attributes, x.dtype(), shape))
     }
 }

@@ -50,6 +50,22 @@ impl GraphBuilder {
         Ok(dim)
     }
 
+    /// `⌊size / divisor⌋`: an exact quotient where there is one, else a size named `name` that the
+    /// graph computes.
+    pub fn floor_div(&mut self, name: &str, size: &Dim, divisor: usize) -> Result<Dim, GraphError> {
+        let by = Dim::from(divisor);
+        if let Some(quotient) = size.exact_div(&by) {
+            return Ok(quotient);
+        }
+        self.at_root("sizes", |b| {
+            let dividend = b.size(size)?;
+            let divisor = b.constant_i64(&[divisor as i64]);
+            // Both are positive, so that truncation is the floor.
+            let quotient = b.div(&dividend, &divisor)?;
+            b.name_size(name, &quotient)
+        })
+    }
+
     /// `Σ coefficient · Π symbols`, one term after the other.
     fn compute_size(&mut self, dim: &Dim) -> Result<Value, GraphError> {
         let mut sum: Option<Value> = None;
