@@ -123,7 +123,11 @@ impl Prepared {
             }
             Component::VaeDecoder => {
                 let config = VaeConfig::read(&checkpoint)?;
-                (models::vae::build(&config, profile), vae_architecture(&config))
+                (models::vae::build_decoder(&config, profile), vae_architecture(&config))
+            }
+            Component::VaeEncoder => {
+                let config = VaeConfig::read(&checkpoint)?;
+                (models::vae::build_encoder(&config, profile), vae_architecture(&config))
             }
         };
         let graph = graph.map_err(|source| ExportError::Graph { component, source })?;

@@ -1,5 +1,7 @@
 //! `pixart export`: a checkpoint folder in, ONNX folders out.
 
+mod verify;
+
 use crate::exit::{Failure, print_line};
 use crate::progress::{Progress, Unit};
 use clap::{Args, ValueEnum};
@@ -11,15 +13,18 @@ use std::path::PathBuf;
 
 /// What is typed after `pixart export`.
 #[derive(Args)]
+#[command(override_usage = "pixart export <PART> --source <DIR> --output <DIR> [OPTIONS]\n       \
+                            pixart export --verify <DIR> [--numeric]")]
 pub struct ExportArgs {
     /// Which part to write
-    part: Part,
+    #[arg(required_unless_present = "verify")]
+    part: Option<Part>,
     /// Diffusers pipeline folder, or the part's own folder
-    #[arg(short, long, value_name = "DIR")]
-    source: PathBuf,
+    #[arg(short, long, value_name = "DIR", required_unless_present = "verify")]
+    source: Option<PathBuf>,
     /// Folder to write into; each part gets a folder of its own there
-    #[arg(short, long, value_name = "DIR")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "DIR", required_unless_present = "verify")]
+    output: Option<PathBuf>,
     /// Precision of the weights
     #[arg(long, value_name = "TYPE", default_value = "fp32")]
     precision: Precision,
@@ -30,12 +35,21 @@ pub struct ExportArgs {
     /// Replace what is there already
     #[arg(long)]
     force: bool,
+    /// Write nothing, but compare every file of the export in DIR (all of it, or one part's folder)
+    /// with the hashes in its manifest.json
+    #[arg(long, value_name = "DIR",
+        conflicts_with_all = ["part", "source", "output", "precision", "profile", "force"])]
+    verify: Option<PathBuf>,
+    /// With --verify: also run every part on random inputs on two engines and compare the outputs;
+    /// needs ONNX Runtime
+    #[arg(long, requires = "verify")]
+    numeric: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Part {
-    /// The three below, with tokenizer and scheduler: a folder that `sample --model` takes
+    /// The four below, with tokenizer and scheduler: a folder that `sample --model` takes
     All,
     /// The diffusion transformer
     Transformer,
@@ -43,10 +57,19 @@ enum Part {
     TextEncoder,
     /// Latents to pictures
     VaeDecoder,
+    /// Pictures to the distribution of their latents
+    VaeEncoder,
 }
 
 /// Runs the command.
 pub fn run(args: ExportArgs) -> Result<(), Failure> {
+    if let Some(folder) = &args.verify {
+        return verify::run(folder, args.numeric);
+    }
+    let (Some(part), Some(source), Some(output)) = (args.part, &args.source, &args.output) else {
+        // The parser requires all three.
+        return Err(Failure::request("export: a part, --source and --output are needed"));
+    };
     let options = ExportOptions {
         profile: args.profile,
         precision: args.precision,
@@ -66,19 +89,18 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
             bar.update(progress.bytes_done, progress.bytes_total);
         }
     };
-    let component = match args.part {
+    let component = match part {
         Part::All => None,
         Part::Transformer => Some(Component::Transformer),
         Part::TextEncoder => Some(Component::TextEncoder),
         Part::VaeDecoder => Some(Component::VaeDecoder),
+        Part::VaeEncoder => Some(Component::VaeEncoder),
     };
     let result = match component {
-        Some(component) => {
-            export_component(&args.source, component, &args.output, &options, &mut report)
-                .map(|exported| vec![exported])
-        }
-        None => PipelineSource::from_folder(&args.source)
-            .and_then(|source| export_pipeline(&source, &args.output, &options, &mut report)),
+        Some(component) => export_component(source, component, output, &options, &mut report)
+            .map(|exported| vec![exported]),
+        None => PipelineSource::from_folder(source)
+            .and_then(|source| export_pipeline(&source, output, &options, &mut report)),
     };
     if let Some((_, bar)) = bar {
         bar.finish();

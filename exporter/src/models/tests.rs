@@ -3,8 +3,8 @@
 use super::{
     position::position_table, text_encoder, timestep::timestep_sinusoid, transformer, vae,
 };
-use crate::graph::dim::Dim;
-use crate::graph::ir::{DType, Graph};
+use crate::graph::dim::{Dim, display_shape};
+use crate::graph::ir::{DType, Graph, ValueInfo};
 use crate::graph::run::{floats, integers, noise, run};
 use crate::graph::{GraphBuilder, GraphErrorKind};
 use crate::naming::{TextEncoderConfig, TransformerConfig, VaeConfig};
@@ -45,11 +45,13 @@ fn text_encoder_config() -> TextEncoderConfig {
 fn vae_config() -> VaeConfig {
     VaeConfig {
         latent_channels: 4,
+        in_channels: 3,
         out_channels: 3,
         block_out_channels: vec![4, 8, 8, 8],
         layers_per_block: 2,
         norm_num_groups: 2,
         scaling_factor: 0.13025,
+        use_quant_conv: true,
         use_post_quant_conv: true,
         mid_block_add_attention: true,
     }
@@ -118,7 +120,7 @@ fn the_decoder_asks_for_its_half_of_the_auto_encoder() {
         norm_num_groups: 32,
         ..vae_config()
     };
-    let graph = vae::build(&config, Profile::Ort).unwrap();
+    let graph = vae::build_decoder(&config, Profile::Ort).unwrap();
     let names = names(&graph);
     assert!(names.iter().all(|n| n.starts_with("decoder.") || n.starts_with("post_quant_conv.")));
     // 248 in the file; 106 of the encoder and 4 of the quant convolutions, two of which are read.
@@ -129,12 +131,35 @@ fn the_decoder_asks_for_its_half_of_the_auto_encoder() {
 }
 
 #[test]
+fn the_encoder_asks_for_the_other_half() {
+    let config = VaeConfig {
+        block_out_channels: vec![128, 256, 512, 512],
+        norm_num_groups: 32,
+        ..vae_config()
+    };
+    let graph = vae::build_encoder(&config, Profile::Ort).unwrap();
+    let found = names(&graph);
+    assert!(found.iter().all(|n| n.starts_with("encoder.") || n.starts_with("quant_conv.")));
+    assert_eq!(found.len(), 108);
+    assert!(found.contains(&"encoder.down_blocks.1.resnets.0.conv_shortcut.weight"));
+    assert!(found.contains(&"encoder.down_blocks.2.downsamplers.0.conv.bias"));
+    let shape = |info: &ValueInfo| display_shape(&info.shape);
+    assert_eq!(shape(&graph.inputs[0]), "[batch_size, 3, height, width]");
+    assert_eq!(shape(&graph.outputs[0]), "[batch_size, 8, height/8, width/8]");
+    let bare = VaeConfig { use_quant_conv: false, ..config };
+    let graph = vae::build_encoder(&bare, Profile::Ort).unwrap();
+    assert_eq!(names(&graph).len(), 106);
+    assert_eq!(shape(&graph.outputs[0]), "[batch_size, 8, height/8, width/8]");
+}
+
+#[test]
 fn only_the_ort_profile_leaves_the_standard_set() {
     for profile in Profile::ALL {
         let graphs = [
             transformer::build(&transformer_config(), profile).unwrap(),
             text_encoder::build(&text_encoder_config(), profile).unwrap(),
-            vae::build(&vae_config(), profile).unwrap(),
+            vae::build_decoder(&vae_config(), profile).unwrap(),
+            vae::build_encoder(&vae_config(), profile).unwrap(),
         ];
         for graph in graphs {
             let foreign: Vec<&str> =
@@ -155,7 +180,7 @@ fn a_configuration_that_does_not_fit_names_the_node() {
     assert!(error.node.starts_with("pos_embed"), "{error}");
 
     let groups = VaeConfig { norm_num_groups: 3, ..vae_config() };
-    let error = vae::build(&groups, Profile::Ort).unwrap_err();
+    let error = vae::build_decoder(&groups, Profile::Ort).unwrap_err();
     assert!(error.node.starts_with("decoder.mid_block.resnets.0.norm1"), "{error}");
 
     let distance =
@@ -229,10 +254,23 @@ fn the_decoder_is_the_same_in_both_profiles() {
     for (batch, height, width) in [(1, 4, 4), (2, 3, 5), (1, 33, 32)] {
         let input = floats(&[batch, 4, height, width], &noise(1, batch * 4 * height * width));
         let outputs = Profile::ALL.map(|profile| {
-            let graph = vae::build(&vae_config(), profile).unwrap();
+            let graph = vae::build_decoder(&vae_config(), profile).unwrap();
             run(&graph, &weights(&graph), std::slice::from_ref(&input))
         });
         assert_eq!(outputs[0].0, [batch, 3, 8 * height, 8 * width]);
+        assert!(max_relative_error(&outputs[0].1, &outputs[1].1) < 1e-4);
+    }
+}
+
+#[test]
+fn the_encoder_is_the_same_in_both_profiles() {
+    for (batch, height, width) in [(1, 32, 32), (2, 24, 40), (1, 264, 256)] {
+        let input = floats(&[batch, 3, height, width], &noise(1, batch * 3 * height * width));
+        let outputs = Profile::ALL.map(|profile| {
+            let graph = vae::build_encoder(&vae_config(), profile).unwrap();
+            run(&graph, &weights(&graph), std::slice::from_ref(&input))
+        });
+        assert_eq!(outputs[0].0, [batch, 8, height / 8, width / 8]);
         assert!(max_relative_error(&outputs[0].1, &outputs[1].1) < 1e-4);
     }
 }

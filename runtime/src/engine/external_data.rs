@@ -183,7 +183,7 @@ impl Rules<'_> {
 }
 
 /// A name without any way out of the folder it is joined to, on any system.
-pub(super) fn is_plain_file_name(name: &str) -> bool {
+pub(crate) fn is_plain_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     let one =
         matches!(components.next(), Some(Component::Normal(_))) && components.next().is_none();

@@ -22,6 +22,8 @@ use std::{
 
 pub use data_folder::data_folder;
 pub use error::EngineError;
+pub(crate) use external_data::is_plain_file_name;
+pub(crate) use signature::{Dim, Input, Signature};
 
 use self::library::Places;
 use crate::tensor::Tensor;
@@ -40,6 +42,13 @@ pub trait Engine: Send + Sync {
     /// When the file or its external data is missing, broken or reaches outside its folder, or when
     /// the engine refuses the graph.
     fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError>;
+
+    /// The same engine, but computing each graph node by node as it is written, with the weights as
+    /// they lie in the file: slower, in less memory, and without what its optimiser might get wrong.
+    /// `None` if the engine knows no such way.
+    fn plain(&self) -> Option<Arc<dyn Engine>> {
+        None
+    }
 }
 
 /// A loaded graph.
@@ -52,6 +61,16 @@ pub trait Session: Send {
     /// # Errors
     /// When an input is missing, unknown or of the wrong type or rank, or when the engine fails.
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError>;
+}
+
+/// The inputs and outputs that the graph in `model` declares.
+pub(crate) fn signature(model: &Path) -> Result<Signature, EngineError> {
+    Ok(model_file::ModelFile::open(model)?.signature)
+}
+
+/// Name, type and shape of a value, for messages.
+pub(crate) fn describe_value(name: &str, value: &Tensor) -> String {
+    signature::describe_all(&[(name, value)])
 }
 
 /// Which engine is wanted.

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ndarray::{ArrayD, IxDyn};
@@ -27,17 +27,20 @@ use crate::tensor::Tensor;
 const NAME: &str = "ort";
 
 /// ONNX Runtime on the processor.
+#[derive(Clone)]
 pub(super) struct OrtEngine {
     environment: Environment,
     library: Library,
     threads: usize,
+    /// Graphs are computed as they are written.
+    plain: bool,
 }
 
 impl OrtEngine {
     /// Starts ONNX Runtime from a library that has been looked at.
     pub fn start(library: Library, threads: usize) -> Result<Self, EngineError> {
         let environment = environment(&library)?;
-        Ok(Self { environment, library, threads })
+        Ok(Self { environment, library, threads, plain: false })
     }
 }
 
@@ -47,7 +50,8 @@ impl Engine for OrtEngine {
     }
 
     fn describe(&self) -> String {
-        format!("ONNX Runtime {} (cpu)", self.library.version)
+        let plain = if self.plain { ", graph as written" } else { "" };
+        format!("ONNX Runtime {} (cpu{plain})", self.library.version)
     }
 
     fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
@@ -59,14 +63,24 @@ impl Engine for OrtEngine {
         })?;
         Ok(Box::new(OrtSession { model: path, signature, session }))
     }
+
+    fn plain(&self) -> Option<Arc<dyn Engine>> {
+        Some(Arc::new(Self { plain: true, ..self.clone() }))
+    }
 }
 
 impl OrtEngine {
     fn build(&self, model: &Path) -> ort::Result<ort::session::Session> {
+        let level = match self.plain {
+            true => GraphOptimizationLevel::Disable,
+            false => GraphOptimizationLevel::All,
+        };
         ort::session::Session::builder(&self.environment)?
             // ort's own default adds CoreML on macOS; an engine must be what it says it is.
             .with_auto_device(AutoDevicePolicy::PreferCPU)?
-            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_optimization_level(level)?
+            // Repacked weights are copies in memory of what is otherwise mapped from the file.
+            .with_prepacking(!self.plain)?
             .with_intra_threads(self.threads)?
             // Patterns are kept per input shape; a diffusion loop repeats one shape many times.
             .with_memory_pattern(true)?
