@@ -37,7 +37,7 @@ pub fn export_component(
     let staging = Staging::begin(&target, Kind::Component, options.force, &[&located.path])?;
     let files = prepared.write(staging.folder(), options, progress)?;
     let folder = staging.commit()?;
-    Ok(Exported { component, folder, files })
+    Ok(Exported { component, folder, files, notes: options.profile.notes(&prepared.graph) })
 }
 
 /// Exports all components into the folder `output`, with the scheduler's configuration, the
@@ -81,11 +81,11 @@ pub fn export_pipeline(
     copy_unread(source, staging.folder())?;
 
     let output = staging.commit()?;
-    let place = |(component, files): (Component, Vec<FileRecord>)| {
+    let place = |(part, (component, files)): (&Prepared, (Component, Vec<FileRecord>))| {
         let folder = output.join(component.as_str());
-        Exported { component, folder, files }
+        Exported { component, folder, files, notes: options.profile.notes(&part.graph) }
     };
-    Ok(written.into_iter().map(place).collect())
+    Ok(prepared.iter().zip(written).map(place).collect())
 }
 
 /// A component whose configuration, graph and tensors have been found to fit together.
@@ -130,7 +130,9 @@ impl Prepared {
                 (models::vae::build_encoder(&config, profile), vae_architecture(&config))
             }
         };
-        let graph = graph.map_err(|source| ExportError::Graph { component, source })?;
+        let graph = graph
+            .and_then(|graph| profile.check(&graph).map(|()| graph))
+            .map_err(|source| ExportError::Graph { component, source })?;
         let weights = naming::find(&graph, &checkpoint, component)
             .map_err(|error| naming::in_stored_names(error, names))?;
         Ok(Self { component, checkpoint, graph, weights, architecture, config: config_file })

@@ -74,4 +74,6 @@ pub struct Exported {
     pub folder: PathBuf,
     /// The graph and its weights, as recorded in the manifest.
     pub files: Vec<FileRecord>,
+    /// What its user should know, as recorded in the manifest; see [`Profile::notes`].
+    pub notes: Vec<String>,
 }

@@ -49,7 +49,7 @@ pub fn run(
     tensor.into_f32(output).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// Exports `component` of `source` in both profiles, runs every case of `file` on both engines, and
+/// Exports `component` of `source` in all profiles, runs every case of `file` on both engines, and
 /// compares them with the reference and with one another. Every failure is listed.
 ///
 /// # Panics

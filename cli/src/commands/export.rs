@@ -29,7 +29,8 @@ pub struct ExportArgs {
     #[arg(long, value_name = "TYPE", default_value = "fp32")]
     precision: Precision,
     /// Operators to use: `ort` for ONNX Runtime (fused attention), `portable` for any engine
-    /// (standard operators only)
+    /// (standard operators only), `cann` for Ascend accelerators (primitive operators of an old
+    /// set; not yet tried on one)
     #[arg(long, value_name = "NAME", default_value = "ort")]
     profile: Profile,
     /// Replace what is there already
@@ -105,8 +106,11 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
     if let Some((_, bar)) = bar {
         bar.finish();
     }
-    for Exported { folder, .. } in result? {
+    for Exported { component, folder, notes, .. } in result? {
         print_line(folder.display())?;
+        for note in notes {
+            eprintln!("note: {component}: {note}");
+        }
     }
     Ok(())
 }

@@ -11,10 +11,6 @@ use super::ir::{
 use super::value::Value;
 use crate::profile::Profile;
 
-/// The standard operator set the graphs are written in: the newest that the oldest supported
-/// ONNX Runtime runs without fallbacks and that has `Gelu`.
-pub const OPSET: i64 = 21;
-
 /// ONNX Runtime's own operators.
 pub const MICROSOFT: &str = "com.microsoft";
 
@@ -139,6 +135,20 @@ impl GraphBuilder {
     /// The checkpoint tensor `<scope>.<name>` of this shape, as it is.
     pub fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Value, GraphError> {
         self.weight_as(name, shape, Transform::None, shape)
+    }
+
+    /// The checkpoint tensor `<scope>.<name>` of shape `found`, its elements under another shape.
+    ///
+    /// # Panics
+    /// In debug builds, when the shapes have different numbers of elements.
+    pub fn weight_reshaped(
+        &mut self,
+        name: &str,
+        found: &[usize],
+        shape: &[usize],
+    ) -> Result<Value, GraphError> {
+        debug_assert_eq!(found.iter().product::<usize>(), shape.iter().product::<usize>());
+        self.weight_as(name, found, Transform::Reshape, shape)
     }
 
     /// The checkpoint matrix `<scope>.<name>` of shape `[out, in]`, as `[in, out]`.
@@ -328,12 +338,14 @@ impl GraphBuilder {
             nodes,
             initializers: Vec::new(),
             opset_imports: Vec::new(),
+            ir_version: self.profile.ir_version(),
         })
     }
 
     /// The finished graph.
     pub fn finish(self) -> Graph {
-        let mut opset_imports = vec![OpsetImport { domain: String::new(), version: OPSET }];
+        let version = self.profile.opset();
+        let mut opset_imports = vec![OpsetImport { domain: String::new(), version }];
         if self.domains.contains(MICROSOFT) {
             opset_imports.push(OpsetImport { domain: MICROSOFT.to_owned(), version: 1 });
         }
@@ -344,6 +356,7 @@ impl GraphBuilder {
             nodes: self.nodes,
             initializers: self.initializers,
             opset_imports,
+            ir_version: self.profile.ir_version(),
         }
     }
 }

@@ -28,6 +28,8 @@ pub enum GraphErrorKind {
     DuplicateName,
     /// A symbolic size does not belong to any input, so that it cannot be computed.
     UnknownSize,
+    /// The engines of the profile do not have the operator.
+    Operator,
 }
 
 /// A node that breaks a rule of its operator: a wiring mistake or a configuration that does not fit.

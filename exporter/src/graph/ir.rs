@@ -202,6 +202,8 @@ pub struct Graph {
     pub initializers: Vec<Initializer>,
     /// Operator sets used; empty in the body of a control-flow node.
     pub opset_imports: Vec<OpsetImport>,
+    /// Version of the file format it is written in.
+    pub ir_version: i64,
 }
 
 impl Graph {

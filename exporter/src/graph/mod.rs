@@ -25,7 +25,7 @@ pub(crate) mod run;
 mod tests;
 mod value;
 
-pub use builder::{GraphBuilder, MICROSOFT, OPSET};
+pub use builder::{GraphBuilder, MICROSOFT};
 pub use error::{GraphError, GraphErrorKind};
 pub use ops::Window;
 pub use value::Value;

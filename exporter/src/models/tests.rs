@@ -1,4 +1,4 @@
-//! The whole graphs: what they ask of a checkpoint, and that both profiles compute the same.
+//! The whole graphs: what they ask of a checkpoint, and that all profiles compute the same.
 
 use super::{
     position::position_table, text_encoder, timestep::timestep_sinusoid, transformer, vae,
@@ -111,6 +111,12 @@ fn the_released_text_encoder_has_219_tensors() {
     assert_eq!(graph.weights().count(), 219);
     let numbers: usize = graph.weights().map(|w| w.shape.iter().product::<usize>()).sum();
     assert_eq!(numbers, 4_762_310_656);
+
+    assert!(Profile::Portable.notes(&graph).is_empty());
+    let notes = Profile::Cann.notes(&text_encoder::build(&config, Profile::Cann).unwrap());
+    assert!(notes[0].contains("CANN provider compiles at most 2147483647"), "{notes:?}");
+    let small = text_encoder::build(&text_encoder_config(), Profile::Cann).unwrap();
+    assert!(Profile::Cann.notes(&small).is_empty());
 }
 
 #[test]
@@ -172,6 +178,37 @@ fn only_the_ort_profile_leaves_the_standard_set() {
     }
 }
 
+/// Every operator is claimed by ONNX Runtime's CANN provider, and none is a constant: it leaves
+/// nodes that read initializers only to the processor.
+#[test]
+fn the_cann_profile_has_nothing_that_the_provider_leaves_to_the_processor() {
+    let graphs = |profile| {
+        [
+            transformer::build(&transformer_config(), profile).unwrap(),
+            text_encoder::build(&text_encoder_config(), profile).unwrap(),
+            vae::build(&vae_config(), profile).unwrap(),
+        ]
+    };
+    for graph in graphs(Profile::Cann) {
+        Profile::Cann.check(&graph).unwrap_or_else(|error| panic!("{}: {error}", graph.name));
+        assert_eq!(graph.opset_imports.len(), 1);
+        assert_eq!((graph.opset_imports[0].version, graph.ir_version), (13, 7));
+        let constants: Vec<&str> = graph.initializers.iter().map(|i| i.name.as_str()).collect();
+        for node in &graph.nodes {
+            let variable = node.inputs.iter().any(|input| !constants.contains(&input.as_str()));
+            assert!(variable, "{}: {} reads constants only", graph.name, node.name);
+        }
+    }
+    for graph in graphs(Profile::Portable) {
+        let error = Profile::Cann.check(&graph).unwrap_err();
+        assert_eq!(error.kind, GraphErrorKind::Operator, "{error}");
+    }
+    let [transformer, text_encoder, _] = graphs(Profile::Ort);
+    let error = Profile::Cann.check(&transformer).unwrap_err().to_string();
+    assert!(error.contains("caption_projection/Gelu"), "{error}");
+    assert!(Profile::Cann.check(&text_encoder).is_err());
+}
+
 #[test]
 fn a_configuration_that_does_not_fit_names_the_node() {
     let odd = TransformerConfig { attention_head_dim: 7, ..transformer_config() };
@@ -190,7 +227,7 @@ fn a_configuration_that_does_not_fit_names_the_node() {
 }
 
 #[test]
-fn the_transformer_is_the_same_in_both_profiles() {
+fn the_transformer_is_the_same_in_all_profiles() {
     // Batch, height, width, caption tokens. The largest takes several portions of queries.
     for (batch, height, width, length) in [(1, 8, 8, 3), (2, 6, 10, 5), (1, 44, 94, 2)] {
         let mut mask = vec![1; batch * length];
@@ -209,7 +246,9 @@ fn the_transformer_is_the_same_in_both_profiles() {
             run(&graph, &weights(&graph), &inputs)
         });
         assert_eq!(outputs[0].0, [batch, 8, height, width]);
-        assert!(max_relative_error(&outputs[0].1, &outputs[1].1) < 1e-4);
+        for (profile, other) in Profile::ALL.iter().zip(&outputs).skip(1) {
+            assert!(max_relative_error(&outputs[0].1, &other.1) < 1e-4, "{profile}");
+        }
     }
 }
 
@@ -250,7 +289,7 @@ fn the_text_encoder_ignores_padding() {
 }
 
 #[test]
-fn the_decoder_is_the_same_in_both_profiles() {
+fn the_decoder_is_the_same_in_all_profiles() {
     for (batch, height, width) in [(1, 4, 4), (2, 3, 5), (1, 33, 32)] {
         let input = floats(&[batch, 4, height, width], &noise(1, batch * 4 * height * width));
         let outputs = Profile::ALL.map(|profile| {
@@ -258,7 +297,9 @@ fn the_decoder_is_the_same_in_both_profiles() {
             run(&graph, &weights(&graph), std::slice::from_ref(&input))
         });
         assert_eq!(outputs[0].0, [batch, 3, 8 * height, 8 * width]);
-        assert!(max_relative_error(&outputs[0].1, &outputs[1].1) < 1e-4);
+        for (profile, other) in Profile::ALL.iter().zip(&outputs).skip(1) {
+            assert!(max_relative_error(&outputs[0].1, &other.1) < 1e-4, "{profile}");
+        }
     }
 }
 

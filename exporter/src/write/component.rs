@@ -72,7 +72,8 @@ pub(crate) fn write_component(
         content.architecture,
         source,
         files.clone(),
-    );
+    )
+    .with_notes(content.profile.notes(graph));
     copy::write_text(&folder.join("manifest.json"), &manifest.to_json()?)?;
     sync_folder(folder)?;
     Ok(files)

@@ -21,6 +21,8 @@ pub(super) struct Manifest<'a> {
     architecture: &'a Value,
     source: Source,
     files: Vec<FileRecord>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -46,7 +48,13 @@ impl<'a> Manifest<'a> {
             architecture,
             source: Source { files: source },
             files,
+            notes: Vec::new(),
         }
+    }
+
+    /// With what the graph's user should know.
+    pub fn with_notes(self, notes: Vec<String>) -> Self {
+        Self { notes, ..self }
     }
 
     pub fn to_json(&self) -> Result<String, WriteError> {

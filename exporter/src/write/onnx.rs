@@ -12,9 +12,6 @@ use super::layout::Place;
 use super::{DATA_FILE, WriteError};
 use crate::graph::ir::{Attribute, Graph, Initializer, Node, ValueInfo, WeightData};
 
-/// The newest version that the oldest supported engines accept.
-const IR_VERSION: i64 = 10;
-
 /// A complete model. `places` and `inline` are by position in the graph's initializers; `inline`
 /// holds the elements of those that come from the checkpoint and stay in the graph.
 pub(crate) fn model(
@@ -45,7 +42,7 @@ pub(crate) fn model(
         proto.initializer.push(tensor);
     }
     Ok(ModelProto {
-        ir_version: IR_VERSION,
+        ir_version: graph.ir_version,
         producer_name: env!("CARGO_PKG_NAME").to_owned(),
         producer_version: env!("CARGO_PKG_VERSION").to_owned(),
         opset_import: graph

@@ -4,6 +4,7 @@ use crate::graph::dim::Dim;
 use crate::graph::error::{GraphError, GraphErrorKind};
 use crate::graph::ir::{Attribute, DType};
 use crate::graph::{GraphBuilder, Value};
+use crate::profile::Profile;
 
 /// Kernel, stride and padding of a square convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +124,9 @@ impl GraphBuilder {
         let op = "Resize";
         self.expect_dtype(op, x, DType::F32)?;
         self.expect_rank(op, x, 4)?;
+        if self.profile() == Profile::Cann {
+            return self.repeat_pixels(x, factor);
+        }
         let scales = self.constant_f32(&[1.0, 1.0, factor as f32, factor as f32], &[4]);
         let absent = Value { name: String::new(), dtype: DType::F32, shape: vec![] };
         let by = Dim::from(factor);

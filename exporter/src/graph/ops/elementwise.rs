@@ -126,15 +126,23 @@ impl GraphBuilder {
         self.unary("Sqrt", x)
     }
 
+    /// `1 / (1 + exp(−x))`
+    pub fn sigmoid(&mut self, x: &Value) -> Result<Value, GraphError> {
+        self.unary("Sigmoid", x)
+    }
+
     /// `x · sigmoid(x)`
     pub fn silu(&mut self, x: &Value) -> Result<Value, GraphError> {
-        let gate = self.unary("Sigmoid", x)?;
+        let gate = self.sigmoid(x)?;
         self.mul(x, &gate)
     }
 
     /// GELU in its tanh form (`gelu_new`, `gelu-approximate`).
     pub fn gelu_tanh(&mut self, x: &Value) -> Result<Value, GraphError> {
         self.expect_dtype("Gelu", x, DType::F32)?;
+        if self.profile().opset() < 20 {
+            return self.gelu_tanh_of_primitives(x);
+        }
         let attributes = vec![("approximate", Attribute::String("tanh".to_owned()))];
         Ok(self.push("Gelu", &[x], attributes, DType::F32, x.shape().to_vec()))
     }

@@ -26,6 +26,9 @@ impl GraphBuilder {
                 return self.fail(GraphErrorKind::Broadcast, op, &operands, expected);
             }
         }
+        if self.profile().opset() < 17 {
+            return self.layer_norm_of_primitives(x, scale, bias, epsilon);
+        }
         let attributes =
             vec![("axis", Attribute::Int(-1)), ("epsilon", Attribute::Float(epsilon as f32))];
         Ok(self.push(op, &operands, attributes, DType::F32, x.shape().to_vec()))

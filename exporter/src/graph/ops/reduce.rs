@@ -13,8 +13,13 @@ impl GraphBuilder {
         let index = self.axis(op, x, axis)?;
         let mut shape = x.shape().to_vec();
         shape[index] = Dim::from(1);
+        let mut attributes = vec![("keepdims", Attribute::Int(1))];
+        // The axes became an operand with version 18.
+        if self.profile().opset() < 18 {
+            attributes.push(("axes", Attribute::Ints(vec![axis])));
+            return Ok(self.push(op, &[x], attributes, DType::F32, shape));
+        }
         let axes = self.constant_i64(&[axis]);
-        let attributes = vec![("keepdims", Attribute::Int(1))];
         Ok(self.push(op, &[x, &axes], attributes, DType::F32, shape))
     }
 

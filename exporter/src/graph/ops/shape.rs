@@ -111,9 +111,15 @@ impl GraphBuilder {
             return self.fail(GraphErrorKind::Divisibility, op, &[x], expected);
         };
         let mut shape = x.shape().to_vec();
-        shape[index] = part;
-        let attributes =
-            vec![("axis", Attribute::Int(axis)), ("num_outputs", Attribute::Int(count as i64))];
+        shape[index] = part.clone();
+        let mut attributes = vec![("axis", Attribute::Int(axis))];
+        // The number of parts became an attribute with version 18; before, their sizes are named.
+        if self.profile().opset() < 18 {
+            let sizes = self.sizes(&vec![part; count])?;
+            let outputs = vec![(x.dtype(), shape); count];
+            return Ok(self.push_many("", op, &[x, &sizes], attributes, outputs));
+        }
+        attributes.push(("num_outputs", Attribute::Int(count as i64)));
         Ok(self.push_many("", op, &[x], attributes, vec![(x.dtype(), shape); count]))
     }
 

@@ -119,9 +119,21 @@ impl GraphBuilder {
             return self.fail(GraphErrorKind::UnknownSize, "Shape", &[], expected);
         };
         let input = Value { name: input.name, dtype: input.dtype, shape: input.shape };
-        let attributes = vec![("start", Attribute::Int(axis)), ("end", Attribute::Int(axis + 1))];
-        let value = self.push("Shape", &[&input], attributes, DType::I64, vec![Dim::from(1)]);
+        let value = self.axis_size(&input, axis)?;
         self.sizes.insert(symbol.clone(), value.clone());
         Ok(value)
+    }
+
+    /// The size of one axis, of shape `[1]`.
+    fn axis_size(&mut self, x: &Value, axis: i64) -> Result<Value, GraphError> {
+        let one = vec![Dim::from(1)];
+        // `Shape` can take a part of the shape since version 15.
+        if self.profile().opset() < 15 {
+            let all = self.push("Shape", &[x], vec![], DType::I64, vec![Dim::from(x.rank())]);
+            let axis = self.constant_i64(&[axis]);
+            return self.gather(&all, &axis);
+        }
+        let attributes = vec![("start", Attribute::Int(axis)), ("end", Attribute::Int(axis + 1))];
+        Ok(self.push("Shape", &[x], attributes, DType::I64, one))
     }
 }
