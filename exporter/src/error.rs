@@ -49,6 +49,14 @@ pub enum ExportError {
         /// What is wrong, with the name of the node.
         source: GraphError,
     },
+    /// The component was written, but the caller's check did not accept it.
+    #[error("{component}: {source}; nothing was kept")]
+    Refused {
+        /// Which one.
+        component: Component,
+        /// What the check said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The output cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),

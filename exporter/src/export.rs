@@ -1,9 +1,11 @@
 //! The path of an export, from a checkpoint's folder to a finished ONNX folder.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::check::{Staged, Verdict};
 use crate::checkpoint::Checkpoint;
 use crate::graph::ir::Graph;
 use crate::naming::{
@@ -31,11 +33,28 @@ pub fn export_component(
     options: &ExportOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Exported, ExportError> {
+    export_component_checked(source, component, output, options, progress, &mut |_| Ok(None))
+}
+
+/// As [`export_component`]; the component is put in place only if `check` accepts it.
+///
+/// # Errors
+///
+/// As [`export_component`], and [`ExportError::Refused`].
+pub fn export_component_checked(
+    source: &Path,
+    component: Component,
+    output: &Path,
+    options: &ExportOptions,
+    progress: &mut dyn FnMut(Progress),
+    check: &mut dyn FnMut(&Staged<'_>) -> Verdict,
+) -> Result<Exported, ExportError> {
     let located = Located::find(source, component)?;
-    let prepared = Prepared::new(&located, component, options)?;
+    let prepare = |options: &ExportOptions| Prepared::new(&located, component, options);
+    let prepared = prepare(options)?;
     let target = output.join(component.as_str());
     let staging = Staging::begin(&target, Kind::Component, options.force, &[&located.path])?;
-    let files = prepared.write(staging.folder(), options, progress)?;
+    let files = prepared.write(staging.folder(), options, progress, check, &prepare)?;
     let folder = staging.commit()?;
     Ok(Exported { component, folder, files, notes: options.profile.notes(&prepared.graph) })
 }
@@ -55,13 +74,29 @@ pub fn export_pipeline(
     options: &ExportOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Exported>, ExportError> {
+    export_pipeline_checked(source, output, options, progress, &mut |_| Ok(None))
+}
+
+/// As [`export_pipeline`]; the pipeline is put in place only if `check` accepts every component.
+///
+/// # Errors
+///
+/// As [`export_pipeline`], and [`ExportError::Refused`].
+pub fn export_pipeline_checked(
+    source: &PipelineSource,
+    output: &Path,
+    options: &ExportOptions,
+    progress: &mut dyn FnMut(Progress),
+    check: &mut dyn FnMut(&Staged<'_>) -> Verdict,
+) -> Result<Vec<Exported>, ExportError> {
     source.check_copied()?;
+    let prepare = |component: Component, options: &ExportOptions| {
+        let located = Located::find(source.folder(component), component)?;
+        Prepared::new(&located, component, options)
+    };
     let prepared: Vec<Prepared> = Component::ALL
         .into_iter()
-        .map(|component| {
-            let located = Located::find(source.folder(component), component)?;
-            Prepared::new(&located, component, options)
-        })
+        .map(|component| prepare(component, options))
         .collect::<Result<_, _>>()?;
 
     let sources = [
@@ -76,7 +111,8 @@ pub fn export_pipeline(
     for part in &prepared {
         let folder = staging.folder().join(part.component.as_str());
         write::create_folder(&folder)?;
-        written.push((part.component, part.write(&folder, options, progress)?));
+        let again = |options: &ExportOptions| prepare(part.component, options);
+        written.push((part.component, part.write(&folder, options, progress, check, &again)?));
     }
     copy_unread(source, staging.folder())?;
 
@@ -89,10 +125,10 @@ pub fn export_pipeline(
 }
 
 /// A component whose configuration, graph and tensors have been found to fit together.
-struct Prepared {
+pub(crate) struct Prepared {
     component: Component,
     checkpoint: Checkpoint,
-    graph: Graph,
+    pub(crate) graph: Graph,
     weights: Vec<FoundWeight>,
     architecture: Value,
     config: ConfigFile,
@@ -138,26 +174,66 @@ impl Prepared {
         Ok(Self { component, checkpoint, graph, weights, architecture, config: config_file })
     }
 
+    /// Writes the component, lets `check` look at it, and completes it with the manifest. `again`
+    /// prepares the same component with other options.
     fn write(
         &self,
         folder: &Path,
         options: &ExportOptions,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<FileRecord>, WriteError> {
+        check: &mut dyn FnMut(&Staged<'_>) -> Verdict,
+        again: &dyn Fn(&ExportOptions) -> Result<Prepared, ExportError>,
+    ) -> Result<Vec<FileRecord>, ExportError> {
         let component = self.component;
-        let content = Content {
-            component,
+        let content = self.content(&self.graph, &self.weights, options);
+        let written = write::write_component(folder, &content, &mut |bytes_done, bytes_total| {
+            progress(Progress { component, bytes_done, bytes_total });
+        })?;
+        let architecture = &self.architecture;
+        let staged = Staged { component, folder, architecture, options, prepared: self, again };
+        let verification =
+            check(&staged).map_err(|source| ExportError::Refused { component, source })?;
+        write::write_manifest(folder, &content, &written, verification)?;
+        Ok(written.files)
+    }
+
+    /// Writes a part of the component's graph with the weights it reads, and nothing else.
+    pub(crate) fn write_bare(
+        &self,
+        part: &Graph,
+        folder: &Path,
+        options: &ExportOptions,
+    ) -> Result<(), WriteError> {
+        let initializer = |weight: &FoundWeight| &self.graph.initializers[weight.initializer];
+        let tensors: HashMap<&str, &str> = self
+            .weights
+            .iter()
+            .map(|weight| (initializer(weight).name.as_str(), weight.tensor.as_str()))
+            .collect();
+        let found = part.initializers.iter().enumerate().filter_map(|(initializer, entry)| {
+            let tensor = (*tensors.get(entry.name.as_str())?).to_owned();
+            Some(FoundWeight { initializer, tensor })
+        });
+        let weights: Vec<FoundWeight> = found.collect();
+        write::write_bare(folder, &self.content(part, &weights, options))
+    }
+
+    fn content<'a>(
+        &'a self,
+        graph: &'a Graph,
+        weights: &'a [FoundWeight],
+        options: &ExportOptions,
+    ) -> Content<'a> {
+        Content {
+            component: self.component,
             profile: options.profile,
             precision: options.precision,
-            graph: &self.graph,
+            graph,
             checkpoint: &self.checkpoint,
-            weights: &self.weights,
+            weights,
             architecture: &self.architecture,
             config: &self.config,
-        };
-        write::write_component(folder, &content, &mut |bytes_done, bytes_total| {
-            progress(Progress { component, bytes_done, bytes_total });
-        })
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 //!
 //! Memory stays at about the size of a graph plus a few megabytes, whatever the model's size.
 
+mod check;
 pub mod checkpoint;
 mod component;
 mod error;
@@ -24,9 +25,12 @@ pub mod profile;
 mod source;
 pub mod write;
 
+pub use check::{Staged, Twins, Verdict};
 pub use component::{Component, UnknownComponent};
 pub use error::ExportError;
-pub use export::{export_component, export_pipeline};
+pub use export::{
+    export_component, export_component_checked, export_pipeline, export_pipeline_checked,
+};
 pub use naming::{KvSampling, Naming, VariantFlags};
 pub use options::{ExportOptions, Exported, Precision, Progress, UnknownPrecision};
 pub use profile::Profile;

@@ -90,3 +90,20 @@ fn an_export_can_be_made_again_from_its_own_config() {
     let read = |export: &Export| std::fs::read(export.graph(COMPONENT)).expect("the graph");
     assert!(read(&first) == read(&second));
 }
+
+#[test]
+fn both_layouts_of_the_same_weights_give_the_same_bytes() {
+    for profile in Profile::ALL {
+        let data = |source: &str, variant| {
+            let options = ExportOptions { profile, variant, ..ExportOptions::default() };
+            let export = Export::component_with(&file(source), COMPONENT, &options);
+            ["model.onnx", "model.onnx_data"].map(|name| {
+                std::fs::read(export.path().join("transformer").join(name)).expect("a file")
+            })
+        };
+        let diffusers = data("alpha", VariantFlags::default());
+        let official = data("alpha.safetensors", flags(128));
+        assert!(diffusers[1].len() > 100_000);
+        assert!(diffusers == official, "{profile}");
+    }
+}

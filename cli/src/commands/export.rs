@@ -1,13 +1,14 @@
 //! `pixart export`: a checkpoint folder in, ONNX folders out.
 
+mod check;
 mod verify;
 
 use crate::exit::{Failure, print_line};
 use crate::progress::{Progress, Unit};
 use clap::{Args, ValueEnum};
 use pixart_exporter::{
-    Component, ExportOptions, Exported, PipelineSource, Precision, Profile, export_component,
-    export_pipeline,
+    Component, ExportOptions, Exported, PipelineSource, Precision, Profile, Staged, Verdict,
+    export_component_checked, export_pipeline_checked,
 };
 use std::path::PathBuf;
 
@@ -36,14 +37,18 @@ pub struct ExportArgs {
     /// Replace what is there already
     #[arg(long)]
     force: bool,
+    /// Do not compare what was written with fp32; without this, other precisions are compared on
+    /// ONNX Runtime, and one that is too far off is not kept
+    #[arg(long)]
+    no_verify: bool,
     /// Write nothing, but compare every file of the export in DIR (all of it, or one part's folder)
     /// with the hashes in its manifest.json
     #[arg(long, value_name = "DIR",
-        conflicts_with_all = ["part", "source", "output", "precision", "profile", "force"])]
+        conflicts_with_all = ["part", "source", "output", "precision", "profile", "force", "no_verify"])]
     verify: Option<PathBuf>,
     /// With --verify: also run every part on random inputs on two engines and compare the outputs;
     /// needs ONNX Runtime
-    #[arg(long, requires = "verify")]
+    #[arg(long, requires = "verify", conflicts_with_all = ["part", "source", "output"])]
     numeric: bool,
 }
 
@@ -90,6 +95,10 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
             bar.update(progress.bytes_done, progress.bytes_total);
         }
     };
+    let mut check: Box<dyn FnMut(&Staged<'_>) -> Verdict> = match args.no_verify {
+        true => Box::new(|_| Ok(None)),
+        false => Box::new(check::against_fp32),
+    };
     let component = match part {
         Part::All => None,
         Part::Transformer => Some(Component::Transformer),
@@ -98,10 +107,13 @@ pub fn run(args: ExportArgs) -> Result<(), Failure> {
         Part::VaeEncoder => Some(Component::VaeEncoder),
     };
     let result = match component {
-        Some(component) => export_component(source, component, output, &options, &mut report)
-            .map(|exported| vec![exported]),
-        None => PipelineSource::from_folder(source)
-            .and_then(|source| export_pipeline(&source, output, &options, &mut report)),
+        Some(component) => {
+            export_component_checked(source, component, output, &options, &mut report, &mut check)
+                .map(|exported| vec![exported])
+        }
+        None => PipelineSource::from_folder(source).and_then(|source| {
+            export_pipeline_checked(&source, output, &options, &mut report, &mut check)
+        }),
     };
     if let Some((_, bar)) = bar {
         bar.finish();

@@ -6,6 +6,7 @@ use super::{
 use crate::graph::dim::{Dim, display_shape};
 use crate::graph::ir::{DType, Graph, ValueInfo};
 use crate::graph::run::{floats, integers, noise, run};
+use crate::graph::slice::{self, Blocks};
 use crate::graph::{GraphBuilder, GraphErrorKind};
 use crate::naming::{TextEncoderConfig, TransformerConfig, VaeConfig};
 use crate::profile::Profile;
@@ -315,6 +316,72 @@ fn the_encoder_is_the_same_in_both_profiles() {
         assert_eq!(outputs[0].0, [batch, 8, height / 8, width / 8]);
         assert!(max_relative_error(&outputs[0].1, &outputs[1].1) < 1e-4);
     }
+}
+
+/// The weights of the first and last `kept` of `count` blocks, under the names of a model that has
+/// only these.
+fn ends_of<'a>(
+    weights: impl Fn(&str) -> Vec<f32> + 'a,
+    prefix: &'a str,
+    kept: usize,
+    count: usize,
+) -> impl Fn(&str) -> Vec<f32> + 'a {
+    move |name| {
+        let inner = name.strip_prefix(prefix).and_then(|rest| rest.split_once('.'));
+        match inner.map(|(index, rest)| (index.parse::<usize>().unwrap(), rest)) {
+            Some((index, rest)) if index >= kept => {
+                weights(&format!("{prefix}{}.{rest}", count - 2 * kept + index))
+            }
+            _ => weights(name),
+        }
+    }
+}
+
+#[test]
+fn a_model_without_its_middle_is_the_model_with_fewer_blocks() {
+    let transformer_inputs = [
+        floats(&[1, 4, 4, 6], &noise(1, 96)),
+        floats(&[1, 3, 10], &noise(2, 30)),
+        integers(&[1, 3], &[1, 1, 0]),
+        floats(&[1], &[321.5]),
+    ];
+    let text_inputs = [integers(&[1, 4], &[5, 7, 1, 0]), integers(&[1, 4], &[1, 1, 1, 0])];
+    type Build = Box<dyn Fn(usize, Profile) -> Graph>;
+    let transformer: Build = Box::new(|num_layers, profile| {
+        let config = TransformerConfig { num_layers, ..transformer_config() };
+        transformer::build(&config, profile).unwrap()
+    });
+    let text: Build = Box::new(|num_layers, profile| {
+        let config = TextEncoderConfig { num_layers, ..text_encoder_config() };
+        text_encoder::build(&config, profile).unwrap()
+    });
+    let cases: [(Build, &str, &[_]); 2] = [
+        (transformer, "transformer_blocks.", &transformer_inputs),
+        (text, "encoder.block.", &text_inputs),
+    ];
+    for (build, prefix, inputs) in cases {
+        for profile in Profile::ALL {
+            let whole = build(7, profile);
+            let blocks = Blocks::of(&whole).unwrap();
+            assert_eq!(blocks.count, 7);
+            let (_, complete) = run(&whole, &weights(&whole), inputs);
+            for kept in 1..=3 {
+                let part = slice::ends(&whole, &blocks, kept).unwrap();
+                let short = build(2 * kept, profile);
+                assert_eq!(part.nodes.len(), short.nodes.len(), "{prefix} {kept} {profile}");
+                assert_eq!(names(&part).len(), names(&short).len());
+                let (_, found) = run(&part, &weights(&whole), inputs);
+                let renamed = ends_of(weights(&whole), prefix, kept, 7);
+                assert_eq!(found, run(&short, &renamed, inputs).1, "{prefix} {kept} {profile}");
+                assert_ne!(found, complete);
+            }
+            assert_eq!(slice::ends(&whole, &blocks, 4), None);
+            let even = build(4, profile);
+            assert_eq!(slice::ends(&even, &Blocks::of(&even).unwrap(), 2), None);
+        }
+    }
+    let vae = vae::build_decoder(&vae_config(), Profile::Ort).unwrap();
+    assert_eq!(Blocks::of(&vae), None);
 }
 
 /// Numbers of the released models, computed by the reference.

@@ -21,6 +21,8 @@ pub(super) struct Manifest<'a> {
     architecture: &'a Value,
     source: Source,
     files: Vec<FileRecord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verification: Option<Value>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
 }
@@ -48,6 +50,7 @@ impl<'a> Manifest<'a> {
             architecture,
             source: Source { files: source },
             files,
+            verification: None,
             notes: Vec::new(),
         }
     }
@@ -55,6 +58,11 @@ impl<'a> Manifest<'a> {
     /// With what the graph's user should know.
     pub fn with_notes(self, notes: Vec<String>) -> Self {
         Self { notes, ..self }
+    }
+
+    /// With the result of the check before the folder was kept.
+    pub fn with_verification(self, verification: Option<Value>) -> Self {
+        Self { verification, ..self }
     }
 
     pub fn to_json(&self) -> Result<String, WriteError> {

@@ -4,3 +4,4 @@ mod model;
 mod output;
 mod refusals;
 mod replacing;
+mod variants;

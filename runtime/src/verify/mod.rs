@@ -16,4 +16,6 @@ pub use difference::Difference;
 pub use error::VerifyError;
 pub use files::{CheckedFolder, FileProblem, check_files, component_folders};
 pub use inputs::{RandomCase, random_cases};
-pub use numeric::{EngineComparison, allowed_difference, compare_engines, compare_models};
+pub use numeric::{
+    EngineComparison, allowed_difference, allowed_error, compare_engines, compare_models,
+};

@@ -50,6 +50,26 @@ pub fn allowed_difference(precision: &str) -> Option<f64> {
     })
 }
 
+/// How far a component may be from the same component in fp32, as [`Difference::max_relative`] on
+/// random inputs. `None` for a precision that this version does not know.
+///
+/// First values, well above what correct exports of the released sizes are expected to show and
+/// below what a wrong one shows: a transposed or shifted weight gives an error near 1.
+pub fn allowed_error(precision: &str) -> Option<f64> {
+    Some(match precision {
+        "fp32" => 1e-4,
+        // 11 bits a weight and a value.
+        "fp16" => 2e-2,
+        // 8 bits a weight and a value.
+        "bf16" => 5e-2,
+        // 8 bits a weight, and in the dynamic form a value, of a block's largest.
+        "int8" | "int8_dynamic" => 1e-1,
+        // 4 bits a weight: one sixteenth of a block's range is half a step.
+        "int4" => 5e-1,
+        _ => return None,
+    })
+}
+
 /// Runs the component in `folder` on random inputs on `engine` and a second engine, and compares
 /// their outputs.
 ///

@@ -27,15 +27,20 @@ pub fn run(folder: &Path, numeric: bool) -> Result<(), Failure> {
         print_files(&checked)?;
         let mut good = checked.problems.is_empty();
         if let (true, Some(engine)) = (good, &engine) {
-            let comparison = compare_engines(folder, &**engine)?;
-            good = print_comparison(folder, &comparison)?;
+            good = match compare_engines(folder, &**engine) {
+                Ok(comparison) => print_comparison(folder, &comparison)?,
+                Err(error) => {
+                    print_line(format!("{}: {error}", folder.display()))?;
+                    false
+                }
+            };
         }
         bad += usize::from(!good);
     }
     match bad {
         0 => Ok(()),
         bad => Err(Failure::Failed(anyhow::anyhow!(
-            "{}: {bad} of {} components differ from what was exported; copy or export them again",
+            "{}: {bad} of {} components did not pass; copy or export them again",
             folder.display(),
             folders.len()
         ))),
