@@ -2,6 +2,7 @@
 
 use anyhow::Error;
 use pixart_exporter::ExportError;
+use pixart_exporter::naming::ConfigError;
 use pixart_exporter::write::WriteError;
 use pixart_runtime::engine::EngineError;
 use pixart_runtime::engine::install::InstallError;
@@ -44,8 +45,12 @@ fn is_request(error: &Error) -> bool {
         || matches!(
             error.downcast_ref(),
             Some(
-                ExportError::SourceNotFound { .. }
+                ExportError::Config(
+                    ConfigError::FlagConflict { .. } | ConfigError::FlagInvalid { .. }
+                ) | ExportError::BadTarget { .. }
+                    | ExportError::SourceNotFound { .. }
                     | ExportError::SourceIsFile { .. }
+                    | ExportError::Precision(_)
                     | ExportError::Write(
                         WriteError::Exists { .. }
                             | WriteError::NotAnExport { .. }

@@ -6,6 +6,7 @@ mod exit;
 mod model;
 mod progress;
 mod spelling;
+mod variant;
 
 use clap::{Parser, Subcommand};
 
@@ -21,8 +22,12 @@ struct Cli {
 enum Command {
     /// Make pictures from prompts
     Sample(Box<commands::sample::SampleArgs>),
-    /// Write ONNX graphs from a checkpoint folder
+    /// Write ONNX graphs from a checkpoint
     Export(commands::export::ExportArgs),
+    /// Rewrite a checkpoint as safetensors, under the original names or diffusers'
+    Convert(commands::convert::ConvertArgs),
+    /// Tell what a checkpoint or an export is
+    Inspect(commands::inspect::InspectArgs),
     /// List and install the engines that run the graphs
     Engine(commands::engine::EngineArgs),
 }
@@ -33,6 +38,8 @@ fn main() -> std::process::ExitCode {
     exit::report(match cli.command {
         Command::Sample(args) => commands::sample::run(*args),
         Command::Export(args) => commands::export::run(args),
+        Command::Convert(args) => commands::convert::run(args),
+        Command::Inspect(args) => commands::inspect::run(args),
         Command::Engine(args) => commands::engine::run(args),
     })
 }

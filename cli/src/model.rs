@@ -4,7 +4,7 @@
 use crate::exit::Failure;
 use crate::progress::{Progress, Unit};
 use anyhow::Context;
-use pixart_exporter::{Component, ExportOptions, Precision, Profile, export_component};
+use pixart_exporter::{Component, ExportOptions, Profile, VariantFlags, export_component};
 use pixart_runtime::pipeline::ModelPaths;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ pub struct Sources {
     vae: PathBuf,
     tokenizer: PathBuf,
     scheduler: Option<PathBuf>,
+    variant: VariantFlags,
 }
 
 impl Sources {
@@ -27,6 +28,7 @@ impl Sources {
         text_encoder: Option<&Path>,
         vae: Option<&Path>,
         tokenizer: Option<&Path>,
+        variant: VariantFlags,
     ) -> Result<Self, Failure> {
         let parts = [transformer, text_encoder, vae, tokenizer];
         let base = match model {
@@ -44,6 +46,8 @@ impl Sources {
         let part = |name: &str, given: Option<&Path>, sub: &str| match given {
             // A whole pipeline folder may stand for its part.
             Some(given) if given.join(sub).is_dir() => folder(name, &given.join(sub)),
+            // The one part that is published as a file, too.
+            Some(given) if sub == "transformer" && given.is_file() => Ok(given.to_owned()),
             Some(given) => folder(name, given),
             None => folder("model", &base.join(sub)),
         };
@@ -59,15 +63,23 @@ impl Sources {
             vae: part("vae_root", vae, vae_sub(vae.unwrap_or(&base)))?,
             tokenizer: part("tokenizer_root", tokenizer, "tokenizer")?,
             transformer,
+            variant,
         })
     }
 
     /// The exported folders; what is not exported yet is exported into the cache first.
     pub fn resolve(&self, profile: Profile) -> Result<ModelPaths, Failure> {
+        let mut variant = self.variant.clone();
+        if self.transformer.join("config.json").is_file() {
+            // There it is only a check, which follows when the model is open.
+            variant.sample_size = None;
+        }
+        let transformer = exported(&self.transformer, Component::Transformer, profile, &variant)?;
+        let none = VariantFlags::default();
         Ok(ModelPaths {
-            transformer: exported(&self.transformer, Component::Transformer, profile)?,
-            text_encoder: exported(&self.text_encoder, Component::TextEncoder, profile)?,
-            vae_decoder: exported(&self.vae, Component::VaeDecoder, profile)?,
+            transformer,
+            text_encoder: exported(&self.text_encoder, Component::TextEncoder, profile, &none)?,
+            vae_decoder: exported(&self.vae, Component::VaeDecoder, profile, &none)?,
             tokenizer: self.tokenizer.clone(),
             scheduler: self.scheduler.clone(),
         })
@@ -109,19 +121,24 @@ fn demo() -> Result<PathBuf, Failure> {
     })
 }
 
-fn exported(source: &Path, component: Component, profile: Profile) -> Result<PathBuf, Failure> {
+fn exported(
+    source: &Path,
+    component: Component,
+    profile: Profile,
+    variant: &VariantFlags,
+) -> Result<PathBuf, Failure> {
     if is_exported(source) {
         return Ok(source.to_owned());
     }
-    let output = cache_folder()?.join("exports").join(fingerprint(source, profile)?);
+    let output = cache_folder()?.join("exports").join(fingerprint(source, profile, variant)?);
     let target = output.join(component.to_string());
     if is_exported(&target) {
         return Ok(target);
     }
     eprintln!("exporting {} to {} (once)", source.display(), target.display());
     // What stands there without a model.onnx is no export of ours to keep.
-    let options =
-        ExportOptions { profile, precision: Precision::Fp32, force: true, ..Default::default() };
+    let variant = variant.clone();
+    let options = ExportOptions { profile, force: true, variant, ..Default::default() };
     let mut bar = Progress::start(format!("export {component}"), 0, Unit::Bytes);
     let result = export_component(source, component, &output, &options, &mut |progress| {
         bar.update(progress.bytes_done, progress.bytes_total);
@@ -133,21 +150,29 @@ fn exported(source: &Path, component: Component, profile: Profile) -> Result<Pat
 
 /// Names an export by all it depends on: path, sizes and times of the files, profile, version.
 /// Hashing 19 GB of weights at every start would cost more than it protects from.
-fn fingerprint(source: &Path, profile: Profile) -> anyhow::Result<String> {
+fn fingerprint(source: &Path, profile: Profile, variant: &VariantFlags) -> anyhow::Result<String> {
     let path = source.display();
     let context = || format!("{path}: cannot list this folder");
+    let mut paths = Vec::new();
+    if source.is_file() {
+        paths.extend([source.to_owned(), source.with_file_name("config.json")]);
+    } else {
+        for entry in std::fs::read_dir(source).with_context(context)? {
+            paths.push(entry.with_context(context)?.path());
+        }
+    }
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(source).with_context(context)? {
-        let entry = entry.with_context(context)?;
-        // `metadata` of the path follows links, as files of a model cache are.
-        let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
+    for path in paths {
+        // This follows links, as files of a model cache are.
+        let Ok(metadata) = std::fs::metadata(&path) else { continue };
         let modified = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-        files.push((entry.file_name(), metadata.len(), modified));
+        files.push((path.file_name().map(ToOwned::to_owned), metadata.len(), modified));
     }
     files.sort();
     let source = std::fs::canonicalize(source).with_context(context)?;
     let version = env!("CARGO_PKG_VERSION");
-    let digest = Sha256::digest(format!("{version} {profile} {} {files:?}", source.display()));
+    let digest =
+        Sha256::digest(format!("{version} {profile} {variant:?} {} {files:?}", source.display()));
     Ok(digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -10,7 +10,7 @@ use crate::export::Prepared;
 use crate::graph::ir::Graph;
 use crate::graph::slice::{self, Blocks};
 use crate::write::{self, MODEL_FILE, WriteError};
-use crate::{Component, ExportError, ExportOptions, Precision};
+use crate::{Component, ExportError, ExportOptions, Int8Mode, Precision};
 
 /// Blocks at each end of a model that is too large to be compared as a whole.
 const ENDS: usize = 2;
@@ -28,7 +28,11 @@ pub struct Staged<'a> {
     pub folder: &'a Path,
     /// What the manifest will say about the network.
     pub architecture: &'a Value,
-    /// How it was exported.
+    /// The precision of this component, which need not be that of the whole pipeline.
+    pub precision: Precision,
+    /// How it computes, if that is int8.
+    pub int8_mode: Option<Int8Mode>,
+    /// How the export was asked for.
     pub options: &'a ExportOptions,
     pub(crate) prepared: &'a Prepared,
     /// Prepares the same component with other options.
@@ -68,7 +72,12 @@ impl Staged<'_> {
     ///
     /// As for any export.
     pub fn write_twins(&self, scratch: &Path, most_bytes: u64) -> Result<Twins, ExportError> {
-        let options = ExportOptions { precision: Precision::Fp32, ..self.options.clone() };
+        let options = ExportOptions {
+            precision: Precision::Fp32,
+            int8_mode: None,
+            vae_precision: None,
+            ..self.options.clone()
+        };
         let reference = (self.again)(&options)?;
         let folders = ["exported", "reference"].map(|name| scratch.join(name));
         let graph = |folder: &Path| folder.join(MODEL_FILE);

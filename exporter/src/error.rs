@@ -6,6 +6,7 @@ use crate::Component;
 use crate::checkpoint::CheckpointError;
 use crate::graph::GraphError;
 use crate::naming::{ConfigError, WeightsError};
+use crate::precision::PrecisionError;
 use crate::write::WriteError;
 
 /// An export failed. Nothing was left behind, and an existing export was not touched.
@@ -32,6 +33,17 @@ pub enum ExportError {
         /// What was to be exported.
         component: Component,
     },
+    /// A conversion cannot be written to this target.
+    #[error("{}: {problem}", path.display())]
+    BadTarget {
+        /// The target.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        problem: String,
+    },
+    /// The component does not have the precision asked for.
+    #[error(transparent)]
+    Precision(#[from] PrecisionError),
     /// The checkpoint's files cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

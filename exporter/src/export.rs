@@ -10,8 +10,8 @@ use crate::checkpoint::Checkpoint;
 use crate::graph::ir::Graph;
 use crate::naming::{
     self, Family, FoundWeight, Naming, TextEncoderConfig, TransformerConfig, VaeConfig,
-    VariantFlags,
 };
+use crate::precision::{self, Choice};
 use crate::source::Located;
 use crate::write::{self, ConfigFile, Content, FileRecord, Kind, Staging, WriteError};
 use crate::{Component, ExportError, ExportOptions, Exported, PipelineSource, Progress, models};
@@ -50,13 +50,14 @@ pub fn export_component_checked(
     check: &mut dyn FnMut(&Staged<'_>) -> Verdict,
 ) -> Result<Exported, ExportError> {
     let located = Located::find(source, component)?;
-    let prepare = |options: &ExportOptions| Prepared::new(&located, component, options);
+    let prepare = |options: &ExportOptions| Prepared::new(&located, component, options, true);
     let prepared = prepare(options)?;
     let target = output.join(component.as_str());
     let staging = Staging::begin(&target, Kind::Component, options.force, &[&located.path])?;
     let files = prepared.write(staging.folder(), options, progress, check, &prepare)?;
     let folder = staging.commit()?;
-    Ok(Exported { component, folder, files, notes: options.profile.notes(&prepared.graph) })
+    let notes = options.profile.notes(&prepared.graph);
+    Ok(Exported { component, folder, files, notes, warnings: prepared.warnings() })
 }
 
 /// Exports all components into the folder `output`, with the scheduler's configuration, the
@@ -92,7 +93,7 @@ pub fn export_pipeline_checked(
     source.check_copied()?;
     let prepare = |component: Component, options: &ExportOptions| {
         let located = Located::find(source.folder(component), component)?;
-        Prepared::new(&located, component, options)
+        Prepared::new(&located, component, options, false)
     };
     let prepared: Vec<Prepared> = Component::ALL
         .into_iter()
@@ -112,16 +113,23 @@ pub fn export_pipeline_checked(
         let folder = staging.folder().join(part.component.as_str());
         write::create_folder(&folder)?;
         let again = |options: &ExportOptions| prepare(part.component, options);
-        written.push((part.component, part.write(&folder, options, progress, check, &again)?));
+        written.push((part, part.write(&folder, options, progress, check, &again)?));
     }
     copy_unread(source, staging.folder())?;
 
     let output = staging.commit()?;
-    let place = |(part, (component, files)): (&Prepared, (Component, Vec<FileRecord>))| {
+    let place = |(part, files): (&Prepared, Vec<FileRecord>)| {
+        let component = part.component;
         let folder = output.join(component.as_str());
-        Exported { component, folder, files, notes: options.profile.notes(&part.graph) }
+        Exported {
+            component,
+            folder,
+            files,
+            notes: options.profile.notes(&part.graph),
+            warnings: part.warnings(),
+        }
     };
-    Ok(prepared.iter().zip(written).map(place).collect())
+    Ok(written.into_iter().map(place).collect())
 }
 
 /// A component whose configuration, graph and tensors have been found to fit together.
@@ -132,6 +140,7 @@ pub(crate) struct Prepared {
     weights: Vec<FoundWeight>,
     architecture: Value,
     config: ConfigFile,
+    choice: Choice,
 }
 
 impl Prepared {
@@ -139,9 +148,11 @@ impl Prepared {
         located: &Located,
         component: Component,
         options: &ExportOptions,
+        alone: bool,
     ) -> Result<Self, ExportError> {
         let profile = options.profile;
-        let mut checkpoint = Checkpoint::open(&located.path)?;
+        let choice = precision::choose(options, component, alone)?;
+        let mut checkpoint = Checkpoint::open(&located.path, &options.open)?;
         let mut config_file = ConfigFile::Copied(checkpoint.folder().join("config.json"));
         let mut names = Naming::Diffusers;
         let (graph, architecture) = match component {
@@ -149,7 +160,7 @@ impl Prepared {
                 (checkpoint, names) = naming::in_diffusers_names(checkpoint)?;
                 let file = located.config.as_deref();
                 let config = TransformerConfig::read(&checkpoint, file, &options.variant)?;
-                config_file = transformer_config_file(&config, file, &options.variant)?;
+                config_file = located.config_file(&config, &options.variant)?;
                 let architecture = transformer_architecture(&config, Family::of(&checkpoint));
                 (models::transformer::build(&config, profile), architecture)
             }
@@ -167,11 +178,24 @@ impl Prepared {
             }
         };
         let graph = graph
+            .and_then(|graph| precision::apply(graph, component, profile, choice.scheme))
             .and_then(|graph| profile.check(&graph).map(|()| graph))
             .map_err(|source| ExportError::Graph { component, source })?;
         let weights = naming::find(&graph, &checkpoint, component)
             .map_err(|error| naming::in_stored_names(error, names))?;
-        Ok(Self { component, checkpoint, graph, weights, architecture, config: config_file })
+        Ok(Self {
+            component,
+            checkpoint,
+            graph,
+            weights,
+            architecture,
+            config: config_file,
+            choice,
+        })
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.choice.warning.iter().cloned().collect()
     }
 
     /// Writes the component, lets `check` look at it, and completes it with the manifest. `again`
@@ -190,7 +214,18 @@ impl Prepared {
             progress(Progress { component, bytes_done, bytes_total });
         })?;
         let architecture = &self.architecture;
-        let staged = Staged { component, folder, architecture, options, prepared: self, again };
+        let (precision, int8_mode) =
+            (self.choice.scheme.precision(), self.choice.scheme.int8_mode());
+        let staged = Staged {
+            component,
+            folder,
+            architecture,
+            precision,
+            int8_mode,
+            options,
+            prepared: self,
+            again,
+        };
         let verification =
             check(&staged).map_err(|source| ExportError::Refused { component, source })?;
         write::write_manifest(folder, &content, &written, verification)?;
@@ -227,7 +262,7 @@ impl Prepared {
         Content {
             component: self.component,
             profile: options.profile,
-            precision: options.precision,
+            scheme: self.choice.scheme,
             graph,
             checkpoint: &self.checkpoint,
             weights,
@@ -255,19 +290,6 @@ fn copy_unread(source: &PipelineSource, output: &Path) -> Result<(), WriteError>
             });
             write::write_text(&index, &format!("{content:#}\n"))
         }
-    }
-}
-
-/// The source's file as it is, unless there is none or an option says something else.
-fn transformer_config_file(
-    config: &TransformerConfig,
-    file: Option<&Path>,
-    flags: &VariantFlags,
-) -> Result<ConfigFile, ExportError> {
-    match file {
-        Some(file) if flags.first_set().is_none() => Ok(ConfigFile::Copied(file.to_owned())),
-        Some(file) => Ok(ConfigFile::Written(config.to_json_over(file)?)),
-        None => Ok(ConfigFile::Written(config.to_json())),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::naming::{TransformerConfig, VariantFlags};
+use crate::write::ConfigFile;
 use crate::{Component, ExportError};
 
 /// The folders of a pipeline in the diffusers layout. They need not lie together: several
@@ -145,6 +147,20 @@ impl Located {
                 "a diffusers pipeline folder with {name}/config.json, or the folder of the {name}"
             ),
         ))
+    }
+
+    /// The `config.json` of what is written from a transformer: its own as it is, unless there is
+    /// none or an option says something else.
+    pub fn config_file(
+        &self,
+        config: &TransformerConfig,
+        flags: &VariantFlags,
+    ) -> Result<ConfigFile, ExportError> {
+        match &self.config {
+            Some(file) if flags.first_set().is_none() => Ok(ConfigFile::Copied(file.clone())),
+            Some(file) => Ok(ConfigFile::Written(config.to_json_over(file)?)),
+            None => Ok(ConfigFile::Written(config.to_json())),
+        }
     }
 
     /// A file has the `config.json` beside it if it is one of a diffusers folder. Other files may

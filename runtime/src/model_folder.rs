@@ -74,6 +74,26 @@ pub struct TransformerArchitecture {
     pub out_channels: usize,
     /// Width of the caption embeddings.
     pub caption_channels: usize,
+    /// Whether it takes the size and the aspect ratio of the picture (PixArt-α at 1024 px).
+    #[serde(default)]
+    pub use_additional_conditions: bool,
+    /// How keys and values of its self-attention are compressed, if they are.
+    #[serde(flatten)]
+    pub kv_compression: Option<KvCompression>,
+}
+
+/// Fewer keys and values in the self-attention of some blocks, as a manifest has it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub struct KvCompression {
+    /// `conv`, `ave`, `uniform` or `uniform_every`.
+    #[serde(rename = "kv_compress_sampling")]
+    pub sampling: String,
+    /// The factor.
+    #[serde(rename = "kv_compress_scale_factor")]
+    pub scale_factor: usize,
+    /// The blocks that have it, in ascending order, counted from 0.
+    #[serde(rename = "kv_compress_layer")]
+    pub layers: Vec<usize>,
 }
 
 /// What a manifest says about a text encoder.

@@ -155,6 +155,11 @@ impl Pipeline {
         self.transformer.folder.architecture.sample_size
     }
 
+    /// What the transformer's manifest says about it.
+    pub fn transformer(&self) -> &TransformerArchitecture {
+        &self.transformer.folder.architecture
+    }
+
     /// What latents are divided by before the VAE decodes them.
     pub fn scaling_factor(&self) -> f32 {
         self.vae_decoder.folder.architecture.scaling_factor
@@ -206,18 +211,29 @@ impl Pipeline {
             Reference::Mindone => DpmSolver::continuous(&self.schedule, steps),
             Reference::Diffusers => DpmSolver::discrete(&self.schedule, &self.scheduler, steps),
         };
-        let out_channels = self.transformer.folder.architecture.out_channels;
+        let TransformerArchitecture { out_channels, use_additional_conditions: conditions, .. } =
+            self.transformer.folder.architecture;
         let transformer = self.transformer.load()?;
         let batch = if request.guided() { 2 } else { 1 };
         let mut output_shape = latents.shape().to_vec();
         (output_shape[0], output_shape[1]) = (batch, out_channels);
 
-        let mut inputs = [
+        let mut inputs = vec![
             ("hidden_states", Tensor::F32(latents.clone())),
             ("encoder_hidden_states", caption.embeddings.clone()),
             ("encoder_attention_mask", caption.mask.clone()),
             ("timestep", Tensor::F32(ArrayD::zeros(vec![batch]))),
         ];
+        if conditions {
+            // In pixels, and height first.
+            let [height, width] = [2, 3].map(|axis| 8.0 * latents.shape()[axis] as f32);
+            let size = |_| [height, width];
+            let sizes = (0..batch).flat_map(size).collect();
+            let sizes = ArrayD::from_shape_vec(vec![batch, 2], sizes).expect("two numbers a row");
+            let ratios = ArrayD::from_elem(vec![batch, 1], height / width);
+            inputs.push(("resolution", sizes.into()));
+            inputs.push(("aspect_ratio", ratios.into()));
+        }
         for i in 0..steps {
             let timestep = solver.steps()[i].timestep;
             let both =

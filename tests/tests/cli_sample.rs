@@ -182,3 +182,96 @@ fn help_names_every_flag_and_setting() {
         assert!(help.contains(flag), "no {flag} in the help");
     }
 }
+
+/// The fixtures of the transformer's variants.
+fn variant(name: &str) -> String {
+    fixtures::root().join("variants").join(name).display().to_string()
+}
+
+#[test]
+fn a_transformer_may_be_a_file_with_the_original_names() {
+    let sandbox = sandbox();
+    let size = ["--image_width", "64", "--image_height", "96", "--use_resolution_binning", "false"];
+    let folder = variant("alpha");
+    sample(&sandbox, &[&size[..], &["--checkpoint", &folder]].concat());
+
+    // The same weights in a file, which needs to be told its size; the number of heads can only be
+    // told to `export`.
+    let file = variant("alpha.safetensors");
+    let run = sandbox.pixart(&["sample", "-c", "short.yaml", "--checkpoint", &file]);
+    assert_eq!(run.code, 1, "{run:?}");
+    assert!(run.stderr.contains("num_attention_heads is missing"), "{run:?}");
+    let heads = ["--sample_size", "128", "--num_attention_heads", "2"];
+    let export = ["export", "transformer", "--source", &file, "--output", "out"];
+    let run = sandbox.pixart(&[&export[..], &heads].concat());
+    assert_eq!(run.code, 0, "{run:?}");
+    sample(&sandbox, &[&size[..], &["--checkpoint", "out/transformer"]].concat());
+    assert_eq!(read(&sandbox, "samples/0.png"), read(&sandbox, "samples/1.png"));
+}
+
+#[test]
+fn compression_in_the_settings_must_be_the_transformers() {
+    let sandbox = sandbox();
+    let yaml = "kv_compress: True\nkv_compress_sampling: uniform\nkv_compress_scale_factor: 2\n\
+                kv_compress_layer: [1]\n";
+    let config = fs::read_to_string(sandbox.path().join("short.yaml")).unwrap() + yaml;
+    fs::write(sandbox.path().join("kv.yaml"), config).unwrap();
+    let small = ["--image_width", "64", "--image_height", "64"];
+    let draw = |more: &[&str]| {
+        let common = ["--use_resolution_binning", "false"];
+        sandbox.pixart(&[&["sample", "-c", "kv.yaml"][..], &small, &common, more].concat())
+    };
+    // Exported on the fly with it.
+    let run = draw(&[]);
+    assert_eq!(run.code, 0, "{run:?}");
+    sample(&sandbox, &[&small[..], &["--use_resolution_binning", "false"]].concat());
+    assert_ne!(read(&sandbox, "samples/0.png"), read(&sandbox, "samples/1.png"));
+
+    // Exported before, without it.
+    let plain = ["export", "transformer", "--source", "model", "--output", "out"];
+    assert_eq!(sandbox.pixart(&plain).code, 0);
+    let run = draw(&["--checkpoint", "out/transformer"]);
+    assert_eq!(run.code, 2, "{run:?}");
+    assert!(run.stderr.contains("kv_compress"), "{run:?}");
+
+    let run = draw(&["--kv_compress", "false"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    assert_eq!(read(&sandbox, "samples/1.png"), read(&sandbox, "samples/2.png"));
+}
+
+#[test]
+fn a_pipeline_can_be_exported_from_parts_in_several_places() {
+    let sandbox = sandbox();
+    fs::rename(sandbox.path().join("model/transformer"), sandbox.path().join("dit")).unwrap();
+    let all = ["export", "all", "--output", "out"];
+    let run = sandbox.pixart(&[&all[..], &["--source", "model"]].concat());
+    assert_eq!(run.code, 2, "{run:?}");
+    assert!(run.stderr.contains("model/transformer: not found"), "{run:?}");
+    let run = sandbox.pixart(&[&all[..], &["--source", "model", "--transformer", "dit"]].concat());
+    assert_eq!(run.code, 0, "{run:?}");
+    assert_eq!(run.stdout.lines().count(), 3, "{run:?}");
+    sample(&sandbox, &["--model", "out"]);
+
+    // Every part by itself; a pipeline's folder stands for its part.
+    let parts = ["--text_encoder", "model", "--vae", "model/vae", "--tokenizer", "model"];
+    let more = ["--transformer", "dit", "--scheduler", "model/scheduler", "--force"];
+    let run = sandbox.pixart(&[&all[..], &parts, &more].concat());
+    assert_eq!(run.code, 0, "{run:?}");
+
+    for (arguments, expected) in [
+        (
+            vec!["export", "vae_decoder", "-s", "model", "-o", "x", "--sample_size", "64"],
+            "--sample_size",
+        ),
+        (
+            vec!["export", "vae_decoder", "-s", "model", "-o", "x", "--vae", "model"],
+            "--vae: only `export all`",
+        ),
+        (vec!["export", "all", "-o", "x", "--vae", "model"], "--source"),
+    ] {
+        let run = sandbox.pixart(&arguments);
+        assert_eq!(run.code, 2, "{run:?}");
+        assert!(run.stderr.contains(expected), "{run:?}");
+        assert!(!sandbox.path().join("x").exists());
+    }
+}

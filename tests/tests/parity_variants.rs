@@ -92,7 +92,7 @@ fn an_export_can_be_made_again_from_its_own_config() {
 }
 
 #[test]
-fn both_layouts_of_the_same_weights_give_the_same_bytes() {
+fn all_layouts_of_the_same_weights_give_the_same_bytes() {
     for profile in Profile::ALL {
         let data = |source: &str, variant| {
             let options = ExportOptions { profile, variant, ..ExportOptions::default() };
@@ -102,8 +102,11 @@ fn both_layouts_of_the_same_weights_give_the_same_bytes() {
             })
         };
         let diffusers = data("alpha", VariantFlags::default());
-        let official = data("alpha.safetensors", flags(128));
         assert!(diffusers[1].len() > 100_000);
-        assert!(diffusers == official, "{profile}");
+        for official in ["alpha.safetensors", "alpha.pth"] {
+            assert!(data(official, flags(128)) == diffusers, "{official}, {profile}");
+        }
+        let written_by_torch = data("kv_conv.pth", flags(64));
+        assert!(written_by_torch == data("kv_conv.safetensors", flags(64)), "{profile}");
     }
 }

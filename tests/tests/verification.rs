@@ -181,9 +181,9 @@ fn export_checked(
         damage(staged.folder);
         let scratch = tempfile::tempdir_in(staged.folder)?;
         let twins = staged.write_twins(scratch.path(), most_bytes)?;
-        let engine = engines::ort().plain().expect("ONNX Runtime knows a plain way");
+        let engine = engines::ort();
         let difference =
-            compare_models(&*engine, &twins.exported, &twins.reference, staged.architecture)?;
+            compare_models(&engine, &twins.exported, &twins.reference, staged.architecture)?;
         let verdict = json!({ "max_relative_error": difference.max_relative });
         seen = Some(Seen { twins, difference });
         if difference.max_relative > 1e-6 { Err("too far off".into()) } else { Ok(Some(verdict)) }

@@ -1,5 +1,7 @@
 //! One file per command.
 
+pub mod convert;
 pub mod engine;
 pub mod export;
+pub mod inspect;
 pub mod sample;

@@ -1,32 +1,34 @@
-//! The `*.safetensors.index.json` of a sharded checkpoint: which file holds which tensor.
+//! The `.index.json` of a sharded checkpoint: which file holds which tensor.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::CheckpointError;
+use super::text::shown;
 
 /// No real index comes near: T5-XXL's has 219 entries in 20 kB.
-const MAX_BYTES: u64 = 64 << 20;
+const MAX_BYTES: usize = 64 << 20;
 
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Tensor name → file name; every file name is a plain `.safetensors` name.
-pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
-    let unreadable = |source| CheckpointError::Unreadable { path: path.to_owned(), source };
+/// Extensions of files that an index may name. What they are is decided by their content.
+const EXTENSIONS: [&str; 5] = [".safetensors", ".bin", ".pth", ".pt", ".ckpt"];
+
+/// Tensor name → file name; every file name is a plain one. `path` is for messages.
+pub(crate) fn read(text: &[u8], path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
     let invalid = |reason: String| CheckpointError::Index { path: path.to_owned(), reason };
 
-    let bytes = fs::metadata(path).map_err(unreadable)?.len();
-    if bytes > MAX_BYTES {
-        return Err(invalid(format!("found {bytes} bytes, expected at most {MAX_BYTES}")));
+    if text.len() > MAX_BYTES {
+        let found = text.len();
+        return Err(invalid(format!("found {found} bytes, expected at most {MAX_BYTES}")));
     }
-    let text = fs::read(path).map_err(unreadable)?;
-    let index: Index = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
+    let index: Index =
+        serde_json::from_slice(text).map_err(|error| invalid(shown(&error.to_string())))?;
     if index.weight_map.is_empty() {
         return Err(invalid("weight_map is empty".to_owned()));
     }
@@ -34,8 +36,8 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>, CheckpointEr
         if !is_plain_name(shard) {
             return Err(CheckpointError::IndexEscapes {
                 path: path.to_owned(),
-                tensor: tensor.clone(),
-                shard: shard.clone(),
+                tensor: shown(tensor),
+                shard: shown(shard),
             });
         }
     }
@@ -43,11 +45,10 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, String>, CheckpointEr
 }
 
 /// Whether a name stays inside its folder on every system: no separator of any kind, no drive
-/// letter, no control character, and the extension that is read here.
+/// letter, no control character, and an extension of weights.
 fn is_plain_name(name: &str) -> bool {
     let harmless = |c: char| !matches!(c, '/' | '\\' | ':') && !c.is_control();
-    name.len() > ".safetensors".len()
-        && name.ends_with(".safetensors")
+    EXTENSIONS.iter().any(|extension| name.len() > extension.len() && name.ends_with(extension))
         && !name.starts_with('.')
         && name.chars().all(harmless)
 }
@@ -58,7 +59,13 @@ mod tests {
 
     #[test]
     fn only_plain_names_pass() {
-        for name in ["model-00001-of-00002.safetensors", "a b.safetensors", "x..safetensors"] {
+        for name in [
+            "model-00001-of-00002.safetensors",
+            "pytorch_model-00001-of-00002.bin",
+            "model.fp16-00001-of-00002.safetensors",
+            "a b.safetensors",
+            "x..safetensors",
+        ] {
             assert!(is_plain_name(name), "{name}");
         }
         for name in [
@@ -72,7 +79,8 @@ mod tests {
             "C:model.safetensors",
             "..\\model.safetensors",
             "model.safetensors\0",
-            "model.bin",
+            "model.txt",
+            "config.json",
         ] {
             assert!(!is_plain_name(name), "{name}");
         }

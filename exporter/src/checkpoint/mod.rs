@@ -1,10 +1,30 @@
-//! Checkpoints on disk as named tensor views, and nothing else: no tensor is copied here.
+//! Checkpoints on disk as named tensor views, and nothing else: names stay as they are stored.
 //!
-//! A checkpoint is a folder with one safetensors file, or with several and an index.
+//! A checkpoint is a file of weights, or several with an index. Three kinds of file are read, told
+//! apart by their content and never by their name:
+//!
+//! | kind | as written by | how |
+//! |---|---|---|
+//! | [`Container::Safetensors`] | diffusers, transformers | header checked by the `safetensors` crate |
+//! | [`Container::TorchZip`] | `torch.save` since 1.6 | own strict zip reader; the pickle is interpreted as data, from a list of what it may name, and nothing in it is run |
+//! | [`Container::TorchLegacy`] | `torch.save` before 1.6 | the same pickle reader |
+//! | [`Container::MindSpore`] | `mindspore.save_checkpoint` | own protobuf reader |
+//!
+//! Files are mapped. Only tensors whose elements do not lie in order in their file (strided views,
+//! tensors in several parts) are copied, one at a time, when they are asked for.
 
 mod error;
-mod index;
+// The fuzz targets call these two without a file.
+pub(crate) mod file;
+mod folder;
+pub(crate) mod index;
+mod mindspore;
+mod options;
+mod safetensors;
 mod shard;
+mod stored;
+mod text;
+mod torch;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,15 +32,43 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-pub use error::CheckpointError;
-pub use safetensors::Dtype;
+pub use ::safetensors::Dtype;
+pub use error::{CheckpointError, FileProblem};
+pub use options::{OpenOptions, WeightsKey};
 pub use shard::Shard;
 
-/// File names without extension, as diffusers and transformers write them.
-const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+use stored::Stored;
 
-/// Extensions that weights come in, so that a folder can be told from an empty one.
-const WEIGHT_EXTENSIONS: [&str; 7] = ["safetensors", "bin", "pth", "pt", "ckpt", "msgpack", "onnx"];
+/// What kind of file a [`Shard`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Container {
+    /// A safetensors file.
+    Safetensors,
+    /// A zip file of PyTorch.
+    TorchZip,
+    /// PyTorch's format before 1.6.
+    TorchLegacy,
+    /// A `.ckpt` of MindSpore.
+    MindSpore,
+}
+
+/// What a file holds.
+pub(crate) struct Contents {
+    pub container: Container,
+    /// The key of a PyTorch file under which the tensors were.
+    pub weights_key: Option<String>,
+    pub tensors: BTreeMap<String, Stored>,
+}
+
+/// Element type and shape of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Element type in the file.
+    pub dtype: Dtype,
+    /// Shape, outermost axis first.
+    pub shape: Vec<usize>,
+}
 
 /// A tensor of a checkpoint, still in its file where its elements lie there in order.
 #[derive(Clone, Debug)]
@@ -70,65 +118,69 @@ impl Place {
 }
 
 impl Checkpoint {
-    /// Opens a safetensors file, or the checkpoint of a model folder: `diffusion_pytorch_model.safetensors`,
-    /// `model.safetensors`, or the shards that one of these names' `.index.json` lists.
+    /// Opens a file of weights, an index of shards, or the weights of a model folder.
+    ///
+    /// In a folder, the first of these is taken: `diffusion_pytorch_model.safetensors`,
+    /// `model.safetensors`, `diffusion_pytorch_model.bin`, `pytorch_model.bin`, each either as one
+    /// file or as shards with an `.index.json`; with a variant in the name if one is asked for, or
+    /// if there is exactly one and no plain file. A folder without any of these but with one file
+    /// of weights is that file.
     ///
     /// Files may be symbolic links, as they are in model caches.
     ///
     /// # Errors
     ///
-    /// No such files, files of another format, a truncated or damaged file, an index that names
-    /// files outside the folder, missing files, or tensors that are not where it says.
-    pub fn open(folder: &Path) -> Result<Self, CheckpointError> {
-        if folder.is_file() {
-            return Self::from_file(folder.parent().unwrap_or(folder), folder);
+    /// No such files, files of another kind, a truncated, damaged or hostile file, weights that are
+    /// not under the key that was asked for, an index that names files outside the folder, missing
+    /// files, or tensors that are not where it says.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, CheckpointError> {
+        let unreadable = |source| CheckpointError::Unreadable { path: path.to_owned(), source };
+        let file = match fs::metadata(path).map_err(unreadable)?.is_dir() {
+            true => folder::find(path, options.variant.as_deref())?,
+            false => path.to_owned(),
+        };
+        let folder = match file.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => Path::new("/"),
+        };
+        let map = shard::map(&file)?;
+        // No weights are called `.json`; such a file that is no JSON is a damaged index.
+        if file::is_index(&map) || file.extension().is_some_and(|it| it == "json") {
+            return Self::from_index(folder, &file, index::read(&map, &file)?, options);
         }
-        for stem in STEMS {
-            let file = folder.join(format!("{stem}.safetensors"));
-            if file.exists() {
-                return Self::from_file(folder, &file);
-            }
-            let index = folder.join(format!("{stem}.safetensors.index.json"));
-            if index.exists() {
-                return Self::from_index(folder, &index);
-            }
-        }
-        Err(nothing_usable(folder))
-    }
-
-    fn from_file(folder: &Path, file: &Path) -> Result<Self, CheckpointError> {
-        let shard = Shard::open(file)?;
-        let whole = |name: String| (name.clone(), Place::whole(0, name));
-        let tensors = shard.names().into_iter().map(whole).collect();
+        let shard = Shard::from_map(&file, map, options)?;
+        let whole = |name: &String| (name.clone(), Place::whole(0, name.clone()));
+        let tensors = shard.names().map(whole).collect();
         Ok(Self { folder: folder.to_owned(), shards: vec![shard], tensors })
     }
 
-    fn from_index(folder: &Path, index: &Path) -> Result<Self, CheckpointError> {
+    fn from_index(
+        folder: &Path,
+        path: &Path,
+        index: BTreeMap<String, String>,
+        options: &OpenOptions,
+    ) -> Result<Self, CheckpointError> {
         let mut shards: Vec<Shard> = Vec::new();
         let mut tensors = BTreeMap::new();
         let mut positions: BTreeMap<String, usize> = BTreeMap::new();
-        for (tensor, file) in index::read(index)? {
+        for (tensor, file) in index {
             let position = match positions.get(&file) {
                 Some(&position) => position,
                 None => {
-                    let path = folder.join(&file);
-                    if !path.exists() {
-                        return Err(CheckpointError::MissingShard {
-                            path: index.to_owned(),
-                            shard: file,
-                        });
+                    let shard = folder.join(&file);
+                    if !shard.exists() {
+                        let path = path.to_owned();
+                        return Err(CheckpointError::MissingShard { path, shard: file });
                     }
-                    shards.push(Shard::open(&path)?);
+                    shards.push(Shard::open(&shard, options)?);
                     positions.insert(file.clone(), shards.len() - 1);
                     shards.len() - 1
                 }
             };
             if shards[position].range(&tensor).is_none() {
-                return Err(CheckpointError::NotInShard {
-                    path: index.to_owned(),
-                    tensor,
-                    shard: file,
-                });
+                let (path, tensor) = (path.to_owned(), text::shown(&tensor));
+                return Err(CheckpointError::NotInShard { path, tensor, shard: file });
             }
             tensors.insert(tensor.clone(), Place::whole(position, tensor));
         }
@@ -136,14 +188,14 @@ impl Checkpoint {
         // the checkpoint, so that what nothing reads is reported rather than overlooked.
         for (position, shard) in shards.iter().enumerate() {
             for name in shard.names() {
-                let whole = Place::whole(position, name.clone());
-                tensors.entry(name).or_insert(whole);
+                let whole = || Place::whole(position, name.clone());
+                tensors.entry(name.clone()).or_insert_with(whole);
             }
         }
         Ok(Self { folder: folder.to_owned(), shards, tensors })
     }
 
-    /// The folder that was opened.
+    /// The folder that the files are in.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -158,17 +210,34 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// A tensor by its name.
+    /// A tensor by its name. One whose elements do not lie in order is copied, so
+    /// [`Self::info`] is cheaper where the elements do not matter.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
-        let place = self.tensors.get(name)?;
-        let view = self.shards.get(place.shard)?.tensor(&place.stored)?;
-        match &place.rows {
-            None => Some(view),
-            Some(rows) => rows_of(view, rows),
-        }
+        let (shard, stored) = self.stored(name)?;
+        stored.view(shard.bytes())
     }
 
-    /// Where a tensor's bytes are: position in [`Self::shards`], and the range in that file.
+    /// Element type and shape of a tensor; no element is read.
+    pub fn info(&self, name: &str) -> Option<TensorInfo> {
+        let (_, stored) = self.stored(name)?;
+        let Stored { dtype, shape, .. } = stored.into_owned();
+        Some(TensorInfo { dtype, shape })
+    }
+
+    fn stored(&self, name: &str) -> Option<(&Shard, Cow<'_, Stored>)> {
+        let place = self.tensors.get(name)?;
+        let shard = self.shards.get(place.shard)?;
+        let whole = shard.stored(&place.stored)?;
+        let stored = match &place.rows {
+            None => Cow::Borrowed(whole),
+            Some(rows) => Cow::Owned(whole.rows(rows)?),
+        };
+        Some((shard, stored))
+    }
+
+    /// Where a tensor's bytes are: position in [`Self::shards`], and the range in that file. Of a
+    /// tensor's rows, the range is that of the whole; of one that does not lie in order, the range
+    /// also holds what lies between.
     pub fn position(&self, name: &str) -> Option<(usize, Range<usize>)> {
         let place = self.tensors.get(name)?;
         Some((place.shard, self.shards.get(place.shard)?.range(&place.stored)?))
@@ -182,8 +251,8 @@ impl Checkpoint {
     pub fn renamed(mut self, entries: Vec<Renamed>) -> Result<Self, Renamed> {
         let mut tensors = BTreeMap::new();
         for entry in entries {
-            let fits = self.tensor(&entry.stored).is_some_and(|view| {
-                entry.rows.as_ref().is_none_or(|rows| rows_of(view, rows).is_some())
+            let fits = self.stored(&entry.stored).is_some_and(|(_, stored)| {
+                entry.rows.as_ref().is_none_or(|rows| stored.rows(rows).is_some())
             });
             let place = self.tensors.get(&entry.stored).filter(|place| place.rows.is_none());
             let (true, Some(place)) = (fits, place) else { return Err(entry) };
@@ -191,42 +260,6 @@ impl Checkpoint {
         }
         self.tensors = tensors;
         Ok(self)
-    }
-}
-
-/// Some rows of a tensor's first axis.
-fn rows_of<'a>(view: TensorView<'a>, rows: &Range<usize>) -> Option<TensorView<'a>> {
-    let (&all, inner) = view.shape.split_first()?;
-    if rows.start > rows.end || rows.end > all {
-        return None;
-    }
-    let row_bytes = view.bytes.len().checked_div(all).unwrap_or(0);
-    let range = rows.start * row_bytes..rows.end * row_bytes;
-    let bytes = match view.bytes {
-        Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[range]),
-        Cow::Owned(bytes) => Cow::Owned(bytes[range].to_vec()),
-    };
-    let shape = [&[rows.len()], inner].concat();
-    Some(TensorView { dtype: view.dtype, shape: shape.into(), bytes })
-}
-
-/// The error for a folder without weights in a readable form, naming those it has in another.
-fn nothing_usable(folder: &Path) -> CheckpointError {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(source) => return CheckpointError::Unreadable { path: folder.to_owned(), source },
-    };
-    let mut others: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| {
-            let extension = name.rsplit_once('.').map(|(_, extension)| extension);
-            extension.is_some_and(|extension| WEIGHT_EXTENSIONS.contains(&extension))
-        })
-        .collect();
-    others.sort();
-    match others.into_iter().next() {
-        Some(file) => CheckpointError::UnsupportedFormat { folder: folder.to_owned(), file },
-        None => CheckpointError::NoWeights { folder: folder.to_owned() },
     }
 }
 

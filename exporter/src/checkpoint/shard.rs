@@ -1,20 +1,17 @@
-//! One mapped safetensors file.
+//! One mapped file of weights.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
-use safetensors::SafeTensors;
-use safetensors::tensor::{Metadata, SafeTensorError};
 
-use super::{CheckpointError, TensorView};
+use super::stored::Stored;
+use super::{CheckpointError, Container, Contents, OpenOptions, file};
 
-/// Bytes in front of the header: its length as a little-endian u64.
-const LENGTH_BYTES: usize = 8;
-
-/// A safetensors file whose header has been checked.
+/// A file of weights whose structure has been checked.
 ///
 /// The file is mapped, not read: a page is loaded when it is first touched. Another process that
 /// *truncates* the file while it is mapped makes the system kill this one (SIGBUS); one that
@@ -25,40 +22,45 @@ pub struct Shard {
     path: PathBuf,
     name: String,
     map: Mmap,
-    data_start: usize,
-    metadata: Metadata,
+    container: Container,
+    weights_key: Option<String>,
+    tensors: BTreeMap<String, Stored>,
+}
+
+/// Maps a regular file.
+pub(super) fn map(path: &Path) -> Result<Mmap, CheckpointError> {
+    let unreadable = |source| CheckpointError::Unreadable { path: path.to_owned(), source };
+    let file = File::open(path).map_err(unreadable)?;
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "expected a regular file");
+        return Err(unreadable(source));
+    }
+    // SAFETY: the mapping is read-only and never handed out but as bytes that are bounds checked
+    // against its length. What remains is the file changing while it is mapped: see the
+    // documentation of `Shard`.
+    unsafe { Mmap::map(&file) }.map_err(unreadable)
 }
 
 impl Shard {
-    pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let unreadable = |source| CheckpointError::Unreadable { path: path.to_owned(), source };
-        let file = File::open(path).map_err(unreadable)?;
-        let file_type = file.metadata().map_err(unreadable)?;
-        if !file_type.is_file() {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "expected a regular file");
-            return Err(unreadable(source));
-        }
-        // SAFETY: the mapping is read-only and private to this struct, and all accesses are bounds
-        // checked against its length. What remains is the file changing while it is mapped: see
-        // the type's documentation.
-        let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
+    pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Self, CheckpointError> {
+        Self::from_map(path, map(path)?, options)
+    }
+
+    pub(super) fn from_map(
+        path: &Path,
+        map: Mmap,
+        options: &OpenOptions,
+    ) -> Result<Self, CheckpointError> {
         #[cfg(unix)]
         // Only a hint, so a refusal does not matter.
         let _ = map.advise(memmap2::Advice::Sequential);
 
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|error| header_error(path, &map, error))?;
-        let data_start = header + LENGTH_BYTES;
-        // The crate has checked this sum, but with wrapping arithmetic.
-        let expected = data_start.checked_add(metadata.data_len());
-        if expected != Some(map.len()) {
-            return Err(CheckpointError::Header {
-                path: path.to_owned(),
-                reason: "the tensors do not cover the file".to_owned(),
-            });
-        }
+        let promises_safetensors = path.extension().is_some_and(|it| it == "safetensors");
+        let Contents { container, weights_key, tensors } =
+            file::read(&map, promises_safetensors, options)
+                .map_err(|problem| CheckpointError::File { path: path.to_owned(), problem })?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Self { path: path.to_owned(), name, map, data_start, metadata })
+        Ok(Self { path: path.to_owned(), name, map, container, weights_key, tensors })
     }
 
     /// Where the file is.
@@ -71,28 +73,35 @@ impl Shard {
         &self.name
     }
 
+    /// What kind of file it is.
+    pub fn container(&self) -> Container {
+        self.container
+    }
+
+    /// The key of a PyTorch file under which the tensors were found, with a `.` where it is nested;
+    /// `None` where they are not wrapped.
+    pub fn weights_key(&self) -> Option<&str> {
+        self.weights_key.as_deref()
+    }
+
     /// All bytes of the file.
     pub fn bytes(&self) -> &[u8] {
         &self.map
     }
 
-    /// Names of the tensors, in the order of their bytes.
-    pub(super) fn names(&self) -> Vec<String> {
-        self.metadata.offset_keys()
+    /// Names of the tensors, sorted.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys()
     }
 
-    /// Where a tensor's bytes are in the file.
+    /// The bytes of the file between which a tensor lies. Tensors may share them.
     pub fn range(&self, name: &str) -> Option<Range<usize>> {
-        let (begin, end) = self.metadata.info(name)?.data_offsets;
-        Some(self.data_start + begin..self.data_start + end)
+        Some(self.tensors.get(name)?.range())
     }
 
     /// A tensor of this file.
-    pub(super) fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
-        let info = self.metadata.info(name)?;
-        let bytes = self.map.get(self.range(name)?)?;
-        let shape = info.shape.as_slice().into();
-        Some(TensorView { dtype: info.dtype, shape, bytes: bytes.into() })
+    pub(super) fn stored(&self, name: &str) -> Option<&Stored> {
+        self.tensors.get(name)
     }
 
     /// Lets the system take back the memory behind a range that is not needed for now. The bytes
@@ -112,41 +121,5 @@ impl Shard {
         }
         #[cfg(not(unix))]
         let _ = range;
-    }
-}
-
-/// Says of a header that the parser refused what a user can act on.
-fn header_error(path: &Path, bytes: &[u8], error: SafeTensorError) -> CheckpointError {
-    let path = path.to_owned();
-    if bytes.starts_with(b"version https://git-lfs") {
-        return CheckpointError::LfsPointer { path };
-    }
-    let found = bytes.len() as u64;
-    let truncated = |path, expected: usize| CheckpointError::Truncated {
-        path,
-        found,
-        expected: expected as u64,
-    };
-    let header_end = bytes
-        .first_chunk::<LENGTH_BYTES>()
-        .and_then(|length| usize::try_from(u64::from_le_bytes(*length)).ok())
-        .and_then(|length| length.checked_add(LENGTH_BYTES));
-    match (error, header_end) {
-        (SafeTensorError::HeaderTooSmall, _) => truncated(path, LENGTH_BYTES),
-        (SafeTensorError::InvalidHeaderLength, Some(end)) => truncated(path, end),
-        (error @ SafeTensorError::MetadataIncompleteBuffer, Some(end)) => {
-            let header = bytes.get(LENGTH_BYTES..end).unwrap_or_default();
-            let expected = serde_json::from_slice::<Metadata>(header)
-                .ok()
-                .and_then(|metadata| end.checked_add(metadata.data_len()));
-            match expected {
-                Some(expected) if expected as u64 > found => truncated(path, expected),
-                Some(expected) => {
-                    CheckpointError::TooLong { path, found, expected: expected as u64 }
-                }
-                None => CheckpointError::Header { path, reason: error.to_string() },
-            }
-        }
-        (error, _) => CheckpointError::Header { path, reason: error.to_string() },
     }
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use safetensors::tensor::{TensorView as View, serialize_to_file};
+use ::safetensors::tensor::{TensorView as View, serialize_to_file};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -23,10 +23,22 @@ fn write_index(folder: &Path, weight_map: serde_json::Value) {
     fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
 }
 
-fn error_of(folder: &Path) -> CheckpointError {
-    match Checkpoint::open(folder) {
+fn open(path: &Path) -> Result<Checkpoint, CheckpointError> {
+    Checkpoint::open(path, &OpenOptions::default())
+}
+
+fn error_of(path: &Path) -> CheckpointError {
+    match open(path) {
         Ok(_) => panic!("opened"),
         Err(error) => error,
+    }
+}
+
+/// What is wrong with the only file of a folder.
+fn problem_of(folder: &Path) -> FileProblem {
+    match error_of(folder) {
+        CheckpointError::File { problem, .. } => problem,
+        error => panic!("{error}"),
     }
 }
 
@@ -48,7 +60,7 @@ fn sharded() -> TempDir {
 #[test]
 fn a_single_file_opens() {
     let folder = single();
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let checkpoint = open(folder.path()).unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
     let view = checkpoint.tensor("b").unwrap();
     assert_eq!((view.dtype, &*view.shape), (Dtype::F32, [2].as_slice()));
@@ -59,7 +71,7 @@ fn a_single_file_opens() {
 #[test]
 fn shards_open_through_their_index() {
     let folder = sharded();
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let checkpoint = open(folder.path()).unwrap();
     assert_eq!(checkpoint.shards().len(), 2);
     assert_eq!(checkpoint.tensor("a").unwrap().bytes[..4], 1f32.to_le_bytes());
     assert_eq!(checkpoint.tensor("b").unwrap().bytes[..4], 2f32.to_le_bytes());
@@ -68,7 +80,7 @@ fn shards_open_through_their_index() {
 #[test]
 fn released_pages_read_back_the_same() {
     let folder = single();
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let checkpoint = open(folder.path()).unwrap();
     let shard = &checkpoint.shards()[0];
     let before = shard.bytes().to_vec();
     shard.release(0..before.len());
@@ -79,7 +91,7 @@ fn released_pages_read_back_the_same() {
 fn tensors_the_index_does_not_list_are_still_seen() {
     let folder = sharded();
     write_shard(&folder.path().join("two.safetensors"), &["b", "extra"], 2.0);
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let checkpoint = open(folder.path()).unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "extra"]);
 }
 
@@ -90,7 +102,7 @@ fn links_of_a_model_cache_are_followed() {
     let folder = tempfile::tempdir().unwrap();
     let name = "model.safetensors";
     std::os::unix::fs::symlink(blobs.path().join(name), folder.path().join(name)).unwrap();
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let checkpoint = open(folder.path()).unwrap();
     assert_eq!(checkpoint.shards()[0].name(), name);
 }
 
@@ -102,11 +114,10 @@ fn a_truncated_file_says_how_much_is_missing() {
     let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap());
     for kept in [0, 5, 8, 20, whole.len() - 1] {
         fs::write(&path, &whole[..kept]).unwrap();
-        let CheckpointError::Truncated { found, expected, path: named } = error_of(folder.path())
-        else {
+        let FileProblem::Truncated { found, expected } = problem_of(folder.path()) else {
             panic!("{kept} bytes: another error");
         };
-        assert_eq!((found, named), (kept as u64, path.clone()));
+        assert_eq!(found, kept as u64);
         let known = match kept {
             0..8 => 8,
             8..21 => header,
@@ -123,7 +134,7 @@ fn a_file_with_bytes_at_its_end_is_refused() {
     let mut bytes = fs::read(&path).unwrap();
     bytes.push(0);
     fs::write(&path, bytes).unwrap();
-    assert!(matches!(error_of(folder.path()), CheckpointError::TooLong { .. }));
+    assert!(matches!(problem_of(folder.path()), FileProblem::TooLong { .. }));
 }
 
 #[test]
@@ -153,19 +164,37 @@ fn damaged_headers_are_refused() {
             r#"{"a":{"dtype":"U8","shape":[18446744073709551544],"data_offsets":[0,18446744073709551544]}}"#,
             &[0; 4],
         ),
+        // The same name twice, at the top and inside of an entry; text that is no UTF-8; a header of
+        // spaces in front of its brace; a negative and a fractional size.
+        with_header(
+            r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
+            &[0; 8],
+        ),
+        with_header(
+            r#"{"a":{"dtype":"F32","dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#,
+            &[0; 4],
+        ),
+        [&4u64.to_le_bytes()[..], b"{\"\xff\""].concat(),
+        with_header(r#"  {"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#, &[0; 4]),
+        with_header(r#"{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, &[0; 4]),
+        with_header(r#"{"a":{"dtype":"F32","shape":[0.5],"data_offsets":[0,2]}}"#, &[0; 2]),
+        with_header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#, &[0; 4]),
+        with_header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}"#, &[0; 4]),
+        with_header(&"[".repeat(100_000), &[]),
+        with_header(&format!("{{\"a\":{}", "[".repeat(100_000)), &[]),
         with_header(r#"{"a":{"dtype":"F99","shape":[1],"data_offsets":[0,4]}}"#, &[0; 4]),
         u64::MAX.to_le_bytes().to_vec(),
     ];
     for (case, bytes) in cases.iter().enumerate() {
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
-        let error = error_of(folder.path());
+        let problem = problem_of(folder.path());
         let refused = matches!(
-            error,
-            CheckpointError::Header { .. }
-                | CheckpointError::TooLong { .. }
-                | CheckpointError::Truncated { .. }
+            problem,
+            FileProblem::Safetensors { .. }
+                | FileProblem::TooLong { .. }
+                | FileProblem::Truncated { .. }
         );
-        assert!(refused, "case {case}: {error}");
+        assert!(refused, "case {case}: {problem}");
     }
 }
 
@@ -174,7 +203,7 @@ fn a_git_lfs_pointer_is_recognised() {
     let folder = tempfile::tempdir().unwrap();
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
     fs::write(folder.path().join("model.safetensors"), pointer).unwrap();
-    assert!(matches!(error_of(folder.path()), CheckpointError::LfsPointer { .. }));
+    assert!(matches!(problem_of(folder.path()), FileProblem::LfsPointer));
 }
 
 #[test]
@@ -218,7 +247,7 @@ fn index_and_shards_must_belong_together() {
 #[test]
 fn rows_can_be_had_under_other_names() {
     let folder = single();
-    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let checkpoint = open(folder.path()).unwrap();
     let whole = checkpoint.tensor("a").unwrap().bytes.to_vec();
     let entry = |name: &str, rows| Renamed { name: name.to_owned(), stored: "a".to_owned(), rows };
     let renamed = checkpoint
@@ -231,26 +260,118 @@ fn rows_can_be_had_under_other_names() {
     assert!(renamed.tensor("z").unwrap().bytes.is_empty());
     assert_eq!(renamed.position("y"), renamed.position("x"));
 
-    let open = || Checkpoint::open(folder.path()).unwrap();
+    let again = || open(folder.path()).unwrap();
     let missing = Renamed { name: "x".to_owned(), stored: "no".to_owned(), rows: None };
     for wrong in [missing, entry("y", Some(1..3))] {
-        assert_eq!(open().renamed(vec![wrong.clone()]).err(), Some(wrong));
+        assert_eq!(again().renamed(vec![wrong.clone()]).err(), Some(wrong));
     }
 }
 
 #[test]
-fn other_formats_are_named() {
+fn the_name_of_a_file_does_not_say_what_it_is() {
+    let folder = single();
+    let safetensors = folder.path().join("model.safetensors");
+    let other = folder.path().join("x.pth");
+    fs::rename(&safetensors, &other).unwrap();
+    for path in [folder.path(), &other] {
+        let checkpoint = open(path).unwrap();
+        assert_eq!(checkpoint.shards()[0].container(), Container::Safetensors);
+        assert_eq!(checkpoint.folder(), folder.path());
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
+    }
+}
+
+#[test]
+fn an_index_opens_by_its_own_name() {
+    let folder = sharded();
+    let checkpoint = open(&folder.path().join("model.safetensors.index.json")).unwrap();
+    assert_eq!(checkpoint.shards().len(), 2);
+}
+
+#[test]
+fn plain_files_come_before_variants() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, tensor| write_shard(&folder.path().join(name), &[tensor], 1.0);
+    let names = |variant: Option<&str>| {
+        let options = OpenOptions { variant: variant.map(str::to_owned), ..Default::default() };
+        Checkpoint::open(folder.path(), &options)
+            .map(|checkpoint| checkpoint.names().map(str::to_owned).collect::<Vec<_>>())
+    };
+    write("diffusion_pytorch_model.fp16.safetensors", "half");
+    assert_eq!(names(None).unwrap(), ["half"]);
+    assert_eq!(names(Some("fp16")).unwrap(), ["half"]);
+
+    // A second variant, in shards.
+    write("diffusion_pytorch_model.bf16-00001-of-00001.safetensors", "brain");
+    fs::write(
+        folder.path().join("diffusion_pytorch_model.safetensors.index.bf16.json"),
+        r#"{"weight_map":{"brain":"diffusion_pytorch_model.bf16-00001-of-00001.safetensors"}}"#,
+    )
+    .unwrap();
+    assert_eq!(names(Some("bf16")).unwrap(), ["brain"]);
+    let error = names(None).expect_err("which of them?").to_string();
+    assert!(error.contains("bf16, fp16"), "{error}");
+    let error = names(Some("fp8")).expect_err("not there").to_string();
+    assert!(error.contains("fp8") && error.contains("bf16, fp16"), "{error}");
+
+    write("diffusion_pytorch_model.safetensors", "plain");
+    assert_eq!(names(None).unwrap(), ["plain"]);
+    assert_eq!(names(Some("fp16")).unwrap(), ["half"]);
+    for variant in ["../fp16", "", "a.b", "fp16/"] {
+        let error = names(Some(variant)).expect_err("a path");
+        assert!(matches!(error, CheckpointError::BadVariant { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_folder_of_unusual_names_has_to_be_clear() {
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(error_of(folder.path()), CheckpointError::NoWeights { .. }));
-    for name in ["pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors", "x.pth"] {
-        let path = folder.path().join(name);
-        fs::write(&path, "").unwrap();
-        match error_of(folder.path()) {
-            CheckpointError::UnsupportedFormat { file, .. } => assert_eq!(file, name),
-            error => panic!("{name}: {error}"),
-        }
-        fs::remove_file(path).unwrap();
+    write_shard(&folder.path().join("mine.ckpt"), &["a"], 1.0);
+    assert_eq!(open(folder.path()).unwrap().shards()[0].name(), "mine.ckpt");
+    write_shard(&folder.path().join("other.pt"), &["a"], 1.0);
+    match error_of(folder.path()) {
+        CheckpointError::SeveralFiles { found, .. } => assert_eq!(found, ["mine.ckpt", "other.pt"]),
+        error => panic!("{error}"),
     }
     let missing = folder.path().join("missing");
     assert!(matches!(error_of(&missing), CheckpointError::Unreadable { .. }));
+}
+
+#[test]
+fn other_kinds_of_file_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.pth");
+    let tar = [&[b'x'; 257][..], b"ustar", &[0; 250]].concat();
+    let cases: [(&[u8], &str); 10] = [
+        (b"", "empty file"),
+        (b"anything", "unknown kind"),
+        (&tar, "tar file"),
+        (b"\x80\x02}q\x00.", "plain pickle"),
+        (b"\x1f\x8b\x08\x00", "compressed archive"),
+        (b"7z\xbc\xaf\x27\x1c", "compressed archive"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"GGUF\x03\x00\x00\x00", "GGUF"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    ];
+    for (content, expected) in cases {
+        fs::write(&path, content).unwrap();
+        let error = error_of(&path).to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_key_of_a_file_without_keys_is_refused() {
+    let folder = single();
+    let weights_key = WeightsKey::Named("ema".to_owned());
+    let options = OpenOptions { weights_key, ..Default::default() };
+    match Checkpoint::open(folder.path(), &options) {
+        Err(CheckpointError::File { problem: FileProblem::WeightsKey { asked, .. }, .. }) => {
+            assert_eq!(asked.as_deref(), Some("ema"));
+        }
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("opened"),
+    }
 }

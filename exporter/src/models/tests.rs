@@ -11,7 +11,7 @@ use crate::graph::{GraphBuilder, GraphErrorKind};
 use crate::naming::{TextEncoderConfig, TransformerConfig, VaeConfig};
 use crate::profile::Profile;
 
-fn transformer_config() -> TransformerConfig {
+pub(crate) fn transformer_config() -> TransformerConfig {
     TransformerConfig {
         sample_size: 32,
         interpolation_scale: 0.5,
@@ -29,7 +29,7 @@ fn transformer_config() -> TransformerConfig {
     }
 }
 
-fn text_encoder_config() -> TextEncoderConfig {
+pub(crate) fn text_encoder_config() -> TextEncoderConfig {
     TextEncoderConfig {
         d_model: 8,
         num_layers: 2,
@@ -43,7 +43,7 @@ fn text_encoder_config() -> TextEncoderConfig {
     }
 }
 
-fn vae_config() -> VaeConfig {
+pub(crate) fn vae_config() -> VaeConfig {
     VaeConfig {
         latent_channels: 4,
         in_channels: 3,
@@ -59,7 +59,7 @@ fn vae_config() -> VaeConfig {
 }
 
 /// Reproducible weights for a graph, by the name of the tensor.
-fn weights(graph: &Graph) -> impl Fn(&str) -> Vec<f32> + '_ {
+pub(crate) fn weights(graph: &Graph) -> impl Fn(&str) -> Vec<f32> + '_ {
     |name| {
         let (index, weight) =
             graph.weights().enumerate().find(|(_, weight)| weight.tensor == name).unwrap();
@@ -71,7 +71,7 @@ fn names(graph: &Graph) -> Vec<&str> {
     graph.weights().map(|weight| weight.tensor.as_str()).collect()
 }
 
-fn max_relative_error(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn max_relative_error(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     assert!(a.iter().chain(b).all(|x| x.is_finite()));
     let scale = b.iter().fold(0f32, |max, x| max.max(x.abs()));

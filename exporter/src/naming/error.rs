@@ -163,6 +163,13 @@ pub enum WeightProblem {
         /// Element type in the checkpoint, as safetensors spells it.
         found: String,
     },
+    /// Matrices that are one in the other naming have different element types.
+    MixedDtypes {
+        /// Name of the one matrix.
+        tensor: String,
+        /// Two of the element types, as safetensors spells them.
+        found: Vec<String>,
+    },
     /// Nothing in the graph reads it, so the architecture cannot be the one that was trained.
     Unexpected {
         /// Name of the tensor.
@@ -179,6 +186,7 @@ impl WeightProblem {
             Self::Missing { tensor, .. }
             | Self::Shape { tensor, .. }
             | Self::Dtype { tensor, .. }
+            | Self::MixedDtypes { tensor, .. }
             | Self::Unexpected { tensor, .. } => tensor,
         }
     }
@@ -195,6 +203,10 @@ impl fmt::Display for WeightProblem {
             }
             Self::Dtype { tensor, found } => {
                 write!(f, "tensor {tensor} has dtype {found}, expected F32, F16 or BF16")
+            }
+            Self::MixedDtypes { tensor, found } => {
+                let found = found.join(" and ");
+                write!(f, "the parts of {tensor} have dtypes {found}, expected one for all")
             }
             Self::Unexpected { tensor, found } => {
                 write!(f, "unexpected tensor {tensor} of shape {found:?}")

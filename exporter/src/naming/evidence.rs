@@ -22,8 +22,8 @@ pub(super) fn axis(
     rank: usize,
     axis: usize,
 ) -> Option<(usize, String)> {
-    let view = checkpoint.tensor(tensor).filter(|view| view.shape.len() == rank)?;
-    Some((view.shape[axis], format!("{tensor} has shape {:?}", view.shape)))
+    let info = checkpoint.info(tensor).filter(|info| info.shape.len() == rank)?;
+    Some((info.shape[axis], format!("{tensor} has shape {:?}", info.shape)))
 }
 
 /// The number of the layer that a tensor is in and its name there, of `<prefix><i>.<rest>`.

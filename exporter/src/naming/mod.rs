@@ -17,6 +17,7 @@ pub use config::{
     KvCompression, KvSampling, TextEncoderConfig, TransformerConfig, UnknownKvSampling, VaeConfig,
 };
 pub use error::{ConfigError, WeightProblem, WeightsError};
+pub(crate) use names::is_droppable;
 pub use scheme::{Naming, in_diffusers_names, in_stored_names};
 pub use variant::{Family, VariantFlags};
 pub use weights::{FoundWeight, find};

@@ -33,7 +33,7 @@ pub(super) fn alternative(component: Component, name: &str) -> Option<String> {
 }
 
 /// Whether a tensor that the graph does not read is known to be of no use to it.
-pub(super) fn is_droppable(component: Component, name: &str) -> bool {
+pub(crate) fn is_droppable(component: Component, name: &str) -> bool {
     match component {
         // The graph computes the position table for every size; the null caption is for training.
         Component::Transformer => name == POSITION_TABLE.1 || name == NULL_CAPTION,

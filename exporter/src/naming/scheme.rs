@@ -104,7 +104,7 @@ fn renamed(checkpoint: &Checkpoint, naming: Naming, stored: &str) -> Vec<Renamed
     if let [single] = names.as_slice() {
         return whole(single);
     }
-    let rows = checkpoint.tensor(stored).and_then(|view| view.shape.first().copied());
+    let rows = checkpoint.info(stored).and_then(|info| info.shape.first().copied());
     match rows {
         Some(rows) if rows.is_multiple_of(names.len()) => {
             let each = rows / names.len();
@@ -163,6 +163,7 @@ fn of_original(problem: WeightProblem, original: &Original) -> WeightProblem {
             WeightProblem::Shape { tensor, found: whole(found), expected: whole(expected) }
         }
         WeightProblem::Dtype { found, .. } => WeightProblem::Dtype { tensor, found },
+        WeightProblem::MixedDtypes { found, .. } => WeightProblem::MixedDtypes { tensor, found },
         WeightProblem::Unexpected { found, .. } => {
             WeightProblem::Unexpected { tensor, found: whole(found) }
         }

@@ -42,7 +42,7 @@ impl TextEncoderConfig {
         )?;
         let table = ["shared.weight", "encoder.embed_tokens.weight"]
             .into_iter()
-            .find(|name| checkpoint.tensor(name).is_some())
+            .find(|name| checkpoint.info(name).is_some())
             .unwrap_or("shared.weight");
         let vocab_size = size("vocab_size", table, 0)?;
         let bias = format!("{first}.0.SelfAttention.relative_attention_bias.weight");

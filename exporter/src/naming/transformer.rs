@@ -119,6 +119,41 @@ impl TransformerConfig {
 }
 
 impl TransformerConfig {
+    /// As [`Self::read`] with what the tensors show, where that is not all: the size is then that of
+    /// the 512 model, and there is one head. Also gives back what is missing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub fn read_shown(
+        checkpoint: &Checkpoint,
+        config: Option<&Path>,
+        flags: &VariantFlags,
+    ) -> Result<(Self, Vec<ConfigError>), ConfigError> {
+        let mut flags = flags.clone();
+        let mut missing = Vec::new();
+        loop {
+            let error = match Self::read(checkpoint, config, &flags) {
+                Ok(config) => return Ok((config, missing)),
+                Err(error) => error,
+            };
+            match &error {
+                ConfigError::Missing { field: "sample_size", .. }
+                    if flags.sample_size.is_none() =>
+                {
+                    flags.sample_size = Some(64);
+                }
+                ConfigError::Missing { field: "num_attention_heads", .. }
+                    if flags.num_attention_heads.is_none() =>
+                {
+                    flags.num_attention_heads = Some(1);
+                }
+                _ => return Err(error),
+            }
+            missing.push(error);
+        }
+    }
+
     /// The content of a `config.json`: the keys that diffusers writes for this class and, only in
     /// models that have them, `qk_norm`, `kv_compress_sampling`, `kv_compress_scale_factor` and
     /// `kv_compress_layer`, which its class has no place for. [`Self::read`] understands all of it.

@@ -38,21 +38,21 @@ pub fn find(
         let stored = names
             .into_iter()
             .flatten()
-            .find_map(|name| checkpoint.tensor(&name).map(|view| (name, view)));
-        let Some((tensor, view)) = stored else {
+            .find_map(|name| checkpoint.info(&name).map(|info| (name, info)));
+        let Some((tensor, info)) = stored else {
             let (tensor, expected) = (weight.tensor.clone(), weight.shape.clone());
             problems.push(WeightProblem::Missing { tensor, expected });
             continue;
         };
-        if !shape_fits(component, &tensor, &view.shape, &weight.shape) {
+        if !shape_fits(component, &tensor, &info.shape, &weight.shape) {
             problems.push(WeightProblem::Shape {
                 tensor: tensor.clone(),
-                found: view.shape.to_vec(),
+                found: info.shape.clone(),
                 expected: weight.shape.clone(),
             });
         }
-        if !matches!(view.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            let (tensor, found) = (tensor.clone(), view.dtype.to_string());
+        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            let (tensor, found) = (tensor.clone(), info.dtype.to_string());
             problems.push(WeightProblem::Dtype { tensor, found });
         }
         read.insert(tensor.clone());
@@ -60,7 +60,7 @@ pub fn find(
     }
     for name in checkpoint.names() {
         if !read.contains(name) && !names::is_droppable(component, name) {
-            let shape = checkpoint.tensor(name).map(|view| view.shape.to_vec());
+            let shape = checkpoint.info(name).map(|info| info.shape);
             problems.push(WeightProblem::Unexpected {
                 tensor: name.to_owned(),
                 found: shape.unwrap_or_default(),

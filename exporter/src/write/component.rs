@@ -11,21 +11,22 @@ use serde_json::Value;
 use super::convert::{Sink, Stop, convert};
 use super::hash::{HashedFile, hash_sources};
 use super::layout::{Layout, Place};
-use super::manifest::Manifest;
+use super::manifest::{Manifest, Source};
 use super::pipe::Pipe;
 use super::staging::sync_folder;
 use super::{DATA_FILE, FileRecord, MODEL_FILE, WriteError, copy, onnx};
+use crate::Component;
 use crate::checkpoint::{Checkpoint, Shard, TensorView};
 use crate::graph::ir::{Graph, Initializer, Transform, WeightData};
 use crate::naming::FoundWeight;
+use crate::precision::{self, Int8Mode, Scheme};
 use crate::profile::Profile;
-use crate::{Component, Precision};
 
 /// Everything that goes into a component's folder.
 pub(crate) struct Content<'a> {
     pub component: Component,
     pub profile: Profile,
-    pub precision: Precision,
+    pub scheme: Scheme,
     pub graph: &'a Graph,
     pub checkpoint: &'a Checkpoint,
     /// The graph's weights in the checkpoint, as `naming::find` returns them.
@@ -81,16 +82,19 @@ pub(crate) fn write_manifest(
     written: &Written,
     verification: Option<Value>,
 ) -> Result<(), WriteError> {
-    let manifest = Manifest::new(
-        content.component,
-        content.profile,
-        content.precision,
-        content.architecture,
-        written.source.clone(),
-        written.files.clone(),
-    )
-    .with_notes(content.profile.notes(content.graph))
-    .with_verification(verification);
+    let manifest = Manifest {
+        component: content.component.as_str(),
+        profile: content.profile.as_str(),
+        precision: content.scheme.precision().as_str(),
+        int8_mode: content.scheme.int8_mode().map(Int8Mode::as_str),
+        weights: precision::summary(content.graph),
+        verification,
+        architecture: content.architecture,
+        source: Source { files: written.source.clone() },
+        files: written.files.clone(),
+        notes: content.profile.notes(content.graph),
+        ..Manifest::default()
+    };
     copy::write_text(&folder.join("manifest.json"), &manifest.to_json()?)?;
     sync_folder(folder)
 }

@@ -101,7 +101,7 @@ pub enum WriteError {
 
 impl WriteError {
     /// Maps an I/O error, giving a full disk its own message.
-    pub(super) fn io(
+    pub(crate) fn io(
         path: impl Into<PathBuf>,
         action: &'static str,
         needed: u64,

@@ -26,6 +26,21 @@ fn hex(sha: Sha256) -> String {
     sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Reserves room for a file that is going to be written, where the system can.
+pub(super) fn reserve(file: &File, path: &Path, expected: u64) -> Result<(), WriteError> {
+    #[cfg(target_os = "linux")]
+    if expected > 0 {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let reserved = fallocate(file, FallocateFlags::empty(), 0, expected);
+        if reserved == Err(rustix::io::Errno::NOSPC) {
+            return Err(WriteError::NoSpace { path: path.to_owned(), needed: expected });
+        }
+        // Any other refusal only means that the file system cannot reserve.
+    }
+    let _ = (file, path, expected);
+    Ok(())
+}
+
 /// A new file that is hashed as it is written.
 pub(super) struct HashedFile {
     path: PathBuf,
@@ -42,15 +57,7 @@ impl HashedFile {
     pub fn create(folder: &Path, name: &str, expected: u64) -> Result<Self, WriteError> {
         let path = folder.join(name);
         let file = File::create_new(&path).map_err(WriteError::io(&path, "create", expected))?;
-        #[cfg(target_os = "linux")]
-        if expected > 0 {
-            use rustix::fs::{FallocateFlags, fallocate};
-            let reserved = fallocate(&file, FallocateFlags::empty(), 0, expected);
-            if reserved == Err(rustix::io::Errno::NOSPC) {
-                return Err(WriteError::NoSpace { path, needed: expected });
-            }
-            // Any other refusal only means that the file system cannot reserve.
-        }
+        reserve(&file, &path, expected)?;
         Ok(Self { path, name: name.to_owned(), file, sha: Sha256::new(), written: 0, expected })
     }
 

@@ -9,18 +9,25 @@ pub(crate) mod layout;
 mod manifest;
 pub(crate) mod onnx;
 mod pipe;
+pub(crate) mod safetensors;
+mod staged_file;
 mod staging;
 
 pub(crate) use component::{ConfigFile, Content, write_bare, write_component, write_manifest};
 pub(crate) use copy::{copy_file, copy_plain_files, create_folder, write_text};
 pub use error::WriteError;
 pub use hash::FileRecord;
+pub(crate) use staged_file::StagedFile;
 pub(crate) use staging::{Kind, Staging};
 
 /// Name of the graph's file.
 pub const MODEL_FILE: &str = "model.onnx";
 /// Name of the weights' file.
 pub const DATA_FILE: &str = "model.onnx_data";
+/// Name of the weights' file in a diffusers folder.
+pub(crate) const DIFFUSERS_FILE: &str = "diffusion_pytorch_model.safetensors";
+/// Every file of a converted diffusers folder.
+pub(crate) const CHECKPOINT_FILES: [&str; 2] = [DIFFUSERS_FILE, "config.json"];
 /// Every file of an exported component.
 pub(crate) const COMPONENT_FILES: [&str; 4] =
     [MODEL_FILE, DATA_FILE, "config.json", "manifest.json"];

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::{COMPONENT_FILES, WriteError};
+use super::{CHECKPOINT_FILES, COMPONENT_FILES, WriteError};
 use crate::Component;
 
 /// What kind of folder the target is, which decides what may be replaced.
@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Component,
     /// A complete exported pipeline.
     Pipeline,
+    /// A converted checkpoint in the diffusers layout.
+    Checkpoint,
 }
 
 /// End of a temporary folder's name.
@@ -167,6 +169,7 @@ fn foreign_entry(folder: &Path, kind: Kind) -> Result<Option<String>, WriteError
         let is_folder = folder.join(&name).is_dir();
         let known = match kind {
             Kind::Component => !is_folder && COMPONENT_FILES.contains(&name.as_str()),
+            Kind::Checkpoint => !is_folder && CHECKPOINT_FILES.contains(&name.as_str()),
             Kind::Pipeline if is_folder => match name.as_str() {
                 "scheduler" | "tokenizer" => true,
                 _ if name.parse::<Component>().is_ok() => {

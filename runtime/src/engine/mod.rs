@@ -13,6 +13,7 @@ mod model_file;
 mod ort;
 mod signature;
 mod tract;
+mod wiring;
 
 use std::{
     path::{Path, PathBuf},
@@ -43,10 +44,13 @@ pub trait Engine: Send + Sync {
     /// the engine refuses the graph.
     fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError>;
 
-    /// The same engine, but computing each graph node by node as it is written, with the weights as
-    /// they lie in the file: slower, in less memory, and without what its optimiser might get wrong.
-    /// `None` if the engine knows no such way.
-    fn plain(&self) -> Option<Arc<dyn Engine>> {
+    /// The same engine, but computing each graph node by node as it is written: slower, without what
+    /// its optimiser might get wrong, and in less memory, because the weights stay in the file.
+    ///
+    /// With `repack`, kernels may lay out weights anew in memory as they always do; ONNX Runtime's
+    /// quantised matrix product computes in 8 bits only then. `None` if the engine knows no such way.
+    fn plain(&self, repack: bool) -> Option<Arc<dyn Engine>> {
+        let _ = repack;
         None
     }
 }
@@ -61,6 +65,16 @@ pub trait Session: Send {
     /// # Errors
     /// When an input is missing, unknown or of the wrong type or rank, or when the engine fails.
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError>;
+}
+
+/// Checks the bytes of a `model.onnx` as every engine's `load` does before it builds anything: that
+/// they can be decoded, and that the weights they name lie in the folder of `model` and are as many
+/// as their shapes say. Nothing is computed; `model` itself is not read.
+///
+/// # Errors
+/// When the bytes are no usable model, or its external data is missing or refused.
+pub fn check_model(model: &Path, bytes: &[u8]) -> Result<(), EngineError> {
+    model_file::ModelFile::parse(model, bytes).map(drop)
 }
 
 /// The inputs and outputs that the graph in `model` declares.

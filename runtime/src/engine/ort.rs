@@ -34,13 +34,15 @@ pub(super) struct OrtEngine {
     threads: usize,
     /// Graphs are computed as they are written.
     plain: bool,
+    /// Kernels lay out weights anew.
+    repack: bool,
 }
 
 impl OrtEngine {
     /// Starts ONNX Runtime from a library that has been looked at.
     pub fn start(library: Library, threads: usize) -> Result<Self, EngineError> {
         let environment = environment(&library)?;
-        Ok(Self { environment, library, threads, plain: false })
+        Ok(Self { environment, library, threads, plain: false, repack: true })
     }
 }
 
@@ -64,8 +66,8 @@ impl Engine for OrtEngine {
         Ok(Box::new(OrtSession { model: path, signature, session }))
     }
 
-    fn plain(&self) -> Option<Arc<dyn Engine>> {
-        Some(Arc::new(Self { plain: true, ..self.clone() }))
+    fn plain(&self, repack: bool) -> Option<Arc<dyn Engine>> {
+        Some(Arc::new(Self { plain: true, repack, ..self.clone() }))
     }
 }
 
@@ -80,7 +82,7 @@ impl OrtEngine {
             .with_auto_device(AutoDevicePolicy::PreferCPU)?
             .with_optimization_level(level)?
             // Repacked weights are copies in memory of what is otherwise mapped from the file.
-            .with_prepacking(!self.plain)?
+            .with_prepacking(self.repack)?
             .with_intra_threads(self.threads)?
             // Patterns are kept per input shape; a diffusion loop repeats one shape many times.
             .with_memory_pattern(true)?

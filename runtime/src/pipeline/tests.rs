@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use ndarray::{Array3, Array4};
+use ndarray::{Array3, Array4, arr2};
 use prost::Message;
 use serde_json::json;
 use tempfile::TempDir;
@@ -241,6 +241,32 @@ fn without_guidance_the_batch_is_one() {
     for (_, inputs) in toy.calls.lock().expect("one thread").iter() {
         assert!(inputs.iter().all(|(_, value)| value.shape()[0] == 1));
     }
+}
+
+#[test]
+fn a_transformer_with_size_conditions_gets_the_size_it_draws() {
+    let (folder, toy) = (model(), Arc::new(Toy::default()));
+    let architecture = json!({
+        "sample_size": 8, "in_channels": 4, "out_channels": 8, "caption_channels": 4,
+        "use_additional_conditions": true,
+    });
+    let path = folder.path().join("transformer/manifest.json");
+    write_json(&path, &manifest("transformer", architecture));
+    let exact = Request {
+        width: Some(48),
+        height: Some(80),
+        use_resolution_binning: false,
+        ..request(&["red"])
+    };
+    sample(&mut pipeline(&folder, &toy, false), &exact);
+    let calls = toy.calls.lock().expect("one thread");
+    let (_, inputs) = calls.iter().find(|(name, _)| name == "transformer").expect("a call");
+    let input = |name: &str| {
+        let (_, value) = inputs.iter().find(|(n, _)| n == name).expect("an input");
+        value.as_f32().expect("floats").clone()
+    };
+    assert_eq!(input("resolution"), arr2(&[[80.0, 48.0], [80.0, 48.0]]).into_dyn());
+    assert_eq!(input("aspect_ratio"), arr2(&[[80.0 / 48.0], [80.0 / 48.0]]).into_dyn());
 }
 
 #[test]

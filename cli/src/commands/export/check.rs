@@ -15,15 +15,18 @@ const MOST_BYTES: u64 = 2 << 30;
 /// The result goes into the manifest; an error larger than the precision explains keeps the
 /// component from being kept.
 pub fn against_fp32(staged: &Staged<'_>) -> Verdict {
-    let (component, precision) = (staged.component, staged.options.precision.to_string());
-    if staged.options.precision == Precision::Fp32 {
+    let component = staged.component;
+    let precision = match staged.int8_mode {
+        Some(mode) => format!("{} ({mode})", staged.precision),
+        None => staged.precision.to_string(),
+    };
+    if staged.precision == Precision::Fp32 {
         return Ok(None);
     }
-    let allowed = allowed_error(&precision)
+    let allowed = allowed_error(staged.precision.as_str())
         .ok_or_else(|| anyhow!("no error is known that {precision} may have"))?;
-    // As the graph is written, the weights stay in the file: memory is needed for one layer only.
     let engine = match engine::open(EngineChoice::Ort, &EngineOptions::default()) {
-        Ok(opened) => opened.engine.plain().unwrap_or(opened.engine),
+        Ok(opened) => opened.engine,
         Err(error @ EngineError::NoLibrary { .. }) => {
             eprintln!(
                 "note: {component}: not compared with fp32, because there is no ONNX Runtime; \
@@ -39,7 +42,7 @@ pub fn against_fp32(staged: &Staged<'_>) -> Verdict {
     let scratch = tempfile::Builder::new().prefix(".twins-").tempdir_in(staged.folder)?;
     let twins = staged.write_twins(scratch.path(), MOST_BYTES)?;
     let difference =
-        compare_models(&*engine, &twins.exported, &twins.reference, staged.architecture)?;
+        compare_models(&engine, &twins.exported, &twins.reference, staged.architecture)?;
     scratch.close()?;
     if difference.max_relative > allowed {
         return Err(anyhow!(

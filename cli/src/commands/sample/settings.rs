@@ -3,7 +3,9 @@
 use crate::exit::Failure;
 use crate::model::Sources;
 use clap::{ArgAction, Args};
+use pixart_exporter::{KvSampling, VariantFlags};
 use pixart_runtime::engine::EngineChoice;
+use pixart_runtime::model_folder::KvCompression;
 use pixart_runtime::pipeline::{Pipeline, Reference, Request};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
@@ -70,8 +72,8 @@ pub struct Settings {
     /// use [default: models/demo]
     #[arg(short, long, value_name = "DIR", help_heading = "Model")]
     pub model: Option<PathBuf>,
-    /// Transformer folder, if not the model's: exported or diffusers
-    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    /// Transformer, if not the model's: an exported folder, a diffusers folder, or a file of weights
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
     pub checkpoint: Option<PathBuf>,
     /// Text encoder folder, if not the model's
     #[arg(long = "text_encoder_root", value_name = "DIR", help_heading = "Model")]
@@ -82,12 +84,28 @@ pub struct Settings {
     /// Tokenizer folder, if not the model's
     #[arg(long = "tokenizer_root", value_name = "DIR", help_heading = "Model")]
     pub tokenizer_root: Option<PathBuf>,
-    /// Latent side the transformer must have (32, 64, 128, 256): a check against mixed-up files
+    /// Latent side the transformer must have (32, 64, 128, 256): a check against mixed-up files. A
+    /// checkpoint without config.json needs it
     #[arg(long = "sample_size", value_name = "N", help_heading = "Model")]
     pub sample_size: Option<u32>,
     /// Latent scale the VAE must have: a check against mixed-up files
     #[arg(long = "sd_scale_factor", value_name = "X", help_heading = "Model")]
     pub sd_scale_factor: Option<f32>,
+    /// Whether keys and values are compressed, as the three settings below say; without it they are
+    /// left out of account [default: what tensors, config.json or manifest say]
+    #[arg(long = "kv_compress", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Model")]
+    pub kv_compress: Option<bool>,
+    /// How: conv, ave, uniform or uniform_every
+    #[arg(long = "kv_compress_sampling", value_name = "NAME", help_heading = "Model")]
+    pub kv_compress_sampling: Option<String>,
+    /// By which factor
+    #[arg(long = "kv_compress_scale_factor", value_name = "N", help_heading = "Model")]
+    pub kv_compress_scale_factor: Option<usize>,
+    /// In which blocks, counted from 0
+    #[arg(long = "kv_compress_layer", value_name = "N", num_args = 1.., help_heading = "Model")]
+    pub kv_compress_layer: Vec<usize>,
     /// Precision of the graphs; fp32 is the only one so far [default: fp32]
     #[arg(long, value_name = "TYPE", help_heading = "Model")]
     pub dtype: Option<String>,
@@ -180,6 +198,17 @@ impl Settings {
                  the transformer that belongs to the config"
             )));
         }
+        let wanted = self.variant()?;
+        let found = pipeline.transformer().kv_compression.as_ref();
+        if let Some(sampling) = wanted.kv_compress_sampling
+            && !found.is_some_and(|found| same_compression(sampling, &wanted, found))
+        {
+            return Err(Failure::request(
+                "kv_compress: the transformer's keys and values are compressed in another way than \
+                 the settings say, or not at all; take the transformer that belongs to the config, \
+                 or export it again with these settings",
+            ));
+        }
         let factor = pipeline.scaling_factor();
         if let Some(expected) = self.sd_scale_factor.filter(|expected| *expected != factor) {
             return Err(Failure::request(format!(
@@ -198,8 +227,40 @@ impl Settings {
             self.text_encoder_root.as_deref(),
             self.vae_root.as_deref(),
             self.tokenizer_root.as_deref(),
+            self.variant()?,
         )
     }
+
+    /// What the settings say about the transformer's variant.
+    fn variant(&self) -> Result<VariantFlags, Failure> {
+        let mut variant = VariantFlags {
+            sample_size: self.sample_size.map(|size| size as usize),
+            ..VariantFlags::default()
+        };
+        // As upstream: without the switch, the other three count for nothing.
+        if self.kv_compress == Some(true) {
+            let sampling = self.kv_compress_sampling.as_deref().unwrap_or("conv");
+            let sampling = sampling.parse::<KvSampling>();
+            let sampling = sampling
+                .map_err(|error| Failure::request(format!("kv_compress_sampling: {error}")))?;
+            variant.kv_compress_sampling = Some(sampling);
+            variant.kv_compress_scale_factor = self.kv_compress_scale_factor;
+            variant.kv_compress_layer =
+                (!self.kv_compress_layer.is_empty()).then(|| self.kv_compress_layer.clone());
+        }
+        Ok(variant)
+    }
+}
+
+fn same_compression(sampling: KvSampling, wanted: &VariantFlags, found: &KvCompression) -> bool {
+    let layers = wanted.kv_compress_layer.clone().map(|mut layers| {
+        layers.sort_unstable();
+        layers.dedup();
+        layers
+    });
+    found.sampling == sampling.as_str()
+        && wanted.kv_compress_scale_factor.is_none_or(|factor| factor == found.scale_factor)
+        && layers.is_none_or(|layers| layers == found.layers)
 }
 
 /// Refuses any value of a setting that has a single one so far.
