@@ -12,7 +12,8 @@ use checkpoint::{Contents, Dtype, FileProblem, OpenOptions, WeightsKey};
 const MAX_COPIED_BYTES: usize = 1 << 20;
 
 /// An empty dictionary that says the machine was little-endian, as the old format has it.
-const OLD_HEAD: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\
+const OLD_HEAD: &[u8] =
+    b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.\
     \x80\x02}X\x0d\x00\x00\x00little_endian\x88s.";
 
 /// Reads a file and everything in it.

@@ -109,3 +109,6 @@ fn contents(
     }
     Ok(Contents { container, weights_key, tensors })
 }
+
+#[cfg(test)]
+mod tests;
