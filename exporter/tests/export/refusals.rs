@@ -216,7 +216,7 @@ fn sources_that_are_not_there_are_named() {
     fs::write(source.join("vae/config.json"), "[1]").unwrap();
     refuse("found no weights");
     fs::write(source.join("vae/diffusion_pytorch_model.bin"), "").unwrap();
-    refuse("diffusion_pytorch_model.bin, which is not supported yet");
+    refuse("diffusion_pytorch_model.bin: found an empty file");
     Part::new(Component::VaeDecoder, Dtype::F32).write(&source.join("vae"));
     fs::write(source.join("vae/config.json"), "[1]").unwrap();
     refuse("expected a JSON object");
