@@ -144,10 +144,8 @@ pub fn inspect(
         true => Some(suspicions(&checkpoint, bytes, progress)),
         false => None,
     };
-    let transformer = match Naming::of(checkpoint.names()) {
-        Some(_) => Some(transformer(checkpoint, config.as_deref(), &options.variant)),
-        None => None,
-    };
+    let transformer = Naming::of(checkpoint.names())
+        .map(|_| transformer(checkpoint, config.as_deref(), &options.variant));
     Ok(Inspection { files, tensors, parameters, bytes, dtypes, transformer, suspicious })
 }
 

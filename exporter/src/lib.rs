@@ -3,7 +3,7 @@
 //! [`export_pipeline`] turns a diffusers model folder into a folder of ONNX graphs,
 //! [`export_component`] one part of it. The path of an export, house by house:
 //!
-//! 1. [`checkpoint`] maps the safetensors files and checks their headers;
+//! 1. [`checkpoint`] maps the files (safetensors, PyTorch, MindSpore) and checks their structure;
 //! 2. [`naming`] reads `config.json`, compares it with the tensors and refuses what is not supported;
 //! 3. [`models`] builds the graph with the typed builder of [`graph`], lowered for a [`profile`];
 //! 4. [`precision`] rewrites it for 16, 8 or 4 bits, if asked to;

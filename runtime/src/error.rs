@@ -83,6 +83,19 @@ pub enum RequestError {
     /// A size that cannot be made.
     #[error(transparent)]
     Size(#[from] SizeError),
+    /// A picture so small that compression leaves no keys and values.
+    #[error(
+        "the picture is generated at {width}x{height} pixels, expected at least {least} on both sides, \
+         because this transformer's keys and values are compressed; ask for a larger one"
+    )]
+    TooSmall {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The shortest side that works.
+        least: usize,
+    },
     /// A number outside its range.
     #[error("{field}: found {found}, expected {expected}")]
     OutOfRange {

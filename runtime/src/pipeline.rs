@@ -167,7 +167,16 @@ impl Pipeline {
 
     fn plan_size(&self, request: &Request) -> Result<SizePlan, PipelineError> {
         let binning = request.use_resolution_binning;
-        Ok(SizePlan::new(request.width, request.height, self.sample_size(), binning)?)
+        let plan = SizePlan::new(request.width, request.height, self.sample_size(), binning)?;
+        // Pixels of a token: 8 of the VAE, 2 of a patch.
+        const TOKEN: usize = 16;
+        let factor = self.transformer().kv_compression.as_ref().map_or(1, |kv| kv.scale_factor);
+        let (width, height) = (plan.generated.width, plan.generated.height);
+        let least = TOKEN * factor;
+        if (width.min(height) as usize) < least {
+            return Err(RequestError::TooSmall { width, height, least }.into());
+        }
+        Ok(plan)
     }
 
     fn tokenize(&self, request: &Request) -> Result<Vec<PromptIds>, PipelineError> {

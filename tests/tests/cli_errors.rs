@@ -294,7 +294,12 @@ fn an_engine_or_flag_that_does_not_exist() {
 fn a_precision_that_a_part_does_not_have() {
     let sandbox = sandbox();
     let before = sandbox.files();
-    let cases: [(&str, &[&str], &[&str]); 4] = [
+    let cases: [(&str, &[&str], &[&str]); 5] = [
+        (
+            "all",
+            &["--precision", "int4", "--profile", "portable"],
+            &["found precision int4 with profile portable", "expected profile ort", "int8"],
+        ),
         ("vae_decoder", &["--precision", "int8"], &["vae_decoder", "found precision int8", "fp32"]),
         ("transformer", &["--precision", "fp8"], &["unknown precision `fp8`", "int4"]),
         (

@@ -275,3 +275,47 @@ fn a_pipeline_can_be_exported_from_parts_in_several_places() {
         assert!(!sandbox.path().join("x").exists());
     }
 }
+
+#[test]
+fn a_checkpoint_can_be_converted_and_inspected() {
+    let sandbox = sandbox();
+    let source = variant("alpha.pth");
+    let told = ["--sample_size", "128", "--num_attention_heads", "2"];
+    let convert = ["convert", "--source", &source, "--target", "dit"];
+    let run = sandbox.pixart(&[&convert[..], &told].concat());
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(run.stdout.trim().ends_with("dit"), "{run:?}");
+    assert!(run.stderr.contains("note: left out: y_embedder.y_embedding"), "{run:?}");
+    let run = sandbox.pixart(&convert);
+    assert_eq!(run.code, 1, "{run:?}");
+    let run = sandbox.pixart(&[&convert[..], &told].concat());
+    assert_eq!(run.code, 2, "{run:?}");
+    assert!(run.stderr.contains("--force"), "{run:?}");
+
+    let run = sandbox.pixart(&["inspect", "dit"]);
+    assert_eq!(run.code, 0, "{run:?}");
+    let row = |label: &str| {
+        let line = run.stdout.lines().find(|line| line.starts_with(label));
+        line.unwrap_or_else(|| panic!("no {label} in {run:?}"))[label.len()..].trim().to_owned()
+    };
+    assert_eq!(row("model"), "PixArt transformer, alpha");
+    assert_eq!(row("naming"), "diffusers");
+    assert_eq!(row("sample_size"), "128");
+    assert_eq!(row("values"), "nothing suspicious");
+    let run = sandbox.pixart(&["inspect", &source, "--json", "--quick"]);
+    let found: serde_json::Value = serde_json::from_str(&run.stdout).expect("one JSON object");
+    assert_eq!(found["files"][0]["weights_key"], "state_dict");
+    assert_eq!(found["suspicious"], serde_json::Value::Null);
+
+    let export = ["export", "transformer", "--source", "dit", "--output", "out"];
+    assert_eq!(sandbox.pixart(&export).code, 0);
+    for path in ["out", "out/transformer"] {
+        let run = sandbox.pixart(&["inspect", path]);
+        assert_eq!(run.code, 0, "{run:?}");
+        for expected in ["component", "fp32", "use_additional_conditions true", "model.onnx_data"] {
+            assert!(run.stdout.contains(expected), "{run:?}");
+        }
+    }
+    let run = sandbox.pixart(&["inspect", "nowhere"]);
+    assert_eq!(run.code, 2, "{run:?}");
+}

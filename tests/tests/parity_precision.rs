@@ -7,10 +7,10 @@
 //! |---|---|---|---|---|---|
 //! | transformer, 256 px | 1.0e-3 | 5.1e-3 | 1.4e-2 | 1.8e-2 | 1.3e-1 |
 //! | transformer, 1024 px | 1.4e-3 | 6.9e-3 | 1.9e-2 | 2.6e-2 | 2.2e-1 |
-//! | text encoder | 1.6e-3 | 8.6e-3 | 3.7e-2 | – | 3.8e-1 |
-//! | VAE decoder | 2.0e-2 | 1.9e-2 | – | – | – |
-//! | demo transformer | 6.8e-4 | 1.6e-3 | 5.2e-3 | 8.3e-3 | 4.2e-2 |
-//! | demo text encoder | 4.3e-4 | 3.2e-3 | 1.2e-2 | – | 1.2e-1 |
+//! | text encoder | 1.6e-3 | 8.6e-3 | 3.7e-2 | – | 3.7e-1 |
+//! | VAE decoder | 1.7e-2 | 1.9e-2 | – | – | – |
+//! | demo transformer | 6.8e-4 | 1.6e-3 | 5.2e-3 | 8.3e-3 | 4.3e-2 |
+//! | demo text encoder | 4.3e-4 | 3.2e-3 | 1.1e-2 | – | 1.2e-1 |
 //! | demo VAE decoder | 3.3e-2 | 1.5e-2 | – | – | – |
 //!
 //! The fixtures have random weights and widths of 40 to 80, so a sum has few terms for errors to
@@ -70,6 +70,9 @@ fn assert_errors(
         let mut worst = Errors::default();
         for profile in Profile::ALL {
             let options = options(form, profile);
+            if options.precision == Precision::Int4 && profile != Profile::Ort {
+                continue; // Refused, which other tests show.
+            }
             let export = Export::component_with(source, component, &options);
             for engine in engines::both() {
                 let name = format!("{component} {options:?} on {}", engine.name());

@@ -8,7 +8,7 @@ use crate::graph::ir::{DType, Graph, ValueInfo};
 use crate::graph::run::{floats, integers, noise, run};
 use crate::graph::slice::{self, Blocks, Ends};
 use crate::graph::{GraphBuilder, GraphErrorKind};
-use crate::naming::{TextEncoderConfig, TransformerConfig, VaeConfig};
+use crate::naming::{KvCompression, KvSampling, TextEncoderConfig, TransformerConfig, VaeConfig};
 use crate::profile::Profile;
 
 pub(crate) fn transformer_config() -> TransformerConfig {
@@ -252,6 +252,64 @@ fn the_transformer_is_the_same_in_all_profiles() {
             assert!(max_relative_error(&outputs[0].1, &other.1) < 1e-4, "{profile}");
         }
     }
+}
+
+#[test]
+fn compressed_keys_are_the_same_in_every_profile() {
+    // Odd grids, and one whose queries take several portions.
+    for (sampling, scale_factor) in [
+        (KvSampling::Conv, 2),
+        (KvSampling::Ave, 2),
+        (KvSampling::Uniform, 3),
+        (KvSampling::UniformEvery, 2),
+    ] {
+        let kv = KvCompression { sampling, scale_factor, layers: [1].into() };
+        let config =
+            TransformerConfig { kv_compression: Some(kv), qk_norm: true, ..transformer_config() };
+        for (batch, height, width) in [(2, 6, 10), (1, 58, 124)] {
+            let inputs = [
+                floats(&[batch, 4, height, width], &noise(1, batch * 4 * height * width)),
+                floats(&[batch, 2, 10], &noise(2, batch * 2 * 10)),
+                integers(&[batch, 2], &vec![1; batch * 2]),
+                floats(&[batch], &vec![500.0; batch]),
+            ];
+            let outputs = Profile::ALL.map(|profile| {
+                let graph = transformer::build(&config, profile).unwrap();
+                run(&graph, &weights(&graph), &inputs)
+            });
+            for output in &outputs {
+                assert_eq!(output.0, [batch, 8, height, width]);
+                let error = max_relative_error(&output.1, &outputs[0].1);
+                assert!(error < 1e-4, "{sampling} {batch} {height} {width}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn variants_ask_for_their_own_tensors_and_inputs() {
+    let kv = KvCompression { sampling: KvSampling::Conv, scale_factor: 4, layers: [1].into() };
+    let config = TransformerConfig {
+        kv_compression: Some(kv),
+        qk_norm: true,
+        use_additional_conditions: true,
+        ..transformer_config()
+    };
+    let plain = transformer::build(&transformer_config(), Profile::Ort).unwrap();
+    let graph = transformer::build(&config, Profile::Ort).unwrap();
+    let own: Vec<String> = graph
+        .weights()
+        .filter(|weight| !names(&plain).contains(&weight.tensor.as_str()))
+        .map(|weight| format!("{} {:?}", weight.tensor, weight.shape))
+        .collect();
+    assert_eq!(own.len(), 8 + 2 * 4 + 4, "{own:?}");
+    assert!(own.contains(&"transformer_blocks.1.attn1.sr.weight [12, 1, 4, 4]".to_owned()));
+    assert!(!own.iter().any(|tensor| tensor.starts_with("transformer_blocks.0.attn1.sr")));
+    let third = "adaln_single.emb.resolution_embedder.linear_2.weight [4, 4]";
+    assert!(own.contains(&third.to_owned()), "{own:?}");
+    let inputs: Vec<&str> = graph.inputs.iter().map(|input| input.name.as_str()).collect();
+    assert_eq!(inputs[4..], ["resolution", "aspect_ratio"]);
+    assert_eq!(plain.inputs.len(), 4);
 }
 
 #[test]

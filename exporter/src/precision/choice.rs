@@ -1,6 +1,7 @@
 //! Which scheme a component gets when so much is asked for.
 
 use super::{Int8Mode, Precision, Scheme};
+use crate::profile::Profile;
 use crate::{Component, ExportOptions};
 
 /// A precision that a component does not have.
@@ -24,6 +25,18 @@ pub enum PrecisionError {
          outliers that 8 bits cannot hold beside the rest"
     )]
     DynamicTextEncoder,
+    /// 4 bits without the operator for them.
+    #[error(
+        "{component}: found precision int4 with profile {profile}, expected profile ort: no standard \
+         operator multiplies 4-bit blocks without unpacking them to more than fp32 takes; use \
+         profile ort or precision int8"
+    )]
+    Int4NeedsOrt {
+        /// Which part.
+        component: Component,
+        /// What was asked for.
+        profile: Profile,
+    },
     /// A mode of int8 with another precision.
     #[error("found int8 mode {mode} with precision {precision}, expected precision int8")]
     ModeWithoutInt8 {
@@ -54,6 +67,11 @@ pub(crate) fn choose(
         && precision != Precision::Int8
     {
         return Err(PrecisionError::ModeWithoutInt8 { mode, precision });
+    }
+    let profile = options.profile;
+    let blocks = matches!(component, Component::Transformer | Component::TextEncoder);
+    if blocks && precision == Precision::Int4 && profile != Profile::Ort {
+        return Err(PrecisionError::Int4NeedsOrt { component, profile });
     }
     let mode = options.int8_mode.unwrap_or_default();
     match component {
@@ -142,6 +160,20 @@ mod tests {
         assert_eq!(choose(&back, vae, true).unwrap(), Scheme::Fp32.into());
         let four = ExportOptions { vae_precision: Some(Precision::Int4), ..fp16 };
         assert!(choose(&four, vae, false).is_err());
+    }
+
+    #[test]
+    fn four_bits_need_the_operator_for_them() {
+        let precision = Precision::Int4;
+        for component in [Component::Transformer, Component::TextEncoder] {
+            let ort = ExportOptions { precision, ..Default::default() };
+            assert_eq!(chosen(ort.clone(), component, true), Ok(Scheme::Int4));
+            let portable = ExportOptions { profile: Profile::Portable, ..ort };
+            for alone in [true, false] {
+                let error = chosen(portable.clone(), component, alone).unwrap_err();
+                assert!(error.contains("expected profile ort"), "{error}");
+            }
+        }
     }
 
     #[test]

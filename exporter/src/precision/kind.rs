@@ -61,7 +61,8 @@ impl FromStr for Precision {
 /// How [`Precision::Int8`] computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Int8Mode {
-    /// Only weights are quantised, with a scale for 32 of them: the smaller error.
+    /// Only weights are quantised, with a scale for 32 of them (for each output in graphs that are
+    /// not for ONNX Runtime): the smaller error.
     #[default]
     WeightOnly,
     /// Activations are quantised too, each time with the range they have (W8A8): the faster one.

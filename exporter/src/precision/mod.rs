@@ -1,10 +1,10 @@
 //! fp32, fp16, bf16, int8 and int4: what becomes of each weight, and how the graph computes with it.
 //!
 //! The architectures in [`crate::models`] are written in 32-bit floats and stay so. When a graph is
-//! complete, [`apply`] rewrites it: [`quantise`] replaces matrix products by products with
-//! quantised matrices, then [`casts`] gives every other weight and every operator its float type
+//! complete, `apply` rewrites it: `quantise` replaces matrix products by products with
+//! quantised matrices, then `casts` gives every other weight and every operator its float type
 //! and puts conversions between them. What is converted and what is spared is written down in one
-//! place, [`rules`].
+//! place, `rules`.
 //!
 //! Inputs and outputs of a graph keep their types (f32 and i64) in every precision, so a program
 //! that runs one runs all.
@@ -38,7 +38,8 @@ pub(crate) enum Scheme {
     /// 16-bit weights, widened where they are used. No processor provider computes in bf16, and
     /// this runs on all.
     Bf16,
-    /// 8-bit codes in blocks of 32; activations stay floats.
+    /// 8-bit codes, in blocks of 32 for ONNX Runtime and in columns for others; activations stay
+    /// floats.
     Int8WeightOnly,
     /// 8-bit codes in columns; activations are quantised on the way.
     Int8Dynamic,
@@ -78,7 +79,7 @@ pub(crate) fn apply(
     if scheme == Scheme::Fp32 {
         return Ok(graph);
     }
-    let rules = rules::Rules { component, scheme };
-    let graph = quantise::quantise(graph, &rules, profile);
+    let rules = rules::Rules { component, scheme, profile };
+    let graph = quantise::quantise(graph, &rules);
     casts::place(graph, &rules)
 }

@@ -7,7 +7,6 @@ use crate::graph::MICROSOFT;
 use crate::graph::ir::{
     Attribute, DType, Graph, Initializer, Node, OpsetImport, Transform, WeightData,
 };
-use crate::profile::Profile;
 use crate::write::convert::{QUANTISED_BLOCK as BLOCK, block_bytes};
 
 /// Computes on activations that are quantised to 8 bits, block by block: several times faster on
@@ -15,7 +14,7 @@ use crate::write::convert::{QUANTISED_BLOCK as BLOCK, block_bytes};
 const ACCURACY_LEVEL: i64 = 4;
 
 /// Replaces every product that the rules name.
-pub(super) fn quantise(graph: Graph, rules: &Rules, profile: Profile) -> Graph {
+pub(super) fn quantise(graph: Graph, rules: &Rules) -> Graph {
     let matrices: HashMap<&str, Matrix> = graph
         .initializers
         .iter()
@@ -44,18 +43,17 @@ pub(super) fn quantise(graph: Graph, rules: &Rules, profile: Profile) -> Graph {
     let mut lowered = Lowered::default();
     for node in &graph.nodes {
         match node.inputs.get(1).and_then(|name| chosen(name)) {
-            Some(matrix) => lowered.product(node, matrix, profile),
+            Some(matrix) => lowered.product(node, matrix),
             None => lowered.nodes.push(node.clone()),
         }
     }
     let mut initializers = Vec::new();
     for initializer in &graph.initializers {
         match chosen(&initializer.name) {
-            Some(matrix) => initializers.extend(matrix.initializers(initializer, profile)),
+            Some(matrix) => initializers.extend(matrix.initializers(initializer)),
             None => initializers.push(initializer.clone()),
         }
     }
-    initializers.extend(lowered.constants.into_values());
     let mut opset_imports = graph.opset_imports.clone();
     if lowered.nodes.iter().any(|node| node.domain == MICROSOFT)
         && opset_imports.iter().all(|set| set.domain != MICROSOFT)
@@ -97,7 +95,7 @@ impl Matrix {
     }
 
     /// Codes and scales, in place of the matrix.
-    fn initializers(&self, matrix: &Initializer, profile: Profile) -> [Initializer; 2] {
+    fn initializers(&self, matrix: &Initializer) -> [Initializer; 2] {
         let make = |name, dtype, shape, transform| {
             let mut data = matrix.data.clone();
             if let WeightData::Checkpoint(weight) = &mut data {
@@ -109,16 +107,15 @@ impl Matrix {
         match self.quantisation {
             Quantisation::Blocks { bits } => {
                 let (outputs, blocks) = (self.outputs, self.blocks());
-                // Older versions of the fused operator take scales in one row only.
-                let row = vec![outputs * blocks];
-                let shape = if profile == Profile::Ort { row } else { vec![outputs, blocks, 1] };
+                // Older versions of the operator take scales in one row only.
+                let shape = vec![outputs * blocks];
                 let code_shape = vec![outputs, blocks, block_bytes(bits)];
                 [
                     make(codes, DType::U8, code_shape, Transform::QuantisedBlocks { bits }),
                     make(scales, DType::F32, shape, Transform::BlockScales { bits }),
                 ]
             }
-            Quantisation::Columns => {
+            Quantisation::Columns | Quantisation::DynamicColumns => {
                 let code_shape = vec![self.inputs, self.outputs];
                 [
                     make(codes, DType::I8, code_shape, Transform::QuantisedColumns),
@@ -133,19 +130,17 @@ impl Matrix {
 #[derive(Default)]
 struct Lowered {
     nodes: Vec<Node>,
-    /// By name. The order is that of the names, so that an export is reproducible.
-    constants: std::collections::BTreeMap<String, Initializer>,
     /// Activations that have been quantised: several products share one.
     quantised: HashSet<String>,
 }
 
 impl Lowered {
     /// What computes the same as the product `node`, into the same value.
-    fn product(&mut self, node: &Node, matrix: &Matrix, profile: Profile) {
-        match (matrix.quantisation, profile) {
-            (Quantisation::Blocks { bits }, Profile::Ort) => self.fused(node, matrix, bits),
-            (Quantisation::Blocks { bits }, _) => self.unpacked(node, matrix, bits),
-            (Quantisation::Columns, _) => self.dynamic(node, matrix),
+    fn product(&mut self, node: &Node, matrix: &Matrix) {
+        match matrix.quantisation {
+            Quantisation::Blocks { bits } => self.fused(node, matrix, bits),
+            Quantisation::Columns => self.widened(node, matrix),
+            Quantisation::DynamicColumns => self.dynamic(node, matrix),
         }
     }
 
@@ -169,45 +164,13 @@ impl Lowered {
         });
     }
 
-    /// The matrix of floats, made from codes and scales by operators that every engine has. Engines
-    /// do this once, when they load the graph; some recognise it and keep the codes.
-    fn unpacked(&mut self, node: &Node, matrix: &Matrix, bits: u8) {
-        let Matrix { outputs, inputs, .. } = *matrix;
-        let blocks = matrix.blocks();
+    /// The codes as floats, which engines make while they load, and the scales put back behind the
+    /// product.
+    fn widened(&mut self, node: &Node, matrix: &Matrix) {
         let base = &matrix.name;
-        let mut numbers = self.op(base, "Cast", &[&matrix.codes()], cast_to(DType::F32));
-        if bits == 4 {
-            // Two codes a byte, the first in the lower half.
-            let per_step = self.float("quantisation.sixteenth", 1.0 / 16.0);
-            let step = self.float("quantisation.sixteen", 16.0);
-            let upper = self.op(base, "Mul", &[&numbers, &per_step], vec![]);
-            let upper = self.op(base, "Floor", &[&upper], vec![]);
-            let shifted = self.op(base, "Mul", &[&upper, &step], vec![]);
-            let lower = self.op(base, "Sub", &[&numbers, &shifted], vec![]);
-            let last = self.integers("quantisation.last_axis", &[3]);
-            let lower = self.op(base, "Unsqueeze", &[&lower, &last], vec![]);
-            let upper = self.op(base, "Unsqueeze", &[&upper, &last], vec![]);
-            let axis = vec![("axis".to_owned(), Attribute::Int(3))];
-            let pairs = self.op(base, "Concat", &[&lower, &upper], axis);
-            let shape = self.shape(&[outputs, blocks, BLOCK]);
-            numbers = self.op(base, "Reshape", &[&pairs, &shape], vec![]);
-        }
-        let zero = f32::from(1u8 << (bits - 1));
-        let zero = self.float(&format!("quantisation.zero_{bits}"), zero);
-        let numbers = self.op(base, "Sub", &[&numbers, &zero], vec![]);
-        let numbers = self.op(base, "Mul", &[&numbers, &matrix.scales()], vec![]);
-        let shape = self.shape(&[outputs, blocks * BLOCK]);
-        let mut rows = self.op(base, "Reshape", &[&numbers, &shape], vec![]);
-        if blocks * BLOCK != inputs {
-            let start = self.integers("quantisation.start", &[0]);
-            let end = self.integers(&format!("quantisation.end_{inputs}"), &[inputs as i64]);
-            let axis = self.integers("quantisation.columns", &[1]);
-            rows = self.op(base, "Slice", &[&rows, &start, &end, &axis], vec![]);
-        }
-        let order = vec![("perm".to_owned(), Attribute::Ints(vec![1, 0]))];
-        let turned = self.op(base, "Transpose", &[&rows], order);
-        let inputs = vec![node.inputs[0].clone(), turned];
-        self.nodes.push(Node { inputs, ..node.clone() });
+        let codes = self.op(base, "Cast", &[&matrix.codes()], cast_to(DType::F32));
+        let sums = self.op(base, "MatMul", &[&node.inputs[0], &codes], vec![]);
+        self.scaled(node, sums, matrix.scales());
     }
 
     /// Activations quantised with the range that they have, integers multiplied, and both scales
@@ -230,6 +193,11 @@ impl Lowered {
         let sums = self.op(base, "MatMulInteger", &[&codes, &matrix.codes(), &zero], vec![]);
         let sums = self.op(base, "Cast", &[&sums], cast_to(DType::F32));
         let scales = self.op(base, "Mul", &[&scale, &matrix.scales()], vec![]);
+        self.scaled(node, sums, scales);
+    }
+
+    /// The product of integers times its scales, into the value that `node` makes.
+    fn scaled(&mut self, node: &Node, sums: String, scales: String) {
         self.nodes.push(Node {
             name: node.name.replace("/MatMul", "/Mul"),
             op_type: "Mul".to_owned(),
@@ -240,7 +208,8 @@ impl Lowered {
         });
     }
 
-    /// A node of the standard set that works on a weight; the result's name is the node's.
+    /// A node of the standard set that works on a weight; the result's name is the node's. A weight
+    /// has one of each.
     fn op(
         &mut self,
         weight: &str,
@@ -248,11 +217,7 @@ impl Lowered {
         inputs: &[&str],
         attributes: Vec<(String, Attribute)>,
     ) -> String {
-        let base = format!("{weight}/{op}");
-        let same = |node: &&Node| node.name.starts_with(&base);
-        // The nodes of a weight lie together, so only the last few can have the same name.
-        let count = self.nodes.iter().rev().take(16).filter(same).count();
-        let name = if count == 0 { base } else { format!("{base}_{count}") };
+        let name = format!("{weight}/{op}");
         self.nodes.push(Node {
             name: name.clone(),
             op_type: op.to_owned(),
@@ -260,32 +225,6 @@ impl Lowered {
             inputs: inputs.iter().map(|&input| input.to_owned()).collect(),
             outputs: vec![name.clone()],
             attributes,
-        });
-        name
-    }
-
-    fn float(&mut self, name: &str, value: f32) -> String {
-        self.constant(name, DType::F32, vec![], value.to_le_bytes().to_vec())
-    }
-
-    fn integers(&mut self, name: &str, values: &[i64]) -> String {
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.constant(name, DType::I64, vec![values.len()], bytes)
-    }
-
-    fn shape(&mut self, sizes: &[usize]) -> String {
-        let name = sizes.iter().fold("quantisation.shape".to_owned(), |n, s| format!("{n}_{s}"));
-        let sizes: Vec<i64> = sizes.iter().map(|&size| size as i64).collect();
-        self.integers(&name, &sizes)
-    }
-
-    fn constant(&mut self, name: &str, dtype: DType, shape: Vec<usize>, bytes: Vec<u8>) -> String {
-        let name = name.to_owned();
-        self.constants.entry(name.clone()).or_insert_with(|| Initializer {
-            name: name.clone(),
-            dtype,
-            shape,
-            data: WeightData::Inline(bytes),
         });
         name
     }

@@ -3,12 +3,14 @@
 use super::Scheme;
 use crate::Component;
 use crate::graph::ir::{DType, Node};
+use crate::profile::Profile;
 
 /// The rules of one component under one scheme. Names are those of the graph's nodes, `scope/Op`,
 /// and of the checkpoint's tensors.
 pub(super) struct Rules {
     pub component: Component,
     pub scheme: Scheme,
+    pub profile: Profile,
 }
 
 /// How the matrices of linear layers are quantised.
@@ -16,8 +18,10 @@ pub(super) struct Rules {
 pub(super) enum Quantisation {
     /// Codes of so many bits in blocks.
     Blocks { bits: u8 },
-    /// Bytes in columns, with activations quantised on the way.
+    /// Bytes in columns; activations stay floats.
     Columns,
+    /// Bytes in columns; activations are quantised on the way.
+    DynamicColumns,
 }
 
 /// The float type in which an operator computes.
@@ -47,9 +51,13 @@ impl Rules {
         };
         match self.scheme {
             _ if !in_block => None,
+            // Blocks need an operator of ONNX Runtime. With standard ones, engines would unpack the
+            // matrices while they load, in so many steps that ONNX Runtime was killed for memory
+            // by XL/2 in 4 bits on a machine of 23 GB.
+            Scheme::Int8WeightOnly if self.profile != Profile::Ort => Some(Quantisation::Columns),
             Scheme::Int8WeightOnly => Some(Quantisation::Blocks { bits: 8 }),
             Scheme::Int4 => Some(Quantisation::Blocks { bits: 4 }),
-            Scheme::Int8Dynamic => Some(Quantisation::Columns),
+            Scheme::Int8Dynamic => Some(Quantisation::DynamicColumns),
             Scheme::Fp32 | Scheme::Fp16 | Scheme::Bf16 => None,
         }
     }
@@ -139,7 +147,11 @@ mod tests {
 
     #[test]
     fn the_hazards_of_t5_stay_in_full_precision() {
-        let rules = Rules { component: Component::TextEncoder, scheme: Scheme::Fp16 };
+        let rules = Rules {
+            component: Component::TextEncoder,
+            scheme: Scheme::Fp16,
+            profile: Profile::Ort,
+        };
         let of = |name: &str| rules.arithmetic(&node(name));
         let layer = "encoder.block.3.layer.1";
         assert_eq!(of(&format!("{layer}/Add")), Arithmetic::Full);
@@ -153,7 +165,11 @@ mod tests {
 
     #[test]
     fn only_matrices_of_blocks_are_quantised() {
-        let rules = Rules { component: Component::Transformer, scheme: Scheme::Int4 };
+        let rules = Rules {
+            component: Component::Transformer,
+            scheme: Scheme::Int4,
+            profile: Profile::Ort,
+        };
         for spared in [
             "proj_out.weight",
             "pos_embed.proj.weight",
@@ -166,7 +182,11 @@ mod tests {
         }
         let blocks = Some(Quantisation::Blocks { bits: 4 });
         assert_eq!(rules.quantisation("transformer_blocks.0.attn2.to_k.weight"), blocks);
-        let rules = Rules { component: Component::TextEncoder, scheme: Scheme::Int4 };
+        let rules = Rules {
+            component: Component::TextEncoder,
+            scheme: Scheme::Int4,
+            profile: Profile::Ort,
+        };
         assert_eq!(rules.quantisation("shared.weight"), None);
         assert_eq!(rules.storage("shared.weight", 2), Some(DType::F16));
     }

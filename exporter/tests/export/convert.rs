@@ -49,7 +49,7 @@ fn a_pth_keeps_every_tensor_under_its_name() {
         let converted = run(&source, &target, None).unwrap();
         let found = tensors(&target);
         assert_eq!(converted.tensors, found.len());
-        assert_eq!(converted.notes, [String::new(); 0]);
+        assert!(converted.notes.is_empty(), "{:?}", converted.notes);
         assert!(found == tensors(&fixture(name).with_extension("safetensors")), "{name}");
     }
 }
@@ -240,8 +240,7 @@ fn an_inspection_tells_variants_apart() {
     let qk_norm = look(&fixture("qk_norm.safetensors"), &options).transformer.unwrap();
     let config = qk_norm.config.unwrap();
     assert_eq!((&config["sample_size"], &config["qk_norm"]), (&json!(32), &json!(true)));
-    assert_eq!(qk_norm.problems, [String::new(); 0]);
-    // Without biases, tables and norms: 42 blocks of 16 width², and so on.
+    assert!(qk_norm.problems.is_empty(), "{:?}", qk_norm.problems);
     let deep = look(&fixture("depth_42.safetensors"), &options).transformer.unwrap();
     assert_eq!(deep.config.unwrap()["num_layers"], 42);
 }

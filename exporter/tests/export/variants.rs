@@ -161,7 +161,8 @@ fn heads_are_72_wide_unless_somebody_says_otherwise() {
 
 #[test]
 fn options_that_contradict_the_tensors_are_refused() {
-    let cases: [(&str, &str, fn(&mut VariantFlags)); 5] = [
+    type Set = fn(&mut VariantFlags);
+    let cases: [(&str, &str, Set); 5] = [
         ("qk_norm", "--sample_size", |flags| flags.sample_size = Some(64)),
         ("kv_conv", "--kv_compress_sampling", |flags| {
             flags.kv_compress_sampling = Some(KvSampling::Uniform);

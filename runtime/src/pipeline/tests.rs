@@ -270,6 +270,27 @@ fn a_transformer_with_size_conditions_gets_the_size_it_draws() {
 }
 
 #[test]
+fn compression_must_leave_something() {
+    let (folder, toy) = (model(), Arc::new(Toy::default()));
+    let architecture = json!({
+        "sample_size": 8, "in_channels": 4, "out_channels": 8, "caption_channels": 4,
+        "kv_compress_sampling": "uniform", "kv_compress_scale_factor": 3, "kv_compress_layer": [1],
+    });
+    let path = folder.path().join("transformer/manifest.json");
+    write_json(&path, &manifest("transformer", architecture));
+    let mut pipeline = pipeline(&folder, &toy, false);
+    let sized = |width, height| Request {
+        width: Some(width),
+        height: Some(height),
+        use_resolution_binning: false,
+        ..request(&["red"])
+    };
+    let error = pipeline.sample(&sized(32, 64), &mut |_| ()).expect_err("too small");
+    assert!(error.to_string().contains("32x64 pixels, expected at least 48"), "{error}");
+    sample(&mut pipeline, &sized(48, 48));
+}
+
+#[test]
 fn the_size_asked_for_is_the_size_given() {
     let (folder, toy) = (model(), Arc::new(Toy::default()));
     let mut pipeline = pipeline(&folder, &toy, false);

@@ -76,7 +76,7 @@ fn encode(block: &[f32], codes: &mut [u8; BLOCK], zero: i32) {
 fn by_rows<S: Sink>(
     chunks: Option<Chunks<'_>>,
     sink: &mut S,
-    each: &mut dyn FnMut(&[f32], &mut S) -> Result<(), S::Error>,
+    mut each: impl FnMut(&[f32], &mut S) -> Result<(), S::Error>,
 ) -> Result<(), Stop<S::Error>> {
     let mut chunks = chunks.ok_or(Stop::Malformed)?;
     let mut floats = Vec::new();
@@ -102,7 +102,7 @@ pub(super) fn block_codes<S: Sink>(
         return Err(Stop::Malformed);
     }
     let (zero, bytes) = (zero_code(bits), block_bytes(bits));
-    by_rows(Chunks::new(view, Order::Rows { columns }), sink, &mut |rows, sink| {
+    by_rows(Chunks::new(view, Order::Rows { columns }), sink, |rows, sink| {
         let blocks = rows.len() / columns * columns.div_ceil(BLOCK);
         let mut block = sink.empty();
         let mut places = block.resize(blocks * bytes).chunks_exact_mut(bytes);
@@ -130,7 +130,7 @@ pub(super) fn block_scales<S: Sink>(
     sink: &mut S,
 ) -> Result<(), Stop<S::Error>> {
     let zero = zero_code(bits);
-    by_rows(Chunks::new(view, Order::Rows { columns }), sink, &mut |rows, sink| {
+    by_rows(Chunks::new(view, Order::Rows { columns }), sink, |rows, sink| {
         let parts = rows.chunks_exact(columns).flat_map(|row| row.chunks(BLOCK));
         let mut block = sink.empty();
         let count = rows.len() / columns * columns.div_ceil(BLOCK);
@@ -174,7 +174,7 @@ pub(super) fn column_codes<S: Sink>(
     // Where a scale is zero, all numbers are as good as zero, and so they become.
     scales.iter_mut().filter(|scale| **scale == 0.0).for_each(|scale| *scale = 1.0);
     let order = Order::Transposed { rows, columns };
-    by_rows(Chunks::new(view, order), sink, &mut |turned, sink| {
+    by_rows(Chunks::new(view, order), sink, |turned, sink| {
         let mut block = sink.empty();
         let codes = block.resize(turned.len());
         for (codes, line) in codes.chunks_exact_mut(rows).zip(turned.chunks_exact(rows)) {

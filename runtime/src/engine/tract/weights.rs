@@ -43,8 +43,8 @@ pub(super) fn build(file: &mut ModelFile) -> TractResult<Graph> {
         file.stored.iter().map(|(name, stored)| (name.as_str(), stored)).collect();
     if let Some(node) = proto.graph.iter().flat_map(|g| &g.node).find(|n| n.op_type == BLOCKS) {
         bail!(
-            "{} is an operator of ONNX Runtime ({BLOCKS}); export this precision with --profile \
-             portable for tract",
+            "{} is an operator of ONNX Runtime ({BLOCKS}); for tract export int8 with --profile \
+             portable (int4 needs ONNX Runtime)",
             node.name
         );
     }
