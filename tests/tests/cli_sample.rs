@@ -249,7 +249,7 @@ fn a_pipeline_can_be_exported_from_parts_in_several_places() {
     assert!(run.stderr.contains("model/transformer: not found"), "{run:?}");
     let run = sandbox.pixart(&[&all[..], &["--source", "model", "--transformer", "dit"]].concat());
     assert_eq!(run.code, 0, "{run:?}");
-    assert_eq!(run.stdout.lines().count(), 3, "{run:?}");
+    assert_eq!(run.stdout.lines().count(), 4, "{run:?}");
     sample(&sandbox, &["--model", "out"]);
 
     // Every part by itself; a pipeline's folder stands for its part.

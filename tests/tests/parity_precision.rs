@@ -73,6 +73,9 @@ fn assert_errors(
             if options.precision == Precision::Int4 && profile != Profile::Ort {
                 continue; // Refused, which other tests show.
             }
+            if form == DYNAMIC && profile == Profile::Cann {
+                continue; // Refused: the operators are not among those that the provider runs.
+            }
             let export = Export::component_with(source, component, &options);
             for engine in engines::both() {
                 let name = format!("{component} {options:?} on {}", engine.name());

@@ -19,7 +19,7 @@ use tract_onnx::prelude::Tensor;
 const SCHEMES: [Scheme; 5] =
     [Scheme::Fp16, Scheme::Bf16, Scheme::Int8WeightOnly, Scheme::Int8Dynamic, Scheme::Int4];
 
-/// The three graphs of the small test models.
+/// The graphs of the small test models.
 fn graphs(profile: Profile) -> [(Component, Graph); 4] {
     [
         (Component::Transformer, transformer::build(&transformer_config(), profile).unwrap()),
@@ -40,7 +40,8 @@ fn inputs(component: Component) -> Vec<Tensor> {
         Component::TextEncoder => {
             vec![integers(&[1, 6], &[5, 7, 19, 3, 1, 0]), integers(&[1, 6], &[1, 1, 1, 1, 1, 0])]
         }
-        _ => vec![floats(&[1, 4, 4, 6], &noise(1, 96))],
+        Component::VaeDecoder => vec![floats(&[1, 4, 4, 6], &noise(1, 96))],
+        Component::VaeEncoder => vec![floats(&[1, 3, 16, 24], &noise(1, 3 * 16 * 24))],
     }
 }
 

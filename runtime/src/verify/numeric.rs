@@ -61,8 +61,8 @@ pub fn allowed_error(precision: &str) -> Option<f64> {
         "fp32" => 1e-4,
         // 11 bits a number; measured up to 3e-3.
         "fp16" => 2e-2,
-        // 8 bits a weight; measured up to 2e-2.
-        "bf16" => 5e-2,
+        // 8 bits a weight; measured up to 2e-2, and 6e-2 for the demo model's VAE on real latents.
+        "bf16" => 1e-1,
         // 8 bits a weight of a block's range, and often an activation; measured up to 6e-2.
         "int8" => 2e-1,
         // 4 bits a weight: 15 steps for a block's range; measured up to 5e-1 in models so small.
