@@ -9,18 +9,21 @@ use ndarray::{ArrayD, IxDyn};
 use ort::{
     environment::Environment,
     logging::LogLevel,
+    memory::Allocator,
     session::{
         SessionInputValue,
         builder::{AutoDevicePolicy, GraphOptimizationLevel},
     },
-    value::{TensorElementType, TensorRef},
+    value::{DynTensor, TensorElementType, TensorRef},
 };
+use prost::Message as _;
 
 use super::{
     Engine, EngineError, Session,
     library::Library,
     model_file::ModelFile,
     signature::{Signature, describe_all},
+    weights::{self, Override, WeightType},
 };
 use crate::tensor::Tensor;
 
@@ -51,8 +54,22 @@ impl Engine for OrtEngine {
     }
 
     fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
-        let ModelFile { path, signature, .. } = ModelFile::open(model)?;
-        let session = self.build(&path).map_err(|error| EngineError::Load {
+        self.load_with(model, Vec::new())
+    }
+
+    fn load_with(
+        &self,
+        model: &Path,
+        overrides: Vec<Override>,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        let mut file = ModelFile::open(model)?;
+        weights::check(&file, &overrides)?;
+        let (overrides, changed) = weights::place_inline(&mut file, overrides);
+        let ModelFile { path, proto, signature, .. } = file;
+        // ONNX Runtime replaces what lies outside the graph; for the rest, it gets a changed graph.
+        let graph = changed.then(|| proto.encode_to_vec());
+        drop(proto);
+        let session = self.build(&path, graph, overrides).map_err(|error| EngineError::Load {
             engine: NAME,
             model: path.clone(),
             reason: error.to_string(),
@@ -62,16 +79,50 @@ impl Engine for OrtEngine {
 }
 
 impl OrtEngine {
-    fn build(&self, model: &Path) -> ort::Result<ort::session::Session> {
-        ort::session::Session::builder(&self.environment)?
+    /// A session of `graph`, or of the file `model` without one.
+    fn build(
+        &self,
+        model: &Path,
+        graph: Option<Vec<u8>>,
+        overrides: Vec<Override>,
+    ) -> ort::Result<ort::session::Session> {
+        let mut builder = ort::session::Session::builder(&self.environment)?
             // ort's own default adds CoreML on macOS; an engine must be what it says it is.
             .with_auto_device(AutoDevicePolicy::PreferCPU)?
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_intra_threads(self.threads)?
             // Patterns are kept per input shape; a diffusion loop repeats one shape many times.
-            .with_memory_pattern(true)?
-            .commit_from_file(model)
+            .with_memory_pattern(true)?;
+        for new in overrides {
+            let tensor = owned_tensor(&new)?.into_dyn();
+            builder = builder.with_external_initializer(&new.name, tensor)?;
+        }
+        let Some(graph) = graph else { return builder.commit_from_file(model) };
+        let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
+        builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(&graph)
     }
+}
+
+/// Where the external data of a graph lies that does not come from a file.
+const EXTERNAL_DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
+/// The elements of an override in memory of ONNX Runtime.
+fn owned_tensor(new: &Override) -> ort::Result<DynTensor> {
+    let element = match &new.dtype {
+        WeightType::F32 => TensorElementType::Float32,
+        WeightType::F16 => TensorElementType::Float16,
+        WeightType::Bf16 => TensorElementType::Bfloat16,
+        WeightType::Other(name) => return Err(ort::Error::new(format!("{name} weights"))),
+    };
+    let mut tensor = DynTensor::new(&Allocator::default(), element, new.shape.clone())?;
+    // SAFETY: the tensor was just made in the processor's memory with the type and shape whose size
+    // in bytes was compared with the data's; nothing else refers to it.
+    unsafe {
+        let target = tensor.data_ptr_mut().cast::<u8>();
+        target.copy_from_nonoverlapping(new.data.as_ptr(), new.data.len());
+    }
+    Ok(tensor)
 }
 
 struct OrtSession {
