@@ -1,20 +1,21 @@
 //! ONNX Runtime behind the engine traits.
 
 use std::{
+    fmt::Debug,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
+use half::{bf16, f16};
 use ndarray::{ArrayD, IxDyn};
 use ort::{
     environment::Environment,
     logging::LogLevel,
-    memory::Allocator,
     session::{
         SessionInputValue,
         builder::{AutoDevicePolicy, GraphOptimizationLevel},
     },
-    value::{DynTensor, TensorElementType, TensorRef},
+    value::{DynTensor, PrimitiveTensorElementType, TensorElementType, TensorRef},
 };
 use prost::Message as _;
 
@@ -107,22 +108,22 @@ impl OrtEngine {
 /// Where the external data of a graph lies that does not come from a file.
 const EXTERNAL_DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
 
-/// The elements of an override in memory of ONNX Runtime.
+/// The elements of an override as a value that owns them: ONNX Runtime reads them where they lie.
 fn owned_tensor(new: &Override) -> ort::Result<DynTensor> {
-    let element = match &new.dtype {
-        WeightType::F32 => TensorElementType::Float32,
-        WeightType::F16 => TensorElementType::Float16,
-        WeightType::Bf16 => TensorElementType::Bfloat16,
-        WeightType::Other(name) => return Err(ort::Error::new(format!("{name} weights"))),
-    };
-    let mut tensor = DynTensor::new(&Allocator::default(), element, new.shape.clone())?;
-    // SAFETY: the tensor was just made in the processor's memory with the type and shape whose size
-    // in bytes was compared with the data's; nothing else refers to it.
-    unsafe {
-        let target = tensor.data_ptr_mut().cast::<u8>();
-        target.copy_from_nonoverlapping(new.data.as_ptr(), new.data.len());
+    fn numbers<T: PrimitiveTensorElementType + Debug + Clone + 'static, const N: usize>(
+        new: &Override,
+        read: fn([u8; N]) -> T,
+    ) -> ort::Result<DynTensor> {
+        let (bytes, _) = new.data.as_chunks();
+        let numbers: Vec<T> = bytes.iter().map(|&bytes| read(bytes)).collect();
+        Ok(ort::value::Tensor::from_array((new.shape.clone(), numbers))?.upcast())
     }
-    Ok(tensor)
+    match &new.dtype {
+        WeightType::F32 => numbers(new, f32::from_le_bytes),
+        WeightType::F16 => numbers(new, f16::from_le_bytes),
+        WeightType::Bf16 => numbers(new, bf16::from_le_bytes),
+        WeightType::Other(name) => Err(ort::Error::new(format!("{name} weights"))),
+    }
 }
 
 struct OrtSession {
