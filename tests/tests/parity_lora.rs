@@ -7,6 +7,7 @@ use pixart_exporter::{Component, Profile};
 use pixart_runtime::{
     engine::Engine,
     lora::{Exported, Lora, LoraError, LoraMatch, LoraPlan, LoraSpec, match_loras},
+    pipeline::{ModelPaths, Pipeline, PipelineOptions, Request},
 };
 use pixart_tests::{
     component::{TOLERANCE, run},
@@ -185,4 +186,67 @@ fn what_a_lora_changes_is_told() {
     match_loras(&loras[..1], there, missing, false).expect("fits");
     let error = match_loras(&loras, there, missing, false).expect_err("unreadable").to_string();
     assert!(error.contains("nowhere"), "{error}");
+}
+
+#[test]
+fn a_pipeline_changes_its_loras_between_requests() {
+    let export = Export::pipeline(&fixtures::tiny(), Profile::Portable);
+    let paths = ModelPaths::from_folder(export.path());
+    let options = PipelineOptions { keep_resident: true };
+    let mut pipeline = Pipeline::new(engines::tract(), paths, options).expect("opens");
+    let request = Request {
+        prompts: vec!["a red circle".to_owned()],
+        width: Some(64),
+        height: Some(64),
+        use_resolution_binning: false,
+        sampling_steps: 2,
+        ..Request::default()
+    };
+    let mut draw = |loras: Option<&[Arc<Lora>]>| {
+        if let Some(loras) = loras {
+            pipeline.set_loras(loras, false).expect("fits");
+        }
+        pipeline.sample(&request, &mut |_| ()).expect("drawn").remove(0).latents
+    };
+    let plain = draw(None);
+    let changed = draw(Some(&[open("peft", 1.0), open("peft_t5", 1.0)]));
+    assert!(max_relative_error("changed", &changed, &plain) > 0.01);
+    assert_eq!(draw(None), changed);
+    assert_eq!(draw(Some(&[])), plain);
+}
+
+#[test]
+fn quantised_weights_are_refused_by_name() {
+    // As exports with 4 or 8 bits have them: codes and scales in place of the matrix.
+    let model = Model::new(Profile::Portable);
+    let folder = tempfile::tempdir().expect("a folder");
+    let graph = model.graph(Component::Transformer);
+    let mut proto = std::fs::read(&graph).expect("the graph");
+    let name = b"transformer_blocks.0.attn1.to_q.weight";
+    let other = b"transformer_blocks.0.attn1.xx_q.weight";
+    for at in (0..proto.len() - name.len()).rev() {
+        if proto[at..].starts_with(name) {
+            proto[at..at + name.len()].copy_from_slice(other);
+        }
+    }
+    // A field of the graph (number 7 of the model, 5 in it): the initializer of the codes. Fields that
+    // are there twice are merged.
+    let codes = b"transformer_blocks.0.attn1.to_q.weight.codes";
+    let mut tensor = vec![0x08, 4, 0x10, 2, 0x42, codes.len() as u8];
+    tensor.extend(codes);
+    tensor.extend([0x4a, 4, 1, 2, 3, 4]);
+    proto.extend([0x3a, tensor.len() as u8 + 2, 0x2a, tensor.len() as u8]);
+    proto.extend(tensor);
+    let changed = folder.path().join("model.onnx");
+    std::fs::write(&changed, proto).expect("written");
+    let data = graph.with_file_name("model.onnx_data");
+    std::fs::copy(data, folder.path().join("model.onnx_data")).expect("copied");
+    let exported = Exported { model: &changed, precision: "int4" };
+    let loras = [open("diffusers.safetensors", 1.0)];
+    let error = match_loras(&loras, exported, exported, false).expect_err("refused");
+    assert!(matches!(error, LoraError::Quantised { .. }), "{error}");
+    let error = error.to_string();
+    for part in ["attn1.to_q", "int4", "uint8", "codes", "fp32, fp16 or bf16"] {
+        assert!(error.contains(part), "no {part} in: {error}");
+    }
 }

@@ -25,13 +25,30 @@ pub(super) struct AdapterConfig {
     lora_alpha: Option<f32>,
     use_rslora: Option<bool>,
     pub use_dora: Option<bool>,
-    use_qalora: Option<bool>,
     rank_pattern: Option<Patterns>,
     alpha_pattern: Option<Patterns>,
-    fan_in_fan_out: Option<bool>,
-    layer_replication: Option<Value>,
     init_lora_weights: Option<Value>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
 }
+
+/// Settings under which the factors mean something else than a product that is added; they are off
+/// when they are absent, null or false.
+const REFUSED: [&str; 9] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+];
+
+/// Initialisations that change the weights of the model that is trained, so that the factors are no
+/// differences to the released one.
+const REFUSED_STARTS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 /// Patterns of layer names in the order of the file, of which the first one that fits counts.
 #[derive(Clone, Debug, Default)]
@@ -100,20 +117,15 @@ impl AdapterConfig {
             None | Some("LORA") => {}
             Some(other) => return unsupported(other.to_owned(), "peft_type"),
         }
-        if self.fan_in_fan_out == Some(true) {
-            return unsupported("transposed weights".to_owned(), "fan_in_fan_out");
+        for key in REFUSED {
+            let off = matches!(self.others.get(key), None | Some(Value::Null | Value::Bool(false)));
+            if !off {
+                return unsupported(format!("PEFT's {key}"), key);
+            }
         }
-        if self.use_qalora == Some(true) {
-            return unsupported("QALoRA".to_owned(), "use_qalora");
-        }
-        if self.layer_replication.as_ref().is_some_and(|value| !value.is_null()) {
-            return unsupported("repeated layers".to_owned(), "layer_replication");
-        }
-        // These change the weights of the model that is trained, so that their factors are no
-        // differences to the released one.
         if let Some(Value::String(name)) = &self.init_lora_weights
             && let lower = name.to_lowercase()
-            && ["pissa", "olora", "corda", "loftq"].iter().any(|known| lower.starts_with(known))
+            && REFUSED_STARTS.iter().any(|known| lower.starts_with(known))
         {
             return unsupported(name.clone(), "init_lora_weights");
         }
@@ -220,7 +232,8 @@ mod tests {
             (r#"{"peft_type": "LOHA"}"#, "LOHA"),
             (r#"{"fan_in_fan_out": true}"#, "fan_in_fan_out"),
             (r#"{"init_lora_weights": "pissa_niter_4"}"#, "pissa"),
-            (r#"{"use_qalora": true}"#, "QALoRA"),
+            (r#"{"use_qalora": true}"#, "use_qalora"),
+            (r#"{"alora_invocation_tokens": [1]}"#, "alora_invocation_tokens"),
             (r#"{"layer_replication": [[0, 1]]}"#, "layer_replication"),
         ] {
             let error = config(text).expect_err(name).to_string();
