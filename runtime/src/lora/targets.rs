@@ -56,11 +56,11 @@ impl Targets {
                 };
                 let initializer = name.to_owned();
                 found.add(layer, Target { initializer, outputs, inputs, quantised });
-            } else if let Some((layer, kind)) = name.rsplit_once(".weight.")
+            } else if let Some((layer, _)) = name.rsplit_once(".weight.")
                 && matches!(weight.dtype, WeightType::Other(_))
             {
                 // A quantised weight: `….weight.codes`, with its scales beside it.
-                let quantised = Some(format!("{} ({name}, {kind})", weight.dtype));
+                let quantised = Some(format!("{} ({name})", weight.dtype));
                 let initializer = name.to_owned();
                 found.add(layer, Target { initializer, outputs: 0, inputs: 0, quantised });
             }
