@@ -56,6 +56,7 @@ fn is_request(error: &Error) -> bool {
                 ) | ExportError::BadTarget { .. }
                     | ExportError::SourceNotFound { .. }
                     | ExportError::SourceIsFile { .. }
+                    | ExportError::Precision(_)
                     | ExportError::Write(
                         WriteError::Exists { .. }
                             | WriteError::NotAnExport { .. }

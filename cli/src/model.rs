@@ -4,9 +4,7 @@
 use crate::exit::Failure;
 use crate::progress::{Progress, Unit};
 use anyhow::Context;
-use pixart_exporter::{
-    Component, ExportOptions, Precision, Profile, VariantFlags, export_component,
-};
+use pixart_exporter::{Component, ExportOptions, Profile, VariantFlags, export_component};
 use pixart_runtime::pipeline::ModelPaths;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -140,9 +138,7 @@ fn exported(
     eprintln!("exporting {} to {} (once)", source.display(), target.display());
     // What stands there without a model.onnx is no export of ours to keep.
     let variant = variant.clone();
-    let precision = Precision::Fp32;
-    let options =
-        ExportOptions { profile, precision, force: true, variant, ..ExportOptions::default() };
+    let options = ExportOptions { profile, force: true, variant, ..Default::default() };
     let mut bar = Progress::start(format!("export {component}"), 0, Unit::Bytes);
     let result = export_component(source, component, &output, &options, &mut |progress| {
         bar.update(progress.bytes_done, progress.bytes_total);

@@ -12,11 +12,14 @@ pub enum Component {
     TextEncoder,
     /// From latents to pictures.
     VaeDecoder,
+    /// From pictures to the distribution of their latents.
+    VaeEncoder,
 }
 
 impl Component {
     /// Every component, in the order in which they are exported.
-    pub const ALL: [Self; 3] = [Self::Transformer, Self::TextEncoder, Self::VaeDecoder];
+    pub const ALL: [Self; 4] =
+        [Self::Transformer, Self::TextEncoder, Self::VaeDecoder, Self::VaeEncoder];
 
     /// Name of the exported folder, and of the component on the command line.
     pub fn as_str(self) -> &'static str {
@@ -24,13 +27,14 @@ impl Component {
             Self::Transformer => "transformer",
             Self::TextEncoder => "text_encoder",
             Self::VaeDecoder => "vae_decoder",
+            Self::VaeEncoder => "vae_encoder",
         }
     }
 
     /// Name of the folder in a diffusers pipeline.
     pub fn source_folder(self) -> &'static str {
         match self {
-            Self::VaeDecoder => "vae",
+            Self::VaeDecoder | Self::VaeEncoder => "vae",
             other => other.as_str(),
         }
     }
@@ -44,7 +48,9 @@ impl fmt::Display for Component {
 
 /// A component name that does not exist.
 #[derive(Debug, thiserror::Error)]
-#[error("unknown component `{0}`: expected `transformer`, `text_encoder` or `vae_decoder`")]
+#[error(
+    "unknown component `{0}`: expected `transformer`, `text_encoder`, `vae_decoder` or `vae_encoder`"
+)]
 pub struct UnknownComponent(String);
 
 impl FromStr for Component {

@@ -6,6 +6,7 @@ use crate::Component;
 use crate::checkpoint::CheckpointError;
 use crate::graph::GraphError;
 use crate::naming::{ConfigError, WeightsError};
+use crate::precision::PrecisionError;
 use crate::write::WriteError;
 
 /// An export failed. Nothing was left behind, and an existing export was not touched.
@@ -40,6 +41,9 @@ pub enum ExportError {
         /// What is wrong with it and what to do.
         problem: String,
     },
+    /// The component does not have the precision asked for.
+    #[error(transparent)]
+    Precision(#[from] PrecisionError),
     /// The checkpoint's files cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -56,6 +60,14 @@ pub enum ExportError {
         component: Component,
         /// What is wrong, with the name of the node.
         source: GraphError,
+    },
+    /// The component was written, but the caller's check did not accept it.
+    #[error("{component}: {source}; nothing was kept")]
+    Refused {
+        /// Which one.
+        component: Component,
+        /// What the check said.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The output cannot be written.
     #[error(transparent)]

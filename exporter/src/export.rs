@@ -1,14 +1,17 @@
 //! The path of an export, from a checkpoint's folder to a finished ONNX folder.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::check::{Staged, Verdict};
 use crate::checkpoint::Checkpoint;
 use crate::graph::ir::Graph;
 use crate::naming::{
     self, Family, FoundWeight, Naming, TextEncoderConfig, TransformerConfig, VaeConfig,
 };
+use crate::precision::{self, Choice};
 use crate::source::Located;
 use crate::write::{self, ConfigFile, Content, FileRecord, Kind, Staging, WriteError};
 use crate::{Component, ExportError, ExportOptions, Exported, PipelineSource, Progress, models};
@@ -30,13 +33,31 @@ pub fn export_component(
     options: &ExportOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Exported, ExportError> {
+    export_component_checked(source, component, output, options, progress, &mut |_| Ok(None))
+}
+
+/// As [`export_component`]; the component is put in place only if `check` accepts it.
+///
+/// # Errors
+///
+/// As [`export_component`], and [`ExportError::Refused`].
+pub fn export_component_checked(
+    source: &Path,
+    component: Component,
+    output: &Path,
+    options: &ExportOptions,
+    progress: &mut dyn FnMut(Progress),
+    check: &mut dyn FnMut(&Staged<'_>) -> Verdict,
+) -> Result<Exported, ExportError> {
     let located = Located::find(source, component)?;
-    let prepared = Prepared::new(&located, component, options)?;
+    let prepare = |options: &ExportOptions| Prepared::new(&located, component, options, true);
+    let prepared = prepare(options)?;
     let target = output.join(component.as_str());
     let staging = Staging::begin(&target, Kind::Component, options.force, &[&located.path])?;
-    let files = prepared.write(staging.folder(), options, progress)?;
+    let files = prepared.write(staging.folder(), options, progress, check, &prepare)?;
     let folder = staging.commit()?;
-    Ok(Exported { component, folder, files, notes: options.profile.notes(&prepared.graph) })
+    let notes = options.profile.notes(&prepared.graph);
+    Ok(Exported { component, folder, files, notes, warnings: prepared.warnings() })
 }
 
 /// Exports all components into the folder `output`, with the scheduler's configuration, the
@@ -54,13 +75,29 @@ pub fn export_pipeline(
     options: &ExportOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Exported>, ExportError> {
+    export_pipeline_checked(source, output, options, progress, &mut |_| Ok(None))
+}
+
+/// As [`export_pipeline`]; the pipeline is put in place only if `check` accepts every component.
+///
+/// # Errors
+///
+/// As [`export_pipeline`], and [`ExportError::Refused`].
+pub fn export_pipeline_checked(
+    source: &PipelineSource,
+    output: &Path,
+    options: &ExportOptions,
+    progress: &mut dyn FnMut(Progress),
+    check: &mut dyn FnMut(&Staged<'_>) -> Verdict,
+) -> Result<Vec<Exported>, ExportError> {
     source.check_copied()?;
+    let prepare = |component: Component, options: &ExportOptions| {
+        let located = Located::find(source.folder(component), component)?;
+        Prepared::new(&located, component, options, false)
+    };
     let prepared: Vec<Prepared> = Component::ALL
         .into_iter()
-        .map(|component| {
-            let located = Located::find(source.folder(component), component)?;
-            Prepared::new(&located, component, options)
-        })
+        .map(|component| prepare(component, options))
         .collect::<Result<_, _>>()?;
 
     let sources = [
@@ -75,26 +112,35 @@ pub fn export_pipeline(
     for part in &prepared {
         let folder = staging.folder().join(part.component.as_str());
         write::create_folder(&folder)?;
-        written.push((part.component, part.write(&folder, options, progress)?));
+        let again = |options: &ExportOptions| prepare(part.component, options);
+        written.push((part, part.write(&folder, options, progress, check, &again)?));
     }
     copy_unread(source, staging.folder())?;
 
     let output = staging.commit()?;
-    let place = |(part, (component, files)): (&Prepared, (Component, Vec<FileRecord>))| {
+    let place = |(part, files): (&Prepared, Vec<FileRecord>)| {
+        let component = part.component;
         let folder = output.join(component.as_str());
-        Exported { component, folder, files, notes: options.profile.notes(&part.graph) }
+        Exported {
+            component,
+            folder,
+            files,
+            notes: options.profile.notes(&part.graph),
+            warnings: part.warnings(),
+        }
     };
-    Ok(prepared.iter().zip(written).map(place).collect())
+    Ok(written.into_iter().map(place).collect())
 }
 
 /// A component whose configuration, graph and tensors have been found to fit together.
-struct Prepared {
+pub(crate) struct Prepared {
     component: Component,
     checkpoint: Checkpoint,
-    graph: Graph,
+    pub(crate) graph: Graph,
     weights: Vec<FoundWeight>,
     architecture: Value,
     config: ConfigFile,
+    choice: Choice,
 }
 
 impl Prepared {
@@ -102,8 +148,10 @@ impl Prepared {
         located: &Located,
         component: Component,
         options: &ExportOptions,
+        alone: bool,
     ) -> Result<Self, ExportError> {
         let profile = options.profile;
+        let choice = precision::choose(options, component, alone)?;
         let mut checkpoint = Checkpoint::open(&located.path, &options.open)?;
         let mut config_file = ConfigFile::Copied(checkpoint.folder().join("config.json"));
         let mut names = Naming::Diffusers;
@@ -122,37 +170,105 @@ impl Prepared {
             }
             Component::VaeDecoder => {
                 let config = VaeConfig::read(&checkpoint)?;
-                (models::vae::build(&config, profile), vae_architecture(&config))
+                (models::vae::build_decoder(&config, profile), vae_architecture(&config))
+            }
+            Component::VaeEncoder => {
+                let config = VaeConfig::read(&checkpoint)?;
+                (models::vae::build_encoder(&config, profile), vae_architecture(&config))
             }
         };
         let graph = graph
+            .and_then(|graph| precision::apply(graph, component, profile, choice.scheme))
             .and_then(|graph| profile.check(&graph).map(|()| graph))
             .map_err(|source| ExportError::Graph { component, source })?;
         let weights = naming::find(&graph, &checkpoint, component)
             .map_err(|error| naming::in_stored_names(error, names))?;
-        Ok(Self { component, checkpoint, graph, weights, architecture, config: config_file })
+        Ok(Self {
+            component,
+            checkpoint,
+            graph,
+            weights,
+            architecture,
+            config: config_file,
+            choice,
+        })
     }
 
+    fn warnings(&self) -> Vec<String> {
+        self.choice.warning.iter().cloned().collect()
+    }
+
+    /// Writes the component, lets `check` look at it, and completes it with the manifest. `again`
+    /// prepares the same component with other options.
     fn write(
         &self,
         folder: &Path,
         options: &ExportOptions,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Vec<FileRecord>, WriteError> {
+        check: &mut dyn FnMut(&Staged<'_>) -> Verdict,
+        again: &dyn Fn(&ExportOptions) -> Result<Prepared, ExportError>,
+    ) -> Result<Vec<FileRecord>, ExportError> {
         let component = self.component;
-        let content = Content {
+        let content = self.content(&self.graph, &self.weights, options);
+        let written = write::write_component(folder, &content, &mut |bytes_done, bytes_total| {
+            progress(Progress { component, bytes_done, bytes_total });
+        })?;
+        let architecture = &self.architecture;
+        let (precision, int8_mode) =
+            (self.choice.scheme.precision(), self.choice.scheme.int8_mode());
+        let staged = Staged {
             component,
+            folder,
+            architecture,
+            precision,
+            int8_mode,
+            options,
+            prepared: self,
+            again,
+        };
+        let verification =
+            check(&staged).map_err(|source| ExportError::Refused { component, source })?;
+        write::write_manifest(folder, &content, &written, verification)?;
+        Ok(written.files)
+    }
+
+    /// Writes a part of the component's graph with the weights it reads, and nothing else.
+    pub(crate) fn write_bare(
+        &self,
+        part: &Graph,
+        folder: &Path,
+        options: &ExportOptions,
+    ) -> Result<(), WriteError> {
+        let initializer = |weight: &FoundWeight| &self.graph.initializers[weight.initializer];
+        let tensors: HashMap<&str, &str> = self
+            .weights
+            .iter()
+            .map(|weight| (initializer(weight).name.as_str(), weight.tensor.as_str()))
+            .collect();
+        let found = part.initializers.iter().enumerate().filter_map(|(initializer, entry)| {
+            let tensor = (*tensors.get(entry.name.as_str())?).to_owned();
+            Some(FoundWeight { initializer, tensor })
+        });
+        let weights: Vec<FoundWeight> = found.collect();
+        write::write_bare(folder, &self.content(part, &weights, options))
+    }
+
+    fn content<'a>(
+        &'a self,
+        graph: &'a Graph,
+        weights: &'a [FoundWeight],
+        options: &ExportOptions,
+    ) -> Content<'a> {
+        Content {
+            component: self.component,
             profile: options.profile,
-            precision: options.precision,
-            graph: &self.graph,
+            scheme: self.choice.scheme,
+            graph,
             checkpoint: &self.checkpoint,
-            weights: &self.weights,
+            weights,
             architecture: &self.architecture,
             config: &self.config,
-        };
-        write::write_component(folder, &content, &mut |bytes_done, bytes_total| {
-            progress(Progress { component, bytes_done, bytes_total });
-        })
+        }
     }
 }
 

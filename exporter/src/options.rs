@@ -1,54 +1,27 @@
 //! What an export is asked to do, and what it reports.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use crate::Component;
 use crate::checkpoint::OpenOptions;
 use crate::naming::VariantFlags;
+use crate::precision::{Int8Mode, Precision};
 use crate::profile::Profile;
 use crate::write::FileRecord;
-
-/// Element type of the exported weights and of the arithmetic on them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// 32-bit IEEE floats.
-    #[default]
-    Fp32,
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Fp32 => "fp32",
-        })
-    }
-}
-
-/// A precision that is not supported.
-#[derive(Debug, thiserror::Error)]
-#[error("unsupported precision `{0}`: expected `fp32`, the only one so far")]
-pub struct UnknownPrecision(String);
-
-impl FromStr for Precision {
-    type Err = UnknownPrecision;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        match name {
-            "fp32" => Ok(Self::Fp32),
-            other => Err(UnknownPrecision(other.to_owned())),
-        }
-    }
-}
 
 /// How to export.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ExportOptions {
     /// The engines the graphs are written for.
     pub profile: Profile,
-    /// Element type of the weights.
+    /// How the weights of the transformer and the text encoder are stored and computed with; also
+    /// those of the auto-encoder, if it is exported alone.
     pub precision: Precision,
+    /// How int8 computes; weight-only without it. Only for [`Precision::Int8`]. In a pipeline it
+    /// says so for the transformer, and the text encoder is weight-only.
+    pub int8_mode: Option<Int8Mode>,
+    /// The precision of the auto-encoder: fp32, fp16 or bf16. Without it, fp32 in a pipeline.
+    pub vae_precision: Option<Precision>,
     /// Replace an earlier export. Folders that hold anything else are never replaced.
     pub force: bool,
     /// What the tensors of the transformer do not show.
@@ -79,4 +52,6 @@ pub struct Exported {
     pub files: Vec<FileRecord>,
     /// What its user should know, as recorded in the manifest; see [`Profile::notes`].
     pub notes: Vec<String>,
+    /// What the user should know about the result.
+    pub warnings: Vec<String>,
 }

@@ -96,7 +96,7 @@ impl PipelineSource {
         match component {
             Component::Transformer => &self.transformer,
             Component::TextEncoder => &self.text_encoder,
-            Component::VaeDecoder => &self.vae,
+            Component::VaeDecoder | Component::VaeEncoder => &self.vae,
         }
     }
 }

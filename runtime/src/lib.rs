@@ -38,3 +38,4 @@ pub mod size;
 pub mod tensor;
 pub mod text;
 pub mod vae;
+pub mod verify;

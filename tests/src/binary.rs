@@ -139,7 +139,10 @@ pub fn copy_folder(from: &Path, to: &Path) {
 }
 
 /// The binary of the build that the running test belongs to.
-fn binary() -> PathBuf {
+///
+/// # Panics
+/// When it has not been built.
+pub fn binary() -> PathBuf {
     let test = env::current_exe().expect("the test's own path");
     // Tests lie in `deps`, binaries beside it.
     let folder = test.parent().and_then(Path::parent).expect("a build folder");

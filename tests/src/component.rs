@@ -22,6 +22,7 @@ pub fn output(component: Component) -> &'static str {
         Component::Transformer => "out_hidden_states",
         Component::TextEncoder => "last_hidden_state",
         Component::VaeDecoder => "sample",
+        Component::VaeEncoder => "latent_parameters",
     }
 }
 

@@ -16,7 +16,23 @@ pub fn max_relative_error(case: &str, actual: &ArrayD<f32>, expected: &ArrayD<f3
     )
 }
 
-/// The same of plain sequences.
+/// √(Σ(a − b)² / Σb²): unlike the largest error, steady where every value is rounded by chance.
+///
+/// # Panics
+/// As [`max_relative_error`].
+pub fn rms_relative_error(case: &str, actual: &ArrayD<f32>, expected: &ArrayD<f32>) -> f64 {
+    assert_eq!(actual.shape(), expected.shape(), "{case}: shape");
+    let (mut apart, mut size) = (0.0f64, 0.0f64);
+    for (&a, &b) in actual.iter().zip(expected) {
+        assert!(b.is_finite(), "{case}: the expected values are not all finite");
+        apart += (f64::from(a) - f64::from(b)).powi(2);
+        size += f64::from(b).powi(2);
+    }
+    assert!(size > 0.0, "{case}: the expected values are all zero");
+    if apart.is_nan() { f64::INFINITY } else { (apart / size).sqrt() }
+}
+
+/// The same as [`max_relative_error`] of plain sequences.
 ///
 /// # Panics
 /// As [`max_relative_error`].

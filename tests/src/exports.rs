@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use pixart_exporter::{
-    Component, ExportOptions, PipelineSource, Precision, Profile, export_component, export_pipeline,
+    Component, ExportOptions, PipelineSource, Profile, export_component, export_pipeline,
 };
 use tempfile::TempDir;
 
@@ -64,5 +64,5 @@ fn new_folder() -> TempDir {
 }
 
 fn options(profile: Profile) -> ExportOptions {
-    ExportOptions { profile, precision: Precision::Fp32, ..ExportOptions::default() }
+    ExportOptions { profile, ..Default::default() }
 }

@@ -24,7 +24,8 @@ pub fn tiny() -> PathBuf {
     root().join("tiny")
 }
 
-/// A folder with only a transformer, of the 1024-pixel family, as the first releases had it.
+/// A transformer of the 1024-pixel family, in a folder without the other parts as the first releases
+/// had it, and an auto-encoder with three levels.
 pub fn wide() -> PathBuf {
     root().join("wide")
 }

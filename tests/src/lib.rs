@@ -1,5 +1,5 @@
 //! Helpers shared by the tests in this package: the fixtures, the engines, exports of the small
-//! models, measures of error, and the `pixart` binary in a folder of its own.
+//! models, random ones of any size, measures of error, and the `pixart` binary in a folder of its own.
 
 pub mod binary;
 pub mod component;
@@ -7,3 +7,4 @@ pub mod engines;
 pub mod errors;
 pub mod exports;
 pub mod fixtures;
+pub mod random;

@@ -291,6 +291,32 @@ fn an_engine_or_flag_that_does_not_exist() {
 }
 
 #[test]
+fn a_precision_that_a_part_does_not_have() {
+    let sandbox = sandbox();
+    let before = sandbox.files();
+    let cases: [(&str, &[&str], &[&str]); 5] = [
+        (
+            "all",
+            &["--precision", "int4", "--profile", "portable"],
+            &["found precision int4 with profile portable", "expected profile ort", "int8"],
+        ),
+        ("vae_decoder", &["--precision", "int8"], &["vae_decoder", "found precision int8", "fp32"]),
+        ("transformer", &["--precision", "fp8"], &["unknown precision `fp8`", "int4"]),
+        (
+            "text_encoder",
+            &["--precision", "int8", "--int8-mode", "dynamic"],
+            &["found int8 mode dynamic", "weight_only"],
+        ),
+        ("transformer", &["--int8_mode", "dynamic"], &["expected precision int8"]),
+    ];
+    for (part, flags, said) in cases {
+        let args = ["export", part, "--source", "model", "--output", "out"];
+        let run = sandbox.pixart(&[&args[..], flags].concat());
+        assert_refused(&sandbox, &run, WRONG_REQUEST, said, &before);
+    }
+}
+
+#[test]
 fn an_existing_export_is_kept() {
     let sandbox = sandbox();
     let args = ["export", "vae_decoder", "--source", "model", "--output", "out"];

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use ndarray::ArrayD;
-use pixart_exporter::{Component, Profile};
+use pixart_exporter::{Component, ExportOptions, Precision, Profile};
 use pixart_runtime::{
     engine::Engine,
     lora::{Exported, Lora, LoraError, LoraMatch, LoraPlan, LoraSpec, match_loras},
@@ -12,7 +12,7 @@ use pixart_runtime::{
 use pixart_tests::{
     component::{TOLERANCE, run},
     engines,
-    errors::max_relative_error,
+    errors::{max_relative_error, rms_relative_error},
     exports::Export,
     fixtures::{self, Case},
 };
@@ -215,38 +215,57 @@ fn a_pipeline_changes_its_loras_between_requests() {
     assert_eq!(draw(Some(&[])), plain);
 }
 
+/// The tiny transformer in another precision.
+fn transformer_in(precision: Precision, profile: Profile) -> Export {
+    let options = ExportOptions { precision, profile, ..ExportOptions::default() };
+    Export::component_with(&fixtures::tiny(), Component::Transformer, &options)
+}
+
 #[test]
-fn quantised_weights_are_refused_by_name() {
-    // As exports with 4 or 8 bits have them: codes and scales in place of the matrix.
-    let model = Model::new(Profile::Portable);
-    let folder = tempfile::tempdir().expect("a folder");
-    let graph = model.graph(Component::Transformer);
-    let mut proto = std::fs::read(&graph).expect("the graph");
-    let name = b"transformer_blocks.0.attn1.to_q.weight";
-    let other = b"transformer_blocks.0.attn1.xx_q.weight";
-    for at in (0..proto.len() - name.len()).rev() {
-        if proto[at..].starts_with(name) {
-            proto[at..at + name.len()].copy_from_slice(other);
+fn exports_in_16_bits_take_loras_too() {
+    let (inputs, outputs) = reference(Component::Transformer);
+    let loras = [open("kohya_fused.safetensors", 1.0)];
+    let [plain, expected] =
+        ["none", "kohya_fused"].map(|name| outputs[name].as_f32().expect("floats"));
+    // What the precisions cost without any LoRA; see `parity_precision`.
+    for (precision, allowed) in [(Precision::Fp16, 3e-3), (Precision::Bf16, 1.6e-2)] {
+        assert!(rms_relative_error("none", plain, expected) > 5.0 * allowed);
+        for profile in [Profile::Portable, Profile::Ort] {
+            let export = transformer_in(precision, profile);
+            let graph = export.graph(Component::Transformer);
+            let exported = Exported { model: &graph, precision: precision.as_str() };
+            let ([plan, _], _) = match_loras(&loras, exported, exported, false).expect("fits");
+            for engine in engines::both() {
+                let name = format!("{precision}, {profile} on {}", engine.name());
+                let overrides = plan.merge().expect("merged");
+                let session = engine.load_with(&graph, overrides);
+                let mut session = session.unwrap_or_else(|error| panic!("{name}: {error}"));
+                let found = run(&name, session.as_mut(), Component::Transformer, &inputs);
+                let error = rms_relative_error(&name, &found, expected);
+                println!("{name}: {error:.2e}");
+                assert!(error < allowed, "{name}: {error:.2e}");
+            }
         }
     }
-    // A field of the graph (number 7 of the model, 5 in it): the initializer of the codes. Fields that
-    // are there twice are merged.
-    let codes = b"transformer_blocks.0.attn1.to_q.weight.codes";
-    let mut tensor = vec![0x08, 4, 0x10, 2, 0x42, codes.len() as u8];
-    tensor.extend(codes);
-    tensor.extend([0x4a, 4, 1, 2, 3, 4]);
-    proto.extend([0x3a, tensor.len() as u8 + 2, 0x2a, tensor.len() as u8]);
-    proto.extend(tensor);
-    let changed = folder.path().join("model.onnx");
-    std::fs::write(&changed, proto).expect("written");
-    let data = graph.with_file_name("model.onnx_data");
-    std::fs::copy(data, folder.path().join("model.onnx_data")).expect("copied");
-    let exported = Exported { model: &changed, precision: "int4" };
-    let loras = [open("diffusers.safetensors", 1.0)];
-    let error = match_loras(&loras, exported, exported, false).expect_err("refused");
-    assert!(matches!(error, LoraError::Quantised { .. }), "{error}");
-    let error = error.to_string();
-    for part in ["attn1.to_q", "int4", "uint8", "codes", "fp32, fp16 or bf16"] {
-        assert!(error.contains(part), "no {part} in: {error}");
+}
+
+#[test]
+fn quantised_weights_are_refused_by_name() {
+    for (precision, profile) in [
+        (Precision::Int8, Profile::Portable),
+        (Precision::Int8, Profile::Ort),
+        (Precision::Int4, Profile::Ort),
+    ] {
+        let export = transformer_in(precision, profile);
+        let graph = export.graph(Component::Transformer);
+        let exported = Exported { model: &graph, precision: precision.as_str() };
+        let loras = [open("diffusers.safetensors", 1.0)];
+        let error = match_loras(&loras, exported, exported, false).expect_err("refused");
+        assert!(matches!(error, LoraError::Quantised { .. }), "{error}");
+        let error = error.to_string();
+        let precision = format!("precision {precision}");
+        for part in ["attn1.to_", precision.as_str(), "int8 (", "codes", "fp32, fp16 or bf16"] {
+            assert!(error.contains(part), "no {part} in: {error}");
+        }
     }
 }

@@ -286,3 +286,131 @@ impl Message<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn varint(mut number: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while number > 127 {
+            bytes.push(number as u8 & 127 | 128);
+            number >>= 7;
+        }
+        bytes.push(number as u8);
+        bytes
+    }
+
+    fn field(number: u64, content: &[u8]) -> Vec<u8> {
+        [varint(number << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
+    }
+
+    fn tensor(dims: &[i64], kind: &str, content: &[u8]) -> Vec<u8> {
+        let dims: Vec<u8> =
+            dims.iter().flat_map(|&size| [varint(1 << 3), varint(size as u64)].concat()).collect();
+        [dims, field(2, kind.as_bytes()), field(3, content)].concat()
+    }
+
+    fn value(tag: &str, tensor: &[u8]) -> Vec<u8> {
+        field(1, &[field(1, tag.as_bytes()), field(2, tensor)].concat())
+    }
+
+    fn good(tag: &str) -> Vec<u8> {
+        value(tag, &tensor(&[2, 1], "Float32", &[1, 2, 3, 4, 5, 6, 7, 8]))
+    }
+
+    #[track_caller]
+    fn assert_refused(bytes: &[u8], expected: &str) {
+        match read(bytes) {
+            Ok(contents) => panic!("read, with {:?}", contents.tensors),
+            Err(problem) => {
+                let message = problem.to_string();
+                assert!(message.contains(expected), "no `{expected}` in: {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn packed_sizes_scalars_and_values_that_are_no_tensors() {
+        let packed = [field(1, &[2, 1]), field(2, b"Float16"), field(3, &[1, 2, 3, 4])].concat();
+        let bytes = [
+            value("packed", &packed),
+            value("random_op", &tensor(&[0], "random_op", b"state")),
+            value("note", &tensor(&[0], "str", b"text")),
+            value("old_scalar", &tensor(&[0], "Int32", &[1, 2, 3, 4])),
+            value("scalar", &tensor(&[], "mindspore.int64", &[0; 8])),
+            good("w"),
+        ]
+        .concat();
+        assert!(looks_like(&bytes));
+        let contents = read(&bytes).unwrap();
+        let found: Vec<_> =
+            contents.tensors.iter().map(|(name, it)| (&**name, it.dtype, &*it.shape)).collect();
+        assert_eq!(
+            found,
+            [
+                ("old_scalar", Dtype::I32, &[][..]),
+                ("packed", Dtype::F16, &[2, 1]),
+                ("scalar", Dtype::I64, &[]),
+                ("w", Dtype::F32, &[2, 1]),
+            ]
+        );
+    }
+
+    #[test]
+    fn damaged_files_are_refused() {
+        let eight = [0; 8];
+        let cases: [(Vec<u8>, &str); 20] = [
+            (value("w", &tensor(&[3, 1], "Float32", &eight)), "takes 12 bytes, found 8"),
+            (value("w", &tensor(&[1], "Float32", &eight)), "takes 4 bytes, found 8"),
+            (value("w", &tensor(&[-1], "Float32", &eight)), "negative size"),
+            (value("w", &tensor(&[1 << 62, 8], "Float32", &eight)), "too large"),
+            (value("w", &tensor(&[1; 17], "Float32", &eight)), "more than 16 axes"),
+            (value("w", &tensor(&[2], "Float8", &eight)), "unknown type Float8"),
+            (value("w", &field(2, b"Float32")), "no type or no content"),
+            (value("w", &field(3, b"")), "no type or no content"),
+            (value("w", &field(4, b"")), "unknown field 4"),
+            (value("w", &[field(2, b"Bool"), field(2, b"Bool")].concat()), "twice"),
+            (field(1, &field(1, b"w")), "without a tag or without a tensor"),
+            (field(1, &field(2, b"")), "without a tag or without a tensor"),
+            (field(1, &[field(1, b"w"), field(3, b"")].concat()), "map of tensors"),
+            (field(1, &field(9, b"")), "unknown field 9"),
+            (field(1, &field(1, b"\xff")), "no UTF-8"),
+            (field(1, &field(1, &[b'x'; 5000])), "too long"),
+            (field(2, b""), "found field 2"),
+            ([good("w"), good("x"), good("w")].concat(), "two tensors named w"),
+            ([good("w"), good("w")].concat(), "takes 8 bytes, found 16"),
+            (
+                [good("w"), value("w", &tensor(&[2], "Float32", &eight))].concat(),
+                "several types or shapes",
+            ),
+        ];
+        for (bytes, expected) in &cases {
+            assert_refused(bytes, expected);
+        }
+        // Lengths that reach past the end, or that do not fit at all.
+        assert_refused(&[0x0a, 0x7f], "truncated");
+        assert_refused(&[&[0x0a][..], &[0xff; 9], &[0x01]].concat(), "truncated");
+        assert_refused(&[&[0x0a][..], &[0xff; 12]].concat(), "truncated");
+        assert_refused(&[0x0b], "truncated");
+        assert_refused(b"", "no tensors");
+        for cipher in ENCRYPTED {
+            assert!(looks_like(&cipher.to_le_bytes()));
+            assert_refused(&cipher.to_le_bytes(), "encrypted");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_cut_is_refused_unless_whole_tensors_are_left() {
+        let [first, second] = ["first", "second"].map(good);
+        let whole = [&first[..], &second].concat();
+        for length in 0..whole.len() {
+            // The format has neither a count nor an end, so this cannot be seen.
+            let complete = length == first.len();
+            assert_eq!(read(&whole[..length]).is_ok(), complete, "{length} bytes");
+        }
+        let checked = [&whole[..], b"crc_num\0\0\0\0\0\0\x01\x02\x03\x04"].concat();
+        assert_eq!(read(&checked).unwrap().tensors.len(), 2);
+        assert_refused(&checked[..checked.len() - 1], "truncated");
+    }
+}

@@ -142,7 +142,7 @@ impl Stored {
         let row_bytes = row_bits / 8;
         let wanted = rows.start * row_bytes..rows.end * row_bytes;
         let pieces = match &self.place {
-            Place::Range(range) => vec![range.start + wanted.start..range.start + wanted.end],
+            Place::Range(range) => part_of(std::slice::from_ref(range), wanted),
             Place::Pieces(pieces) => part_of(pieces, wanted),
             Place::Strided { .. } => return None,
         };
@@ -310,7 +310,7 @@ mod tests {
             assert_eq!(*rows.view(&file).unwrap().bytes, all[begin * 2..end * 2], "{begin}..{end}");
         }
         assert!(whole.rows(&(3..5)).is_none());
-        assert!(Stored::in_pieces(Dtype::U8, vec![4, 2], vec![1..4]).is_err());
+        assert!(Stored::in_order(Dtype::U8, vec![4, 2], 1..4).is_err());
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod ir;
 mod ops;
 #[cfg(test)]
 pub(crate) mod run;
+pub(crate) mod slice;
 #[cfg(test)]
 mod tests;
 mod value;

@@ -3,7 +3,7 @@
 mod kv_compression;
 mod position;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod text_encoder;
 mod timestep;
 pub mod transformer;

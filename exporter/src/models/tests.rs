@@ -3,14 +3,15 @@
 use super::{
     position::position_table, text_encoder, timestep::timestep_sinusoid, transformer, vae,
 };
-use crate::graph::dim::Dim;
-use crate::graph::ir::{DType, Graph};
+use crate::graph::dim::{Dim, display_shape};
+use crate::graph::ir::{DType, Graph, ValueInfo};
 use crate::graph::run::{floats, integers, noise, run};
+use crate::graph::slice::{self, Blocks};
 use crate::graph::{GraphBuilder, GraphErrorKind};
 use crate::naming::{KvCompression, KvSampling, TextEncoderConfig, TransformerConfig, VaeConfig};
 use crate::profile::Profile;
 
-fn transformer_config() -> TransformerConfig {
+pub(crate) fn transformer_config() -> TransformerConfig {
     TransformerConfig {
         sample_size: 32,
         interpolation_scale: 0.5,
@@ -28,7 +29,7 @@ fn transformer_config() -> TransformerConfig {
     }
 }
 
-fn text_encoder_config() -> TextEncoderConfig {
+pub(crate) fn text_encoder_config() -> TextEncoderConfig {
     TextEncoderConfig {
         d_model: 8,
         num_layers: 2,
@@ -42,21 +43,23 @@ fn text_encoder_config() -> TextEncoderConfig {
     }
 }
 
-fn vae_config() -> VaeConfig {
+pub(crate) fn vae_config() -> VaeConfig {
     VaeConfig {
         latent_channels: 4,
+        in_channels: 3,
         out_channels: 3,
         block_out_channels: vec![4, 8, 8, 8],
         layers_per_block: 2,
         norm_num_groups: 2,
         scaling_factor: 0.13025,
+        use_quant_conv: true,
         use_post_quant_conv: true,
         mid_block_add_attention: true,
     }
 }
 
 /// Reproducible weights for a graph, by the name of the tensor.
-fn weights(graph: &Graph) -> impl Fn(&str) -> Vec<f32> + '_ {
+pub(crate) fn weights(graph: &Graph) -> impl Fn(&str) -> Vec<f32> + '_ {
     |name| {
         let (index, weight) =
             graph.weights().enumerate().find(|(_, weight)| weight.tensor == name).unwrap();
@@ -68,7 +71,7 @@ fn names(graph: &Graph) -> Vec<&str> {
     graph.weights().map(|weight| weight.tensor.as_str()).collect()
 }
 
-fn max_relative_error(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn max_relative_error(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     assert!(a.iter().chain(b).all(|x| x.is_finite()));
     let scale = b.iter().fold(0f32, |max, x| max.max(x.abs()));
@@ -124,7 +127,7 @@ fn the_decoder_asks_for_its_half_of_the_auto_encoder() {
         norm_num_groups: 32,
         ..vae_config()
     };
-    let graph = vae::build(&config, Profile::Ort).unwrap();
+    let graph = vae::build_decoder(&config, Profile::Ort).unwrap();
     let names = names(&graph);
     assert!(names.iter().all(|n| n.starts_with("decoder.") || n.starts_with("post_quant_conv.")));
     // 248 in the file; 106 of the encoder and 4 of the quant convolutions, two of which are read.
@@ -135,12 +138,35 @@ fn the_decoder_asks_for_its_half_of_the_auto_encoder() {
 }
 
 #[test]
+fn the_encoder_asks_for_the_other_half() {
+    let config = VaeConfig {
+        block_out_channels: vec![128, 256, 512, 512],
+        norm_num_groups: 32,
+        ..vae_config()
+    };
+    let graph = vae::build_encoder(&config, Profile::Ort).unwrap();
+    let found = names(&graph);
+    assert!(found.iter().all(|n| n.starts_with("encoder.") || n.starts_with("quant_conv.")));
+    assert_eq!(found.len(), 108);
+    assert!(found.contains(&"encoder.down_blocks.1.resnets.0.conv_shortcut.weight"));
+    assert!(found.contains(&"encoder.down_blocks.2.downsamplers.0.conv.bias"));
+    let shape = |info: &ValueInfo| display_shape(&info.shape);
+    assert_eq!(shape(&graph.inputs[0]), "[batch_size, 3, height, width]");
+    assert_eq!(shape(&graph.outputs[0]), "[batch_size, 8, height/8, width/8]");
+    let bare = VaeConfig { use_quant_conv: false, ..config };
+    let graph = vae::build_encoder(&bare, Profile::Ort).unwrap();
+    assert_eq!(names(&graph).len(), 106);
+    assert_eq!(shape(&graph.outputs[0]), "[batch_size, 8, height/8, width/8]");
+}
+
+#[test]
 fn only_the_ort_profile_leaves_the_standard_set() {
     for profile in Profile::ALL {
         let graphs = [
             transformer::build(&transformer_config(), profile).unwrap(),
             text_encoder::build(&text_encoder_config(), profile).unwrap(),
-            vae::build(&vae_config(), profile).unwrap(),
+            vae::build_decoder(&vae_config(), profile).unwrap(),
+            vae::build_encoder(&vae_config(), profile).unwrap(),
         ];
         for graph in graphs {
             let foreign: Vec<&str> =
@@ -161,7 +187,8 @@ fn the_cann_profile_has_nothing_that_the_provider_leaves_to_the_processor() {
         [
             transformer::build(&transformer_config(), profile).unwrap(),
             text_encoder::build(&text_encoder_config(), profile).unwrap(),
-            vae::build(&vae_config(), profile).unwrap(),
+            vae::build_decoder(&vae_config(), profile).unwrap(),
+            vae::build_encoder(&vae_config(), profile).unwrap(),
         ]
     };
     for graph in graphs(Profile::Cann) {
@@ -178,7 +205,7 @@ fn the_cann_profile_has_nothing_that_the_provider_leaves_to_the_processor() {
         let error = Profile::Cann.check(&graph).unwrap_err();
         assert_eq!(error.kind, GraphErrorKind::Operator, "{error}");
     }
-    let [transformer, text_encoder, _] = graphs(Profile::Ort);
+    let [transformer, text_encoder, ..] = graphs(Profile::Ort);
     let error = Profile::Cann.check(&transformer).unwrap_err().to_string();
     assert!(error.contains("caption_projection/Gelu"), "{error}");
     assert!(Profile::Cann.check(&text_encoder).is_err());
@@ -192,7 +219,7 @@ fn a_configuration_that_does_not_fit_names_the_node() {
     assert!(error.node.starts_with("pos_embed"), "{error}");
 
     let groups = VaeConfig { norm_num_groups: 3, ..vae_config() };
-    let error = vae::build(&groups, Profile::Ort).unwrap_err();
+    let error = vae::build_decoder(&groups, Profile::Ort).unwrap_err();
     assert!(error.node.starts_with("decoder.mid_block.resnets.0.norm1"), "{error}");
 
     let distance =
@@ -326,7 +353,7 @@ fn the_decoder_is_the_same_in_all_profiles() {
     for (batch, height, width) in [(1, 4, 4), (2, 3, 5), (1, 33, 32)] {
         let input = floats(&[batch, 4, height, width], &noise(1, batch * 4 * height * width));
         let outputs = Profile::ALL.map(|profile| {
-            let graph = vae::build(&vae_config(), profile).unwrap();
+            let graph = vae::build_decoder(&vae_config(), profile).unwrap();
             run(&graph, &weights(&graph), std::slice::from_ref(&input))
         });
         assert_eq!(outputs[0].0, [batch, 3, 8 * height, 8 * width]);
@@ -334,6 +361,85 @@ fn the_decoder_is_the_same_in_all_profiles() {
             assert!(max_relative_error(&outputs[0].1, &other.1) < 1e-4, "{profile}");
         }
     }
+}
+
+#[test]
+fn the_encoder_is_the_same_in_both_profiles() {
+    for (batch, height, width) in [(1, 32, 32), (2, 24, 40), (1, 264, 256)] {
+        let input = floats(&[batch, 3, height, width], &noise(1, batch * 3 * height * width));
+        let outputs = Profile::ALL.map(|profile| {
+            let graph = vae::build_encoder(&vae_config(), profile).unwrap();
+            run(&graph, &weights(&graph), std::slice::from_ref(&input))
+        });
+        assert_eq!(outputs[0].0, [batch, 8, height / 8, width / 8]);
+        assert!(max_relative_error(&outputs[0].1, &outputs[1].1) < 1e-4);
+    }
+}
+
+/// The weights of the first and last `kept` of `count` blocks, under the names of a model that has
+/// only these.
+fn ends_of<'a>(
+    weights: impl Fn(&str) -> Vec<f32> + 'a,
+    prefix: &'a str,
+    kept: usize,
+    count: usize,
+) -> impl Fn(&str) -> Vec<f32> + 'a {
+    move |name| {
+        let inner = name.strip_prefix(prefix).and_then(|rest| rest.split_once('.'));
+        match inner.map(|(index, rest)| (index.parse::<usize>().unwrap(), rest)) {
+            Some((index, rest)) if index >= kept => {
+                weights(&format!("{prefix}{}.{rest}", count - 2 * kept + index))
+            }
+            _ => weights(name),
+        }
+    }
+}
+
+#[test]
+fn a_model_without_its_middle_is_the_model_with_fewer_blocks() {
+    let transformer_inputs = [
+        floats(&[1, 4, 4, 6], &noise(1, 96)),
+        floats(&[1, 3, 10], &noise(2, 30)),
+        integers(&[1, 3], &[1, 1, 0]),
+        floats(&[1], &[321.5]),
+    ];
+    let text_inputs = [integers(&[1, 4], &[5, 7, 1, 0]), integers(&[1, 4], &[1, 1, 1, 0])];
+    type Build = Box<dyn Fn(usize, Profile) -> Graph>;
+    let transformer: Build = Box::new(|num_layers, profile| {
+        let config = TransformerConfig { num_layers, ..transformer_config() };
+        transformer::build(&config, profile).unwrap()
+    });
+    let text: Build = Box::new(|num_layers, profile| {
+        let config = TextEncoderConfig { num_layers, ..text_encoder_config() };
+        text_encoder::build(&config, profile).unwrap()
+    });
+    let cases: [(Build, &str, &[_]); 2] = [
+        (transformer, "transformer_blocks.", &transformer_inputs),
+        (text, "encoder.block.", &text_inputs),
+    ];
+    for (build, prefix, inputs) in cases {
+        for profile in Profile::ALL {
+            let whole = build(7, profile);
+            let blocks = Blocks::of(&whole).unwrap();
+            assert_eq!(blocks.count, 7);
+            let (_, complete) = run(&whole, &weights(&whole), inputs);
+            for kept in 1..=3 {
+                let part = slice::ends(&whole, &blocks, kept).unwrap();
+                let short = build(2 * kept, profile);
+                assert_eq!(part.nodes.len(), short.nodes.len(), "{prefix} {kept} {profile}");
+                assert_eq!(names(&part).len(), names(&short).len());
+                let (_, found) = run(&part, &weights(&whole), inputs);
+                let renamed = ends_of(weights(&whole), prefix, kept, 7);
+                assert_eq!(found, run(&short, &renamed, inputs).1, "{prefix} {kept} {profile}");
+                assert_ne!(found, complete);
+            }
+            assert_eq!(slice::ends(&whole, &blocks, 4), None);
+            let even = build(4, profile);
+            assert_eq!(slice::ends(&even, &Blocks::of(&even).unwrap(), 2), None);
+        }
+    }
+    let vae = vae::build_decoder(&vae_config(), Profile::Ort).unwrap();
+    assert_eq!(Blocks::of(&vae), None);
 }
 
 /// Numbers of the released models, computed by the reference.

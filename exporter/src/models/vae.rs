@@ -1,4 +1,4 @@
-//! The decoder of the SDXL auto-encoder (`AutoencoderKL`).
+//! The two halves of the SDXL auto-encoder (`AutoencoderKL`).
 //!
 //! Names are those of the diffusers checkpoint.
 
@@ -11,9 +11,9 @@ use crate::profile::{Attention, Profile};
 /// Added to the variance in every group norm.
 const EPSILON: f64 = 1e-6;
 
-/// The graph: `latent_sample[batch_size, 4, height, width]`, already divided by the scaling factor
+/// The decoder: `latent_sample[batch_size, 4, height, width]`, already divided by the scaling factor
 /// → `sample[batch_size, 3, 8·height, 8·width]`, nominally in `-1..1`.
-pub fn build(config: &VaeConfig, profile: Profile) -> Result<Graph, GraphError> {
+pub fn build_decoder(config: &VaeConfig, profile: Profile) -> Result<Graph, GraphError> {
     let mut graph = GraphBuilder::new("vae_decoder", profile);
     let b = &mut graph;
     let batch = Dim::symbol("batch_size");
@@ -31,6 +31,59 @@ pub fn build(config: &VaeConfig, profile: Profile) -> Result<Graph, GraphError> 
     let shape = [batch, config.out_channels.into(), &height * &factor, &width * &factor];
     b.output("sample", &x, DType::F32, &shape)?;
     Ok(graph.finish())
+}
+
+/// The encoder: `sample[batch_size, 3, height, width]` in `-1..1`, sides multiples of 8 →
+/// `latent_parameters[batch_size, 8, height/8, width/8]`.
+///
+/// The parameters are those of a diagonal normal distribution as they leave `quant_conv`, or the
+/// encoder where the model has none: the first half of the channels is the mean, the second the
+/// logarithm of the variance, which the reader clamps to `-30..20` before using it. Neither is
+/// multiplied by the scaling factor.
+pub fn build_encoder(config: &VaeConfig, profile: Profile) -> Result<Graph, GraphError> {
+    let mut graph = GraphBuilder::new("vae_encoder", profile);
+    let b = &mut graph;
+    let batch = Dim::symbol("batch_size");
+    let factor = config.scale_factor();
+    let side = |name| Dim::symbol_multiple_of(name, factor as i64);
+    let (height, width) = (side("height"), side("width"));
+    let pixels = vec![batch, config.in_channels.into(), height, width];
+    let sample = b.input("sample", DType::F32, pixels)?;
+
+    let parameters = 2 * config.latent_channels;
+    let mut x = b.scoped("encoder", |b| encoder(b, config, &sample))?;
+    if config.use_quant_conv {
+        x = b.conv2d("quant_conv", &x, parameters, Window::same(1))?;
+    }
+
+    let shape = x.shape().to_vec();
+    b.output("latent_parameters", &x, DType::F32, &shape)?;
+    Ok(graph.finish())
+}
+
+/// From the finest level to the coarsest, halving the sides between two levels.
+fn encoder(b: &mut GraphBuilder, config: &VaeConfig, x: &Value) -> Result<Value, GraphError> {
+    let groups = config.norm_num_groups;
+    let levels = &config.block_out_channels;
+    let finest = levels.first().copied().unwrap_or(config.latent_channels);
+    let mut x = b.conv2d("conv_in", x, finest, Window::same(3))?;
+    for (level, &channels) in levels.iter().enumerate() {
+        let last = level + 1 == levels.len();
+        x = b.scoped(&format!("down_blocks.{level}"), |b| {
+            let mut x = x;
+            for unit in 0..config.layers_per_block {
+                x = residual_unit(b, &format!("resnets.{unit}"), &x, channels, groups)?;
+            }
+            if last {
+                return Ok(x);
+            }
+            b.scoped("downsamplers.0", |b| b.conv2d("conv", &x, channels, Window::halving()))
+        })?;
+    }
+    let x = b.scoped("mid_block", |b| middle_block(b, config, &x))?;
+    let x = b.group_norm("conv_norm_out", &x, groups, EPSILON)?;
+    let x = b.scoped("conv_act", |b| b.silu(&x))?;
+    b.conv2d("conv_out", &x, 2 * config.latent_channels, Window::same(3))
 }
 
 /// From the coarsest level to the finest, doubling the sides between two levels.

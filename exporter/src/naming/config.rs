@@ -134,7 +134,9 @@ pub struct TextEncoderConfig {
 pub struct VaeConfig {
     /// Channels of the latents.
     pub latent_channels: usize,
-    /// Channels of the pictures.
+    /// Channels of the pictures that go into the encoder.
+    pub in_channels: usize,
+    /// Channels of the pictures that come out of the decoder.
     pub out_channels: usize,
     /// Widths of the resolution levels, finest first.
     pub block_out_channels: Vec<usize>,
@@ -144,6 +146,8 @@ pub struct VaeConfig {
     pub norm_num_groups: usize,
     /// Latents are divided by this before decoding (not part of the graph).
     pub scaling_factor: f64,
+    /// Whether the encoder ends with a 1×1 convolution of the distribution's parameters.
+    pub use_quant_conv: bool,
     /// Whether the decoder starts with a 1×1 convolution of the latents.
     pub use_post_quant_conv: bool,
     /// Whether the middle block has an attention layer.

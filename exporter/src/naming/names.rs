@@ -22,11 +22,13 @@ pub(super) fn alternative(component: Component, name: &str) -> Option<String> {
             let other = TOKEN_TABLE.iter().position(|known| *known == name)?;
             Some(TOKEN_TABLE[1 - other].to_owned())
         }
-        Component::VaeDecoder if name.contains(".attentions.") => OLD_ATTENTION
-            .iter()
-            .find(|(now, _)| name.contains(now))
-            .map(|(now, then)| name.replacen(now, then, 1)),
-        Component::VaeDecoder => None,
+        Component::VaeDecoder | Component::VaeEncoder if name.contains(".attentions.") => {
+            OLD_ATTENTION
+                .iter()
+                .find(|(now, _)| name.contains(now))
+                .map(|(now, then)| name.replacen(now, then, 1))
+        }
+        Component::VaeDecoder | Component::VaeEncoder => None,
     }
 }
 
@@ -41,13 +43,18 @@ pub(crate) fn is_droppable(component: Component, name: &str) -> bool {
                 || name.starts_with("decoder.")
                 || name.starts_with("lm_head.")
         }
+        // Each half of the auto-encoder is exported without the other.
         Component::VaeDecoder => name.starts_with("encoder.") || name.starts_with("quant_conv."),
+        Component::VaeEncoder => {
+            name.starts_with("decoder.") || name.starts_with("post_quant_conv.")
+        }
     }
 }
 
 /// Whether a matrix may be stored as a 1×1 convolution, `[out, in, 1, 1]`.
 pub(super) fn may_be_convolution(component: Component, name: &str) -> bool {
-    component == Component::VaeDecoder && name.contains(".attentions.")
+    matches!(component, Component::VaeDecoder | Component::VaeEncoder)
+        && name.contains(".attentions.")
 }
 
 #[cfg(test)]

@@ -11,21 +11,22 @@ use serde_json::Value;
 use super::convert::{Sink, Stop, convert};
 use super::hash::{HashedFile, hash_sources};
 use super::layout::{Layout, Place};
-use super::manifest::Manifest;
+use super::manifest::{Manifest, Source};
 use super::pipe::Pipe;
 use super::staging::sync_folder;
 use super::{DATA_FILE, FileRecord, MODEL_FILE, WriteError, copy, onnx};
+use crate::Component;
 use crate::checkpoint::{Checkpoint, Shard, TensorView};
 use crate::graph::ir::{Graph, Initializer, Transform, WeightData};
 use crate::naming::FoundWeight;
+use crate::precision::{self, Int8Mode, Scheme};
 use crate::profile::Profile;
-use crate::{Component, Precision};
 
 /// Everything that goes into a component's folder.
 pub(crate) struct Content<'a> {
     pub component: Component,
     pub profile: Profile,
-    pub precision: Precision,
+    pub scheme: Scheme,
     pub graph: &'a Graph,
     pub checkpoint: &'a Checkpoint,
     /// The graph's weights in the checkpoint, as `naming::find` returns them.
@@ -44,53 +45,89 @@ pub(crate) enum ConfigFile {
     Written(Value),
 }
 
-/// Writes the component's files into an existing, empty folder and flushes them. `progress` gets
-/// the bytes done and the bytes in all.
+/// What has been written into a component's folder, for its manifest.
+pub(crate) struct Written {
+    /// The graph and its weights.
+    pub files: Vec<FileRecord>,
+    /// The checkpoint's files.
+    pub source: Vec<FileRecord>,
+}
+
+/// Writes the component's files, all but the manifest, into an existing, empty folder and flushes
+/// them. `progress` gets the bytes done and the bytes in all.
 pub(crate) fn write_component(
     folder: &Path,
     content: &Content<'_>,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Vec<FileRecord>, WriteError> {
-    let graph = content.graph;
-    let layout = Layout::new(graph)?;
-    let (mut inline, data, source) = write_data(folder, content, &layout, progress)?;
-
-    let model = onnx::model(graph, &layout.places, &mut inline)?.encode_to_vec();
-    let mut file = HashedFile::create(folder, MODEL_FILE, model.len() as u64)?;
-    file.write(&model)?;
-    let files = vec![file.finish()?, data];
-
+) -> Result<Written, WriteError> {
+    let written = write_graph(folder, content, true, progress)?;
     let config = folder.join("config.json");
     match content.config {
         ConfigFile::Copied(from) => copy::copy_file(from, &config)?,
         ConfigFile::Written(value) => copy::write_text(&config, &format!("{value:#}\n"))?,
     }
-    let manifest = Manifest::new(
-        content.component,
-        content.profile,
-        content.precision,
-        content.architecture,
-        source,
-        files.clone(),
-    )
-    .with_notes(content.profile.notes(graph));
+    Ok(written)
+}
+
+/// Writes only the graph and its weights, and does not read what they do not need of the
+/// checkpoint's files, which are not hashed then.
+pub(crate) fn write_bare(folder: &Path, content: &Content<'_>) -> Result<(), WriteError> {
+    write_graph(folder, content, false, &mut |_, _| ()).map(drop)
+}
+
+/// Completes a component's folder.
+pub(crate) fn write_manifest(
+    folder: &Path,
+    content: &Content<'_>,
+    written: &Written,
+    verification: Option<Value>,
+) -> Result<(), WriteError> {
+    let manifest = Manifest {
+        component: content.component.as_str(),
+        profile: content.profile.as_str(),
+        precision: content.scheme.precision().as_str(),
+        int8_mode: content.scheme.int8_mode().map(Int8Mode::as_str),
+        weights: precision::summary(content.graph),
+        verification,
+        architecture: content.architecture,
+        source: Source { files: written.source.clone() },
+        files: written.files.clone(),
+        notes: content.profile.notes(content.graph),
+        ..Manifest::default()
+    };
     copy::write_text(&folder.join("manifest.json"), &manifest.to_json()?)?;
-    sync_folder(folder)?;
-    Ok(files)
+    sync_folder(folder)
+}
+
+fn write_graph(
+    folder: &Path,
+    content: &Content<'_>,
+    hash_source: bool,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Written, WriteError> {
+    let graph = content.graph;
+    let layout = Layout::new(graph)?;
+    let (mut inline, data, source) = write_data(folder, content, &layout, hash_source, progress)?;
+
+    let model = onnx::model(graph, &layout.places, &mut inline)?.encode_to_vec();
+    let mut file = HashedFile::create(folder, MODEL_FILE, model.len() as u64)?;
+    file.write(&model)?;
+    Ok(Written { files: vec![file.finish()?, data], source })
 }
 
 /// Elements of initializers that stay in the graph, the data file, and the source files.
-type Written = (Vec<Option<Vec<u8>>>, FileRecord, Vec<FileRecord>);
+type Data = (Vec<Option<Vec<u8>>>, FileRecord, Vec<FileRecord>);
 
 fn write_data(
     folder: &Path,
     content: &Content<'_>,
     layout: &Layout,
+    hash_source: bool,
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Written, WriteError> {
+) -> Result<Data, WriteError> {
     let total = layout.data_bytes;
     let data = HashedFile::create(folder, DATA_FILE, total)?;
-    let shards = content.checkpoint.shards();
+    let shards = if hash_source { content.checkpoint.shards() } else { &[] };
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let hasher = scope.spawn(|| hash_sources(shards, &stop));

@@ -13,7 +13,7 @@ pub(crate) mod safetensors;
 mod staged_file;
 mod staging;
 
-pub(crate) use component::{ConfigFile, Content, write_component};
+pub(crate) use component::{ConfigFile, Content, write_bare, write_component, write_manifest};
 pub(crate) use copy::{copy_file, copy_plain_files, create_folder, write_text};
 pub use error::WriteError;
 pub use hash::FileRecord;

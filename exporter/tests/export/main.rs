@@ -3,6 +3,7 @@
 mod convert;
 mod model;
 mod output;
+mod precision;
 mod refusals;
 mod replacing;
 mod variants;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pixart_exporter::graph::GraphError;
 use pixart_exporter::graph::ir::Graph;
 use pixart_exporter::naming::{TextEncoderConfig, TransformerConfig, VaeConfig};
 use pixart_exporter::{Component, ExportError, ExportOptions, Exported, Profile, models};
@@ -48,7 +49,8 @@ impl Part {
         let (config, graph) = match component {
             Component::Transformer => transformer(),
             Component::TextEncoder => text_encoder(),
-            Component::VaeDecoder => vae(),
+            Component::VaeDecoder => vae(models::vae::build_decoder),
+            Component::VaeEncoder => vae(models::vae::build_encoder),
         };
         let mut part = Self { component, config, tensors: BTreeMap::new() };
         for weight in graph.weights() {
@@ -59,6 +61,13 @@ impl Part {
 
     pub fn transformer() -> Self {
         Self::new(Component::Transformer, Dtype::F32)
+    }
+
+    /// The complete auto-encoder.
+    pub fn vae() -> Self {
+        let mut part = Self::new(Component::VaeDecoder, Dtype::F32);
+        part.tensors.append(&mut Self::new(Component::VaeEncoder, Dtype::F32).tensors);
+        part
     }
 
     pub fn add(&mut self, name: &str, dtype: Dtype, shape: &[usize]) {
@@ -115,8 +124,8 @@ pub fn export(
 
 /// A complete pipeline folder.
 pub fn write_pipeline(folder: &Path) {
-    for component in Component::ALL {
-        Part::new(component, Dtype::F32).write(&folder.join(component.source_folder()));
+    for part in [Part::transformer(), Part::new(Component::TextEncoder, Dtype::F32), Part::vae()] {
+        part.write(&folder.join(part.component.source_folder()));
     }
     for (file, content) in [
         ("model_index.json", "{\"_class_name\": \"PixArtSigmaPipeline\"}"),
@@ -214,14 +223,16 @@ fn text_encoder() -> (Value, Graph) {
     (json, models::text_encoder::build(&config, Profile::Ort).unwrap())
 }
 
-fn vae() -> (Value, Graph) {
+fn vae(build: impl FnOnce(&VaeConfig, Profile) -> Result<Graph, GraphError>) -> (Value, Graph) {
     let config = VaeConfig {
         latent_channels: 4,
+        in_channels: 3,
         out_channels: 3,
         block_out_channels: vec![8, 12],
         layers_per_block: 1,
         norm_num_groups: 4,
         scaling_factor: 0.13025,
+        use_quant_conv: true,
         use_post_quant_conv: true,
         mid_block_add_attention: true,
     };
@@ -229,6 +240,7 @@ fn vae() -> (Value, Graph) {
         "_class_name": "AutoencoderKL",
         "act_fn": "silu",
         "block_out_channels": [8, 12],
+        "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
         "force_upcast": true,
         "latent_channels": 4,
         "latents_mean": null,
@@ -239,5 +251,5 @@ fn vae() -> (Value, Graph) {
         "shift_factor": null,
         "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"],
     });
-    (json, models::vae::build(&config, Profile::Ort).unwrap())
+    (json, build(&config, Profile::Ort).unwrap())
 }

@@ -66,13 +66,43 @@ fn a_missing_tensor_that_shows_a_width_is_listed_too() {
 }
 
 #[test]
-fn parts_the_decoder_does_not_need_may_be_there() {
-    let mut part = Part::new(Component::VaeDecoder, Dtype::F32);
-    part.add("encoder.conv_in.weight", Dtype::F32, &[8, 3, 3, 3]);
-    part.add("quant_conv.bias", Dtype::F32, &[8]);
+fn the_other_half_of_the_auto_encoder_may_be_there() {
+    for (component, extra) in [
+        (Component::VaeDecoder, "decoder.conv_in.extra"),
+        (Component::VaeEncoder, "encoder.conv_in.extra"),
+    ] {
+        let mut part = Part { component, ..Part::vae() };
+        part.export().1.unwrap();
+        part.add(extra, Dtype::F32, &[8]);
+        assert_eq!(problems(&part).len(), 1);
+    }
+}
+
+#[test]
+fn the_outer_convolutions_of_the_auto_encoder_are_as_the_config_says() {
+    let weight = "quant_conv.weight";
+    let encoder = || Part { component: Component::VaeEncoder, ..Part::vae() };
+    let missing = |found: Vec<WeightProblem>| {
+        found.iter().all(|problem| {
+            matches!(problem, WeightProblem::Missing { tensor, .. } if tensor.starts_with("quant_"))
+        })
+    };
+    let mut part = encoder();
+    part.tensors.retain(|name, _| !name.starts_with("quant_conv."));
+    // A file that says nothing means what it shows.
     part.export().1.unwrap();
-    part.add("decoder.conv_in.extra", Dtype::F32, &[8]);
-    assert_eq!(problems(&part).len(), 1);
+    part.config["use_quant_conv"] = json!(true);
+    assert!(missing(problems(&part)));
+    part.config["use_quant_conv"] = json!(false);
+    part.export().1.unwrap();
+
+    let mut part = encoder();
+    part.config["use_quant_conv"] = json!(false);
+    let found = problems(&part);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(matches!(&found[1], WeightProblem::Unexpected { tensor, .. } if tensor == weight));
+    part.config["use_quant_conv"] = json!("no");
+    assert!(config_error(&part).to_string().contains("use_quant_conv"));
 }
 
 #[test]
@@ -101,6 +131,10 @@ fn a_config_that_contradicts_the_tensors_is_refused() {
         (Component::TextEncoder, "d_kv", json!(16)),
         (Component::VaeDecoder, "block_out_channels", json!([8, 16])),
         (Component::VaeDecoder, "layers_per_block", json!(2)),
+        (Component::VaeEncoder, "block_out_channels", json!([8, 16])),
+        (Component::VaeEncoder, "layers_per_block", json!(2)),
+        (Component::VaeEncoder, "latent_channels", json!(8)),
+        (Component::VaeEncoder, "in_channels", json!(4)),
     ];
     for (component, key, value) in cases {
         let mut part = Part::new(component, Dtype::F32);
@@ -126,6 +160,7 @@ fn values_that_cannot_be_used_are_refused() {
         (Component::VaeDecoder, "norm_num_groups", json!(5)),
         (Component::VaeDecoder, "shift_factor", json!(0.1)),
         (Component::VaeDecoder, "up_block_types", json!(["AttnUpDecoderBlock2D"])),
+        (Component::VaeEncoder, "down_block_types", json!(["AttnDownEncoderBlock2D"])),
     ];
     for (component, key, value) in cases {
         let mut part = Part::new(component, Dtype::F32);
@@ -156,7 +191,7 @@ fn what_the_tensors_show_need_not_be_in_the_config() {
         let mut part = Part::new(component, Dtype::F32);
         let fields = part.config.as_object_mut().unwrap();
         fields.retain(|key, _| kept.contains(&key.as_str()));
-        if component == Component::VaeDecoder {
+        if component.source_folder() == "vae" {
             part.config["norm_num_groups"] = json!(4);
         }
         part.export().1.unwrap();
@@ -223,8 +258,8 @@ fn a_pipeline_with_one_bad_part_is_not_begun() {
     let root = tempfile::tempdir().unwrap();
     let (source, output) = (root.path().join("source"), root.path().join("output"));
     write_pipeline(&source);
-    let mut vae = Part::new(Component::VaeDecoder, Dtype::F32);
-    vae.tensors.remove("decoder.conv_out.bias");
+    let mut vae = Part::vae();
+    vae.tensors.remove("encoder.conv_out.bias");
     vae.write(&source.join("vae"));
     let pipeline = PipelineSource::from_folder(&source).unwrap();
     let mut called = false;

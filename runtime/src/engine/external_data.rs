@@ -1,10 +1,25 @@
-//! Rules for the weights that lie beside a graph.
+//! Rules for the weights of a graph, beside it and in it.
 //!
 //! A graph names the files of its weights, so a hostile graph could name any file of the user's.
 //! ONNX Runtime and tract each have rules of their own, which differ between versions; these are
-//! checked first, for both: a location is a plain file name in the model's own folder. What that
-//! name points to may lie elsewhere, because download caches keep every file as a symbolic link
-//! into a store; whoever can place links in the model's folder can replace the model as well.
+//! checked first, for both:
+//!
+//! - A location is a plain file name in the model's own folder. Everything else is refused: `..`,
+//!   absolute paths, folders, Windows drives and streams, and ONNX Runtime's tag for addresses in
+//!   memory.
+//! - What that name points to may lie elsewhere, because download caches keep every file as a
+//!   symbolic link into a store. Whoever can place links in the model's folder can replace the model
+//!   as well. For the same reason a file may have several names: the caches of some tools are made
+//!   of hard links, and such a link gives nobody access who could not read the file before.
+//! - It must be a file in the end: no folder, pipe or device, and no circle of links.
+//! - Only the keys `location`, `offset`, `length` and `checksum` are known (the checksum is not
+//!   compared; the manifest has a stronger one). Numbers are plain digits, the range lies in the
+//!   file, and its length is exactly what type and shape ask for.
+//! - Elements in the graph itself are as many as type and shape ask for, too, so that no engine
+//!   reserves memory for a shape that nothing fills.
+//!
+//! Between the check and the moment when an engine opens the file somebody could exchange it; who can
+//! do that owns the model.
 
 use std::{
     collections::HashMap,
@@ -16,8 +31,9 @@ use tract_onnx::pb::{
     tensor_proto::{DataLocation, DataType},
 };
 
-/// Keys that the ONNX specification knows.
-const KEYS: [&str; 5] = ["location", "offset", "length", "checksum", "basepath"];
+/// The keys of the ONNX specification. `basepath`, which some tools use while they write, would move
+/// the location and is not among them.
+const KEYS: [&str; 4] = ["location", "offset", "length", "checksum"];
 
 /// Where the bytes of one tensor lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,12 +130,12 @@ impl Rules<'_> {
     fn place(&mut self, tensor: &TensorProto) -> Result<Option<Stored>, String> {
         if !is_external(tensor) {
             return match tensor.external_data.is_empty() {
-                true => Ok(None),
+                true => inline_fits(tensor).map(|()| None),
                 false => Err("it names external data but is marked as inline".to_owned()),
             };
         }
-        if !tensor.raw_data.is_empty() {
-            return Err("it is marked as external but has inline bytes".to_owned());
+        if !tensor.raw_data.is_empty() || typed_entries(tensor) > 0 {
+            return Err("it is marked as external but has inline elements".to_owned());
         }
         let mut values: HashMap<&str, &str> = HashMap::new();
         for entry in &tensor.external_data {
@@ -140,9 +156,13 @@ impl Rules<'_> {
         }
         let number = |key: &str| match values.get(key) {
             None => Ok(None),
-            Some(text) => text.parse::<u64>().map(Some).map_err(|_| {
-                format!("its {key} \"{}\" is not a whole number", text.escape_debug())
-            }),
+            // The standard parser would take a sign as well.
+            Some(text) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => {
+                text.parse::<u64>().map(Some).map_err(|error| format!("its {key} {text}: {error}"))
+            }
+            Some(text) => {
+                Err(format!("its {key} \"{}\" is not a whole number", text.escape_debug()))
+            }
         };
         let file = self.folder.join(location);
         let size = self.size(location, &file)?;
@@ -157,9 +177,8 @@ impl Rules<'_> {
                  ({size} bytes); the file is cut short"
             ));
         }
-        if let Some(needed) = byte_size(tensor)?
-            && needed != length
-        {
+        let needed = byte_size(tensor)?;
+        if needed != length {
             return Err(format!(
                 "its type and shape {:?} need {needed} bytes, {length} are given",
                 tensor.dims
@@ -183,7 +202,7 @@ impl Rules<'_> {
 }
 
 /// A name without any way out of the folder it is joined to, on any system.
-pub(super) fn is_plain_file_name(name: &str) -> bool {
+pub(crate) fn is_plain_file_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     let one =
         matches!(components.next(), Some(Component::Normal(_))) && components.next().is_none();
@@ -191,158 +210,82 @@ pub(super) fn is_plain_file_name(name: &str) -> bool {
     one && !name.contains(['/', '\\', ':', '\0'])
 }
 
-/// Bytes of a tensor by its type and shape; `None` for a type of unknown width.
-fn byte_size(tensor: &TensorProto) -> Result<Option<u64>, String> {
-    let bits: u64 = match DataType::try_from(tensor.data_type) {
-        Ok(DataType::Bool | DataType::Uint8 | DataType::Int8) => 8,
-        Ok(DataType::Uint16 | DataType::Int16 | DataType::Float16 | DataType::Bfloat16) => 16,
-        Ok(DataType::Uint32 | DataType::Int32 | DataType::Float) => 32,
-        Ok(DataType::Uint64 | DataType::Int64 | DataType::Double | DataType::Complex64) => 64,
-        Ok(DataType::Complex128) => 128,
-        Ok(DataType::Uint4 | DataType::Int4 | DataType::Float4e2m1) => 4,
-        Ok(DataType::String | DataType::Undefined) => {
-            return Err("its type cannot be stored outside the graph".to_owned());
+/// Bytes of a tensor by its type and shape.
+fn byte_size(tensor: &TensorProto) -> Result<u64, String> {
+    let bits: u64 = match data_type(tensor)? {
+        DataType::Bool | DataType::Uint8 | DataType::Int8 => 8,
+        DataType::Float8e4m3fn
+        | DataType::Float8e4m3fnuz
+        | DataType::Float8e5m2
+        | DataType::Float8e5m2fnuz => 8,
+        DataType::Uint16 | DataType::Int16 | DataType::Float16 | DataType::Bfloat16 => 16,
+        DataType::Uint32 | DataType::Int32 | DataType::Float => 32,
+        DataType::Uint64 | DataType::Int64 | DataType::Double | DataType::Complex64 => 64,
+        DataType::Complex128 => 128,
+        DataType::Uint4 | DataType::Int4 | DataType::Float4e2m1 => 4,
+        DataType::String | DataType::Undefined => {
+            return Err("its type has no fixed size, so it cannot be stored as bytes".to_owned());
         }
-        Ok(_) => 8, // the four 8-bit float types
-        Err(_) => return Ok(None),
     };
+    let bits = element_count(tensor)?.checked_mul(bits).ok_or_else(|| impossible(tensor))?;
+    Ok(bits.div_ceil(8))
+}
+
+/// Whether the elements in the graph are as many as the shape says.
+fn inline_fits(tensor: &TensorProto) -> Result<(), String> {
+    let (found, needed) = if tensor.raw_data.is_empty() {
+        let count = element_count(tensor)?;
+        let needed = match data_type(tensor)? {
+            DataType::Complex64 | DataType::Complex128 => {
+                count.checked_mul(2).ok_or_else(|| impossible(tensor))?
+            }
+            // Two elements in a byte, one byte in an entry.
+            DataType::Uint4 | DataType::Int4 | DataType::Float4e2m1 => count.div_ceil(2),
+            _ => count,
+        };
+        (typed_entries(tensor), needed)
+    } else if typed_entries(tensor) > 0 {
+        return Err("it has its elements twice, as bytes and as numbers".to_owned());
+    } else {
+        (tensor.raw_data.len() as u64, byte_size(tensor)?)
+    };
+    match found == needed {
+        true => Ok(()),
+        false => Err(format!(
+            "its type and shape {:?} need {needed} entries, {found} are given",
+            tensor.dims
+        )),
+    }
+}
+
+/// Elements that are stored as numbers, of whatever type.
+fn typed_entries(tensor: &TensorProto) -> u64 {
+    let entries = tensor.float_data.len()
+        + tensor.int32_data.len()
+        + tensor.int64_data.len()
+        + tensor.double_data.len()
+        + tensor.uint64_data.len()
+        + tensor.string_data.len();
+    entries as u64
+}
+
+fn data_type(tensor: &TensorProto) -> Result<DataType, String> {
+    DataType::try_from(tensor.data_type)
+        .map_err(|_| format!("its element type {} is not known", tensor.data_type))
+}
+
+fn element_count(tensor: &TensorProto) -> Result<u64, String> {
     let mut count = 1u64;
     for &dim in &tensor.dims {
-        count = u64::try_from(dim)
-            .ok()
-            .and_then(|dim| count.checked_mul(dim))
-            .ok_or_else(|| format!("its shape {:?} is impossible", tensor.dims))?;
+        let size = u64::try_from(dim).map_err(|_| impossible(tensor))?;
+        count = count.checked_mul(size).ok_or_else(|| impossible(tensor))?;
     }
-    let bits = count
-        .checked_mul(bits)
-        .ok_or_else(|| format!("its shape {:?} is impossible", tensor.dims))?;
-    Ok(Some(bits.div_ceil(8)))
+    Ok(count)
+}
+
+fn impossible(tensor: &TensorProto) -> String {
+    format!("its shape {:?} is impossible", tensor.dims)
 }
 
 #[cfg(test)]
-mod tests {
-    use tract_onnx::pb::StringStringEntryProto;
-
-    use super::*;
-
-    fn tensor(entries: &[(&str, &str)]) -> TensorProto {
-        TensorProto {
-            name: "w".to_owned(),
-            data_type: DataType::Float as i32,
-            dims: vec![2, 3],
-            data_location: Some(DataLocation::External as i32),
-            external_data: entries
-                .iter()
-                .map(|(key, value)| StringStringEntryProto {
-                    key: (*key).to_owned(),
-                    value: (*value).to_owned(),
-                })
-                .collect(),
-            ..Default::default()
-        }
-    }
-
-    fn model(tensor: TensorProto) -> ModelProto {
-        let graph = GraphProto { initializer: vec![tensor], ..Default::default() };
-        ModelProto { graph: Some(graph), ..Default::default() }
-    }
-
-    fn folder() -> tempfile::TempDir {
-        let folder = tempfile::tempdir().expect("folder");
-        std::fs::create_dir(folder.path().join("model")).expect("model folder");
-        std::fs::write(folder.path().join("model/data"), [0u8; 100]).expect("data");
-        std::fs::write(folder.path().join("secret"), [0u8; 100]).expect("secret");
-        folder
-    }
-
-    fn verdict(entries: &[(&str, &str)]) -> Result<Vec<(String, Stored)>, String> {
-        let folder = folder();
-        check(&model(tensor(entries)), &folder.path().join("model"))
-            .map_err(|refused| refused.reason)
-    }
-
-    #[test]
-    fn a_range_inside_a_file_of_the_folder_is_found() {
-        let stored = verdict(&[("location", "data"), ("offset", "76"), ("length", "24")]);
-        let (name, place) = stored.expect("accepted").remove(0);
-        assert_eq!((name.as_str(), place.offset, place.length), ("w", 76, 24));
-        assert!(place.file.ends_with("model/data"));
-    }
-
-    #[test]
-    fn ways_out_of_the_folder_are_refused() {
-        let absolute = if cfg!(windows) { "C:\\secret" } else { "/etc/passwd" };
-        for location in
-            ["../secret", "..", ".", "", "sub/data", "./data", "a\\b", "c:data", "d\0", absolute]
-        {
-            let reason = verdict(&[("location", location), ("length", "24")]).expect_err(location);
-            assert!(reason.contains("plain file name"), "{location:?}: {reason}");
-        }
-    }
-
-    #[test]
-    fn wrong_ranges_are_refused() {
-        for (offset, length) in [("0", "101"), ("77", "24"), ("101", "24"), ("0", "20")] {
-            let entries = [("location", "data"), ("offset", offset), ("length", length)];
-            verdict(&entries).expect_err("out of range or of the wrong size");
-        }
-        for (key, text) in [("offset", "-1"), ("length", "1e3"), ("offset", ""), ("length", "x")] {
-            let reason = verdict(&[("location", "data"), (key, text)]).expect_err(text);
-            assert!(reason.contains("whole number"), "{reason}");
-        }
-        let most = u64::MAX.to_string();
-        verdict(&[("location", "data"), ("offset", &most), ("length", &most)])
-            .expect_err("the sum overflows");
-    }
-
-    #[test]
-    fn unknown_doubled_and_missing_keys_are_refused() {
-        for entries in [
-            vec![("location", "data"), ("length", "24"), ("owner", "x")],
-            vec![("location", "data"), ("location", "data"), ("length", "24")],
-            vec![("length", "24")],
-            vec![("location", "absent"), ("length", "24")],
-        ] {
-            verdict(&entries).expect_err("refused");
-        }
-    }
-
-    #[test]
-    fn impossible_shapes_are_refused() {
-        for dims in [vec![-1, 6], vec![i64::MAX, i64::MAX], vec![i64::MAX]] {
-            let folder = folder();
-            let mut tensor = tensor(&[("location", "data"), ("length", "24")]);
-            tensor.dims = dims;
-            let refused = check(&model(tensor), &folder.path().join("model")).expect_err("refused");
-            assert!(refused.reason.contains("impossible"), "{}", refused.reason);
-        }
-    }
-
-    #[test]
-    fn tensors_hidden_in_attributes_and_inner_graphs_are_checked_too() {
-        let folder = folder();
-        let hidden = tensor(&[("location", "../secret"), ("length", "24")]);
-        let inner = GraphProto { initializer: vec![hidden.clone()], ..Default::default() };
-        let attributes = [
-            AttributeProto { t: Some(hidden), ..Default::default() },
-            AttributeProto { g: Some(inner), ..Default::default() },
-        ];
-        for attribute in attributes {
-            let node = NodeProto { attribute: vec![attribute], ..Default::default() };
-            let graph = GraphProto { node: vec![node], ..Default::default() };
-            let model = ModelProto { graph: Some(graph), ..Default::default() };
-            let refused = check(&model, &folder.path().join("model")).expect_err("refused");
-            assert_eq!(refused.tensor, "w");
-        }
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn a_link_in_the_folder_is_followed_as_download_caches_need() {
-        let folder = folder();
-        let model_folder = folder.path().join("model");
-        std::os::unix::fs::symlink("../secret", model_folder.join("linked")).expect("link");
-        let tensor = tensor(&[("location", "linked"), ("length", "24")]);
-        check(&model(tensor), &model_folder).expect("accepted");
-    }
-}
+mod tests;

@@ -14,6 +14,7 @@ mod ort;
 mod signature;
 mod tract;
 mod weights;
+mod wiring;
 
 use std::{
     path::{Path, PathBuf},
@@ -23,6 +24,8 @@ use std::{
 
 pub use data_folder::data_folder;
 pub use error::EngineError;
+pub(crate) use external_data::is_plain_file_name;
+pub(crate) use signature::{Dim, Input, Signature};
 pub use weights::{GraphWeight, GraphWeights, Layout, Override, WeightType};
 
 use self::library::Places;
@@ -63,6 +66,16 @@ pub trait Engine: Send + Sync {
             }),
         }
     }
+
+    /// The same engine, but computing each graph node by node as it is written: slower, without what
+    /// its optimiser might get wrong, and in less memory, because the weights stay in the file.
+    ///
+    /// With `repack`, kernels may lay out weights anew in memory as they always do; ONNX Runtime's
+    /// quantised matrix product computes in 8 bits only then. `None` if the engine knows no such way.
+    fn plain(&self, repack: bool) -> Option<Arc<dyn Engine>> {
+        let _ = repack;
+        None
+    }
 }
 
 /// A loaded graph.
@@ -75,6 +88,26 @@ pub trait Session: Send {
     /// # Errors
     /// When an input is missing, unknown or of the wrong type or rank, or when the engine fails.
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError>;
+}
+
+/// Checks the bytes of a `model.onnx` as every engine's `load` does before it builds anything: that
+/// they can be decoded, and that the weights they name lie in the folder of `model` and are as many
+/// as their shapes say. Nothing is computed; `model` itself is not read.
+///
+/// # Errors
+/// When the bytes are no usable model, or its external data is missing or refused.
+pub fn check_model(model: &Path, bytes: &[u8]) -> Result<(), EngineError> {
+    model_file::ModelFile::parse(model, bytes).map(drop)
+}
+
+/// The inputs and outputs that the graph in `model` declares.
+pub(crate) fn signature(model: &Path) -> Result<Signature, EngineError> {
+    Ok(model_file::ModelFile::open(model)?.signature)
+}
+
+/// Name, type and shape of a value, for messages.
+pub(crate) fn describe_value(name: &str, value: &Tensor) -> String {
+    signature::describe_all(&[(name, value)])
 }
 
 /// Which engine is wanted.

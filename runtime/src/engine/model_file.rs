@@ -7,7 +7,7 @@ use std::{
 
 use tract_onnx::pb::ModelProto;
 
-use super::{EngineError, external_data, external_data::Stored, signature::Signature};
+use super::{EngineError, external_data, external_data::Stored, signature::Signature, wiring};
 
 /// Protobuf cannot hold more.
 const MOST_BYTES: u64 = i32::MAX as u64;
@@ -24,18 +24,28 @@ pub(super) struct ModelFile {
 impl ModelFile {
     /// Reads and checks the graph at `path`.
     pub fn open(path: &Path) -> Result<Self, EngineError> {
-        use prost::Message as _;
-
         let unreadable = |source| EngineError::ModelFile { model: path.to_path_buf(), source };
         let unusable = |reason| EngineError::ModelFormat { model: path.to_path_buf(), reason };
-        let size = std::fs::metadata(path).map_err(unreadable)?.len();
+        let metadata = std::fs::metadata(path).map_err(unreadable)?;
+        // A link to a device would never end.
+        if !metadata.is_file() {
+            return Err(unusable("it is not a file".to_owned()));
+        }
+        let size = metadata.len();
         if size > MOST_BYTES {
             return Err(unusable(format!("it is {size} bytes long, more than ONNX files can be")));
         }
-        let bytes = std::fs::read(path).map_err(unreadable)?;
-        let proto = ModelProto::decode(bytes.as_slice())
+        Self::parse(path, &std::fs::read(path).map_err(unreadable)?)
+    }
+
+    /// Checks the content of the file at `path`, and of the folder it lies in.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, EngineError> {
+        use prost::Message as _;
+
+        let unusable = |reason| EngineError::ModelFormat { model: path.to_path_buf(), reason };
+        // Refuses messages nested a hundred deep, so that nothing after it recurses further.
+        let proto = ModelProto::decode(bytes)
             .map_err(|error| unusable(format!("it cannot be decoded: {error}")))?;
-        drop(bytes);
         let graph = proto.graph.as_ref().ok_or_else(|| unusable("it has no graph".to_owned()))?;
         let mut names = HashSet::new();
         for tensor in &graph.initializer {
@@ -48,6 +58,13 @@ impl ModelFile {
         if signature.outputs.is_empty() {
             return Err(unusable("its graph has no output".to_owned()));
         }
+        // Without one, no operator means anything; it is also what comes last in many files.
+        if proto.opset_import.is_empty() {
+            return Err(unusable(
+                "it names no operator set, perhaps because it is cut short".to_owned(),
+            ));
+        }
+        wiring::check(graph).map_err(unusable)?;
         // A path without a folder part means the current folder.
         let folder = path.parent().unwrap_or(Path::new(""));
         let stored =

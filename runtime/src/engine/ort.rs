@@ -3,7 +3,7 @@
 use std::{
     fmt::Debug,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use half::{bf16, f16};
@@ -31,17 +31,22 @@ use crate::tensor::Tensor;
 const NAME: &str = "ort";
 
 /// ONNX Runtime on the processor.
+#[derive(Clone)]
 pub(super) struct OrtEngine {
     environment: Environment,
     library: Library,
     threads: usize,
+    /// Graphs are computed as they are written.
+    plain: bool,
+    /// Kernels lay out weights anew.
+    repack: bool,
 }
 
 impl OrtEngine {
     /// Starts ONNX Runtime from a library that has been looked at.
     pub fn start(library: Library, threads: usize) -> Result<Self, EngineError> {
         let environment = environment(&library)?;
-        Ok(Self { environment, library, threads })
+        Ok(Self { environment, library, threads, plain: false, repack: true })
     }
 }
 
@@ -51,7 +56,8 @@ impl Engine for OrtEngine {
     }
 
     fn describe(&self) -> String {
-        format!("ONNX Runtime {} (cpu)", self.library.version)
+        let plain = if self.plain { ", graph as written" } else { "" };
+        format!("ONNX Runtime {} (cpu{plain})", self.library.version)
     }
 
     fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
@@ -77,6 +83,10 @@ impl Engine for OrtEngine {
         })?;
         Ok(Box::new(OrtSession { model: path, signature, session }))
     }
+
+    fn plain(&self, repack: bool) -> Option<Arc<dyn Engine>> {
+        Some(Arc::new(Self { plain: true, repack, ..self.clone() }))
+    }
 }
 
 impl OrtEngine {
@@ -87,10 +97,16 @@ impl OrtEngine {
         graph: Option<Vec<u8>>,
         overrides: Vec<Override>,
     ) -> ort::Result<ort::session::Session> {
+        let level = match self.plain {
+            true => GraphOptimizationLevel::Disable,
+            false => GraphOptimizationLevel::All,
+        };
         let mut builder = ort::session::Session::builder(&self.environment)?
             // ort's own default adds CoreML on macOS; an engine must be what it says it is.
             .with_auto_device(AutoDevicePolicy::PreferCPU)?
-            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_optimization_level(level)?
+            // Repacked weights are copies in memory of what is otherwise mapped from the file.
+            .with_prepacking(self.repack)?
             .with_intra_threads(self.threads)?
             // Patterns are kept per input shape; a diffusion loop repeats one shape many times.
             .with_memory_pattern(true)?;

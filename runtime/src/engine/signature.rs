@@ -13,14 +13,14 @@ use crate::tensor::Tensor;
 
 /// Inputs and outputs of a graph, in its order.
 #[derive(Clone, Debug)]
-pub(super) struct Signature {
+pub(crate) struct Signature {
     pub inputs: Vec<Input>,
     pub outputs: Vec<String>,
 }
 
 /// One declared input.
 #[derive(Clone, Debug)]
-pub(super) struct Input {
+pub(crate) struct Input {
     pub name: String,
     pub dtype: DataType,
     /// `None` where the graph does not say.
@@ -29,7 +29,7 @@ pub(super) struct Input {
 
 /// One declared size.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Dim {
+pub(crate) enum Dim {
     Fixed(usize),
     Symbol(String),
     Any,
@@ -37,7 +37,7 @@ pub(super) enum Dim {
 
 /// An input that does not fit.
 #[derive(Debug)]
-pub(super) struct Mismatch {
+pub(crate) struct Mismatch {
     pub input: String,
     pub reason: String,
 }

@@ -10,7 +10,8 @@ use std::ops::Range;
 use super::super::FileProblem;
 use super::super::text::shown;
 use super::invalid;
-use super::pickle::{self, Unpickled, Value};
+use super::pickle;
+use super::value::{Unpickled, Value};
 
 /// The magic number as pickles write it from protocol 2 on, behind its length.
 const MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";

@@ -3,6 +3,7 @@
 mod legacy;
 mod pickle;
 mod select;
+mod value;
 mod zip;
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::ops::Range;
 use super::stored::Stored;
 use super::text::shown;
 use super::{Container, Contents, FileProblem, WeightsKey};
-use pickle::{Storage, Unpickled};
+use value::{Storage, Unpickled};
 
 pub(super) use legacy::is_legacy;
 
@@ -109,3 +110,6 @@ fn contents(
     }
     Ok(Contents { container, weights_key, tensors })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The weights among everything that a PyTorch file holds.
 
 use super::super::text::shown;
-use super::pickle::{Tensor, Unpickled, Value};
+use super::value::{Tensor, Unpickled, Value};
 use super::{FileProblem, WeightsKey};
 
 /// Keys that wrap the weights, in the order in which they are looked for. Upstream's conversion

@@ -13,19 +13,24 @@ pub struct Window {
     pub kernel: usize,
     /// Distance between two outputs.
     pub stride: usize,
-    /// Zeros added at each of the four edges.
-    pub padding: usize,
+    /// Zeros added before the first row and column, and after the last ones.
+    pub padding: [usize; 2],
 }
 
 impl Window {
     /// A kernel of odd side that keeps the size.
     pub fn same(kernel: usize) -> Self {
-        Self { kernel, stride: 1, padding: kernel / 2 }
+        Self { kernel, stride: 1, padding: [kernel / 2; 2] }
     }
 
     /// Patches of this side that do not overlap.
     pub fn patches(side: usize) -> Self {
-        Self { kernel: side, stride: side, padding: 0 }
+        Self { kernel: side, stride: side, padding: [0; 2] }
+    }
+
+    /// A 3×3 kernel that halves even sides, with zeros at the right and bottom edges only.
+    pub fn halving() -> Self {
+        Self { kernel: 3, stride: 2, padding: [0, 1] }
     }
 }
 
@@ -48,14 +53,17 @@ impl GraphBuilder {
             };
             let height = b.conv_size(x, &x.shape()[2], window)?;
             let width = b.conv_size(x, &x.shape()[3], window)?;
-            let Window { kernel, stride, padding } = window;
+            let Window { kernel, stride, padding: [before, after] } = window;
             let weight = b.weight("weight", &[out_channels, in_channels, kernel, kernel])?;
             let bias = b.weight("bias", &[out_channels])?;
             let ints = |value: usize, count| Attribute::Ints(vec![value as i64; count]);
             let attributes = vec![
                 ("kernel_shape", ints(kernel, 2)),
                 ("strides", ints(stride, 2)),
-                ("pads", ints(padding, 4)),
+                (
+                    "pads",
+                    Attribute::Ints([before, before, after, after].map(|n| n as i64).to_vec()),
+                ),
             ];
             let shape = vec![x.shape()[0].clone(), Dim::from(out_channels), height, width];
             Ok(b.push(op, &[x, &weight, &bias], attributes, DType::F32, shape))
@@ -98,10 +106,10 @@ impl GraphBuilder {
         Ok(self.push(op, &operands, attributes, DType::F32, shape))
     }
 
-    /// `(size + 2·padding − kernel) / stride + 1`, where that is exact.
+    /// `(size + padding − kernel) / stride + 1`, where that is exact.
     fn conv_size(&self, x: &Value, size: &Dim, window: Window) -> Result<Dim, GraphError> {
-        let Window { kernel, stride, padding } = window;
-        let grown = size + &Dim::from(2 * padding as i64 - kernel as i64);
+        let Window { kernel, stride, padding: [before, after] } = window;
+        let grown = size + &Dim::from((before + after) as i64 - kernel as i64);
         match grown.exact_div(&Dim::from(stride)) {
             Some(steps) => Ok(&steps + &Dim::from(1)),
             None => {

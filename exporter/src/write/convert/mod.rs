@@ -9,6 +9,7 @@ mod round;
 mod tests;
 
 pub(crate) use block::{Block, Sink};
+pub(crate) use quantise::{BLOCK as QUANTISED_BLOCK, block_bytes};
 
 use crate::checkpoint::TensorView;
 use crate::graph::ir::{DType, Transform};

@@ -20,8 +20,8 @@ use crate::checkpoint::TensorView;
 pub(crate) const BLOCK: usize = 32;
 
 /// The code of zero, which is also the number of codes below it.
-fn zero_code(bits: u8) -> f32 {
-    f32::from(1u8 << (bits - 1))
+fn zero_code(bits: u8) -> i32 {
+    1 << (bits - 1)
 }
 
 /// Bytes of a block's codes.
@@ -29,28 +29,45 @@ pub(crate) fn block_bytes(bits: u8) -> usize {
     BLOCK * usize::from(bits) / 8
 }
 
-/// The scale of a block.
-fn scale(block: &[f32], zero: f32) -> f32 {
-    let largest = block.iter().fold(0f32, |best, &x| if x.abs() > best.abs() { x } else { best });
-    largest / -zero
+/// The most negative and the most positive of some numbers and zero.
+fn extremes(numbers: &[f32]) -> (f32, f32) {
+    // In lanes, since floats may not be compared in another order than the one written down.
+    const LANES: usize = 8;
+    let (mut least, mut most) = ([0f32; LANES], [0f32; LANES]);
+    let (lines, rest) = numbers.as_chunks::<LANES>();
+    for line in lines {
+        for lane in 0..LANES {
+            least[lane] = if line[lane] < least[lane] { line[lane] } else { least[lane] };
+            most[lane] = if line[lane] > most[lane] { line[lane] } else { most[lane] };
+        }
+    }
+    let least = least.iter().chain(rest).fold(0f32, |a, &b| a.min(b));
+    let most = most.iter().chain(rest).fold(0f32, |a, &b| a.max(b));
+    (least, most)
 }
 
-/// To the nearest integer, ties to even, for sizes below 2^22. Unlike the library function this
-/// vectorises on every processor.
-fn round(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0; // 1.5·2^23: sums with it have no fraction
-    (x + SHIFT) - SHIFT
+/// The scale of a block. Of two numbers of the same size, the positive one is the largest.
+fn scale(block: &[f32], zero: i32) -> f32 {
+    let (least, most) = extremes(block);
+    let largest = if most >= -least { most } else { least };
+    largest / -(zero as f32)
+}
+
+/// To the nearest integer, ties to even, for sizes below 2^22. Unlike the library's function and
+/// conversion this vectorises on every processor.
+fn round(x: f32) -> i32 {
+    const SHIFT: f32 = 12_582_912.0; // 1.5·2^23: a sum with it has no fraction
+    ((x + SHIFT).to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32)
 }
 
 /// Fills `codes` (one a number) with the codes of a block.
-fn encode(block: &[f32], codes: &mut [u8; BLOCK], zero: f32) {
+fn encode(block: &[f32], codes: &mut [u8; BLOCK], zero: i32) {
     let scale = scale(block, zero);
     codes.fill(zero as u8);
     // A scale that underflows to zero would divide by zero; the numbers then are zero.
     if scale != 0.0 {
         for (code, &x) in codes.iter_mut().zip(block) {
-            // Two comparisons, since `clamp` keeps NaN in mind and does not vectorise.
-            *code = (round(x / scale) + zero).min(2.0 * zero - 1.0).max(0.0) as u8;
+            *code = (round(x / scale) + zero).clamp(0, 2 * zero - 1) as u8;
         }
     }
 }
@@ -59,7 +76,7 @@ fn encode(block: &[f32], codes: &mut [u8; BLOCK], zero: f32) {
 fn by_rows<S: Sink>(
     chunks: Option<Chunks<'_>>,
     sink: &mut S,
-    each: &mut dyn FnMut(&[f32], &mut S) -> Result<(), S::Error>,
+    mut each: impl FnMut(&[f32], &mut S) -> Result<(), S::Error>,
 ) -> Result<(), Stop<S::Error>> {
     let mut chunks = chunks.ok_or(Stop::Malformed)?;
     let mut floats = Vec::new();
@@ -85,7 +102,7 @@ pub(super) fn block_codes<S: Sink>(
         return Err(Stop::Malformed);
     }
     let (zero, bytes) = (zero_code(bits), block_bytes(bits));
-    by_rows(Chunks::new(view, Order::Rows { columns }), sink, &mut |rows, sink| {
+    by_rows(Chunks::new(view, Order::Rows { columns }), sink, |rows, sink| {
         let blocks = rows.len() / columns * columns.div_ceil(BLOCK);
         let mut block = sink.empty();
         let mut places = block.resize(blocks * bytes).chunks_exact_mut(bytes);
@@ -113,7 +130,7 @@ pub(super) fn block_scales<S: Sink>(
     sink: &mut S,
 ) -> Result<(), Stop<S::Error>> {
     let zero = zero_code(bits);
-    by_rows(Chunks::new(view, Order::Rows { columns }), sink, &mut |rows, sink| {
+    by_rows(Chunks::new(view, Order::Rows { columns }), sink, |rows, sink| {
         let parts = rows.chunks_exact(columns).flat_map(|row| row.chunks(BLOCK));
         let mut block = sink.empty();
         let count = rows.len() / columns * columns.div_ceil(BLOCK);
@@ -126,7 +143,7 @@ pub(super) fn block_scales<S: Sink>(
 }
 
 /// The largest code of a column.
-const LARGEST: f32 = 127.0;
+const LARGEST: i32 = 127;
 
 /// One scale for each row of the matrix as stored, which is a column of the one written.
 fn row_scales<E>(
@@ -139,8 +156,10 @@ fn row_scales<E>(
     while chunks.next_len() > 0 {
         floats.resize(chunks.next_len(), 0.0);
         chunks.read(&mut floats, f32::INFINITY).map_err(refuse)?;
-        let largest = |row: &[f32]| row.iter().fold(0f32, |most, x| most.max(x.abs()));
-        scales.extend(floats.chunks_exact(columns).map(|row| largest(row) / LARGEST));
+        scales.extend(floats.chunks_exact(columns).map(|row| {
+            let (least, most) = extremes(row);
+            most.max(-least) / LARGEST as f32
+        }));
     }
     Ok(scales)
 }
@@ -155,12 +174,12 @@ pub(super) fn column_codes<S: Sink>(
     // Where a scale is zero, all numbers are as good as zero, and so they become.
     scales.iter_mut().filter(|scale| **scale == 0.0).for_each(|scale| *scale = 1.0);
     let order = Order::Transposed { rows, columns };
-    by_rows(Chunks::new(view, order), sink, &mut |turned, sink| {
+    by_rows(Chunks::new(view, order), sink, |turned, sink| {
         let mut block = sink.empty();
         let codes = block.resize(turned.len());
         for (codes, line) in codes.chunks_exact_mut(rows).zip(turned.chunks_exact(rows)) {
             for ((code, &x), &scale) in codes.iter_mut().zip(line).zip(&scales) {
-                *code = round(x / scale).max(-LARGEST).min(LARGEST) as i8 as u8;
+                *code = round(x / scale).clamp(-LARGEST, LARGEST) as i8 as u8;
             }
         }
         sink.put(block)

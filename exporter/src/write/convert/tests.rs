@@ -207,7 +207,7 @@ fn block_by_definition(block: &[f32], bits: u8) -> (f32, Vec<u8>) {
     let zero = f64::from(1u32 << (bits - 1));
     let mut largest = 0f32;
     for &x in block {
-        if x.abs() > largest.abs() {
+        if x.abs() > largest.abs() || x == -largest && x > 0.0 {
             largest = x;
         }
     }

@@ -34,14 +34,27 @@ pub(super) struct Graph {
     pub weight_bytes: u64,
 }
 
+/// Products with matrices quantised in blocks. tract has this operator for 4 bits, but its results in
+/// whole transformers were wrong (0.23.9: six times the error of the quantisation itself, though
+/// single products are right), so it is not used.
+const BLOCKS: &str = "MatMulNBits";
+
 /// Builds tract's graph; takes the protobuf out of `file`. Of the `replaced` weights nothing is read.
 pub(super) fn build(file: &mut ModelFile, replaced: &Replaced) -> TractResult<Graph> {
     let mut proto = std::mem::take(&mut file.proto);
     let stored: HashMap<&str, &Stored> =
         file.stored.iter().map(|(name, stored)| (name.as_str(), stored)).collect();
+    if let Some(node) = proto.graph.iter().flat_map(|g| &g.node).find(|n| n.op_type == BLOCKS) {
+        bail!(
+            "{} is an operator of ONNX Runtime ({BLOCKS}); for tract export int8 with --profile \
+             portable (int4 needs ONNX Runtime)",
+            node.name
+        );
+    }
     replaced.place_inline(&mut proto, &stored);
     let weights = move_to_inputs(&mut proto, &stored)?;
     if let Some(graph) = &mut proto.graph {
+        graph.initializer.iter_mut().for_each(widen_bf16);
         inner_graphs(graph, &mut forget_symbols);
     }
     let parsed = onnx().parse(&proto, None)?;
@@ -130,7 +143,7 @@ fn declare(tensor: &TensorProto) -> ValueInfoProto {
         ..Default::default()
     };
     let kind = type_proto::Tensor {
-        elem_type: tensor.data_type,
+        elem_type: readable_type(tensor.data_type),
         shape: Some(TensorShapeProto { dim: tensor.dims.iter().map(dim).collect() }),
     };
     ValueInfoProto {
@@ -143,6 +156,27 @@ fn declare(tensor: &TensorProto) -> ValueInfoProto {
     }
 }
 
+const BF16: i32 = DataType::Bfloat16 as i32;
+
+/// The type in which tract gets a tensor: it has no bf16, whose every number is one of f32 too. The
+/// conversions to f32 in the graph then convert nothing.
+fn readable_type(data_type: i32) -> i32 {
+    if data_type == BF16 { DataType::Float as i32 } else { data_type }
+}
+
+/// The bytes of bf16 numbers as f32: the upper half, in front of it a lower half of zeros.
+fn widened(bytes: &[u8]) -> Vec<u8> {
+    bytes.as_chunks().0.iter().flat_map(|&[low, high]| [0, 0, low, high]).collect()
+}
+
+/// Gives a bf16 tensor in the graph itself the type that tract reads.
+fn widen_bf16(tensor: &mut TensorProto) {
+    if tensor.data_type == BF16 && !tensor.raw_data.is_empty() {
+        tensor.raw_data = widened(&tensor.raw_data);
+        tensor.data_type = DataType::Float as i32;
+    }
+}
+
 /// Reads tensors, keeping the last file open.
 #[derive(Default)]
 struct Reader {
@@ -151,7 +185,7 @@ struct Reader {
 
 impl Reader {
     fn read(&mut self, tensor: &TensorProto, place: &Stored) -> TractResult<Arc<Tensor>> {
-        let dtype: DatumType = DataType::try_from(tensor.data_type)
+        let dtype: DatumType = DataType::try_from(readable_type(tensor.data_type))
             .map_err(|_| format_err!("unknown element type {}", tensor.data_type))?
             .try_into()?;
         if !dtype.is_copy() {
@@ -172,8 +206,18 @@ impl Reader {
         // The size was checked against type and shape, and against the file, before.
         let mut value = Tensor::zero_dt(dtype, &shape)?;
         let bytes = value.as_bytes_mut();
-        ensure!(bytes.len() as u64 == place.length, "{} bytes are needed", bytes.len());
-        file.read_exact(bytes).with_context(|| format!("reading {}", place.file.display()))?;
+        let bf16 = tensor.data_type == BF16;
+        let needed = if bf16 { bytes.len() / 2 } else { bytes.len() };
+        ensure!(needed as u64 == place.length, "{needed} bytes are needed");
+        file.read_exact(&mut bytes[..needed])
+            .with_context(|| format!("reading {}", place.file.display()))?;
+        if bf16 {
+            // From the back, so that no number is overwritten before it has been moved.
+            for index in (0..needed / 2).rev() {
+                let [low, high] = [bytes[2 * index], bytes[2 * index + 1]];
+                bytes[4 * index..][..4].copy_from_slice(&[0, 0, low, high]);
+            }
+        }
         if dtype == DatumType::Bool && bytes.iter().any(|byte| *byte > 1) {
             bail!("a truth value is neither 0 nor 1");
         }
