@@ -6,6 +6,7 @@ use pixart_exporter::naming::ConfigError;
 use pixart_exporter::write::WriteError;
 use pixart_runtime::engine::EngineError;
 use pixart_runtime::engine::install::InstallError;
+use pixart_runtime::lora::LoraError;
 use pixart_runtime::pipeline::PipelineError;
 use std::fmt::Display;
 use std::io;
@@ -39,7 +40,12 @@ impl<E: Into<Error>> From<E> for Failure {
 
 /// Whether a library's error is about what was asked for.
 fn is_request(error: &Error) -> bool {
-    matches!(error.downcast_ref(), Some(PipelineError::Request(_)))
+    let lora = match error.downcast_ref() {
+        Some(PipelineError::Lora(error)) => Some(error),
+        _ => error.downcast_ref::<LoraError>(),
+    };
+    lora.is_some_and(LoraError::is_request)
+        || matches!(error.downcast_ref(), Some(PipelineError::Request(_)))
         || matches!(error.downcast_ref(), Some(EngineError::UnknownEngine { .. }))
         || matches!(error.downcast_ref(), Some(InstallError::UnknownProvider { .. }))
         || matches!(

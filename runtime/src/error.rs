@@ -2,6 +2,7 @@
 
 use crate::{
     engine::EngineError,
+    lora::LoraError,
     model_folder::{Component, ModelError},
     sampler::SchedulerError,
     size::SizeError,
@@ -32,6 +33,9 @@ pub enum PipelineError {
         /// What happened.
         source: EngineError,
     },
+    /// A LoRA cannot be read, or does not fit the model.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     /// A graph lacks an output, or the output has another shape than the model's other parts need.
     #[error("{component}: {problem}; export the {component} again")]
     Output {

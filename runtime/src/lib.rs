@@ -29,6 +29,7 @@ pub mod engine;
 pub mod error;
 mod files;
 pub mod image;
+pub mod lora;
 pub mod model_folder;
 pub mod noise;
 pub mod pipeline;

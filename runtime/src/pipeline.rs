@@ -17,6 +17,7 @@ pub use request::{Reference, Request};
 
 use crate::{
     engine::Engine,
+    lora::{Lora, LoraMatch, match_loras},
     model_folder::{
         ModelError, TextEncoderArchitecture, TransformerArchitecture, VaeDecoderArchitecture,
     },
@@ -98,6 +99,25 @@ impl Pipeline {
         };
         pipeline.check_parts()?;
         Ok(pipeline)
+    }
+
+    /// Applies LoRAs, in this order, from the next request on, in place of those set before; none
+    /// takes all away. They change the transformer and, where they have keys for it, the text encoder.
+    ///
+    /// # Errors
+    /// When a LoRA does not fit the model, or has keys that belong to no layer and `allow_unmatched` is
+    /// not set. Those set before stay then.
+    pub fn set_loras(
+        &mut self,
+        loras: &[Arc<Lora>],
+        allow_unmatched: bool,
+    ) -> Result<Vec<LoraMatch>, PipelineError> {
+        let (transformer, encoder) = (self.transformer.exported(), self.text_encoder.exported());
+        let ([transformer, encoder], matches) =
+            match_loras(loras, transformer, encoder, allow_unmatched)?;
+        self.transformer.set_lora(transformer);
+        self.text_encoder.set_lora(encoder);
+        Ok(matches)
     }
 
     /// Makes one picture for each prompt and tells `progress` about it.

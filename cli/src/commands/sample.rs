@@ -1,5 +1,6 @@
 //! `pixart sample`: prompts in, pictures out.
 
+mod lora;
 mod output;
 mod settings;
 
@@ -29,6 +30,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
     // Everything that can be wrong with the request is found before the long work starts.
     let request = settings.request()?;
+    let loras = lora::read(&settings.lora)?;
     let sources = settings.sources()?;
     let options = EngineOptions { threads: settings.threads()?, ..EngineOptions::default() };
     let opened = engine::open(settings.engine()?, &options)?;
@@ -41,6 +43,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let options = PipelineOptions { keep_resident: settings.keep_resident.unwrap_or(false) };
     let mut pipeline = Pipeline::new(opened.engine.clone(), paths, options)?;
     settings.check_model(&pipeline)?;
+    lora::apply(&mut pipeline, &loras, settings.lora_allow_unmatched.unwrap_or(false))?;
 
     let mut reporter = Reporter::default();
     let mut unwritten = None;

@@ -158,6 +158,17 @@ pub enum EngineError {
         reason: String,
     },
 
+    /// Other elements for an initializer do not fit the graph.
+    #[error("{}: the tensor \"{tensor}\" cannot be replaced: {reason}", model.display())]
+    Override {
+        /// The `model.onnx`.
+        model: PathBuf,
+        /// Name of the tensor.
+        tensor: String,
+        /// What was found and what is expected.
+        reason: String,
+    },
+
     /// The engine refuses the graph.
     #[error("{engine} cannot load {}: {reason}", model.display())]
     Load {

@@ -13,6 +13,7 @@ mod model_file;
 mod ort;
 mod signature;
 mod tract;
+mod weights;
 mod wiring;
 
 use std::{
@@ -25,6 +26,7 @@ pub use data_folder::data_folder;
 pub use error::EngineError;
 pub(crate) use external_data::is_plain_file_name;
 pub(crate) use signature::{Dim, Input, Signature};
+pub use weights::{GraphWeight, GraphWeights, Layout, Override, WeightType};
 
 use self::library::Places;
 use crate::tensor::Tensor;
@@ -43,6 +45,27 @@ pub trait Engine: Send + Sync {
     /// When the file or its external data is missing, broken or reaches outside its folder, or when
     /// the engine refuses the graph.
     fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError>;
+
+    /// Loads `model` as [`Engine::load`] does, with other elements for some of its initializers. The
+    /// session holds these; the files stay as they are.
+    ///
+    /// # Errors
+    /// As [`Engine::load`], and when an override names no initializer of the graph or has another type
+    /// or shape. An engine that does not implement this refuses all overrides.
+    fn load_with(
+        &self,
+        model: &Path,
+        overrides: Vec<Override>,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        match overrides.first() {
+            None => self.load(model),
+            Some(first) => Err(EngineError::Override {
+                model: model.to_path_buf(),
+                tensor: first.name.clone(),
+                reason: format!("{} takes no weights but the stored ones", self.name()),
+            }),
+        }
+    }
 
     /// The same engine, but computing each graph node by node as it is written: slower, without what
     /// its optimiser might get wrong, and in less memory, because the weights stay in the file.

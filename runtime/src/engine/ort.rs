@@ -1,10 +1,12 @@
 //! ONNX Runtime behind the engine traits.
 
 use std::{
+    fmt::Debug,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
+use half::{bf16, f16};
 use ndarray::{ArrayD, IxDyn};
 use ort::{
     environment::Environment,
@@ -14,14 +16,16 @@ use ort::{
         SessionInputValue,
         builder::{AutoDevicePolicy, GraphOptimizationLevel},
     },
-    value::{TensorElementType, TensorRef},
+    value::{DynTensor, PrimitiveTensorElementType, TensorElementType, TensorRef},
 };
+use prost::Message as _;
 
 use super::{
     Engine, EngineError, Session,
     library::Library,
     model_file::ModelFile,
     signature::{Signature, describe_all},
+    weights::{self, Override, WeightType},
 };
 use crate::tensor::Tensor;
 
@@ -58,8 +62,22 @@ impl Engine for OrtEngine {
     }
 
     fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
-        let ModelFile { path, signature, .. } = ModelFile::open(model)?;
-        let session = self.build(&path).map_err(|error| EngineError::Load {
+        self.load_with(model, Vec::new())
+    }
+
+    fn load_with(
+        &self,
+        model: &Path,
+        overrides: Vec<Override>,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        let mut file = ModelFile::open(model)?;
+        weights::check(&file, &overrides)?;
+        let (overrides, changed) = weights::place_inline(&mut file, overrides);
+        let ModelFile { path, proto, signature, .. } = file;
+        // ONNX Runtime replaces what lies outside the graph; for the rest, it gets a changed graph.
+        let graph = changed.then(|| proto.encode_to_vec());
+        drop(proto);
+        let session = self.build(&path, graph, overrides).map_err(|error| EngineError::Load {
             engine: NAME,
             model: path.clone(),
             reason: error.to_string(),
@@ -73,7 +91,13 @@ impl Engine for OrtEngine {
 }
 
 impl OrtEngine {
-    fn build(&self, model: &Path) -> ort::Result<ort::session::Session> {
+    /// A session of `graph`, or of the file `model` without one.
+    fn build(
+        &self,
+        model: &Path,
+        graph: Option<Vec<u8>>,
+        overrides: Vec<Override>,
+    ) -> ort::Result<ort::session::Session> {
         let level = match self.plain {
             true => GraphOptimizationLevel::Disable,
             false => GraphOptimizationLevel::All,
@@ -84,7 +108,7 @@ impl OrtEngine {
             builder = builder
                 .with_execution_providers([CPU::default().with_arena_allocator(false).build()])?;
         }
-        builder
+        let mut builder = builder
             // ort's own default adds CoreML on macOS; an engine must be what it says it is.
             .with_auto_device(AutoDevicePolicy::PreferCPU)?
             .with_optimization_level(level)?
@@ -92,8 +116,36 @@ impl OrtEngine {
             .with_prepacking(self.repack)?
             .with_intra_threads(self.threads)?
             // Patterns are kept per input shape; a diffusion loop repeats one shape many times.
-            .with_memory_pattern(!self.plain)?
-            .commit_from_file(model)
+            .with_memory_pattern(!self.plain)?;
+        for new in overrides {
+            let tensor = owned_tensor(&new)?.into_dyn();
+            builder = builder.with_external_initializer(&new.name, tensor)?;
+        }
+        let Some(graph) = graph else { return builder.commit_from_file(model) };
+        let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
+        builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(&graph)
+    }
+}
+
+/// Where the external data of a graph lies that does not come from a file.
+const EXTERNAL_DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
+/// The elements of an override as a value that owns them: ONNX Runtime reads them where they lie.
+fn owned_tensor(new: &Override) -> ort::Result<DynTensor> {
+    fn numbers<T: PrimitiveTensorElementType + Debug + Clone + 'static, const N: usize>(
+        new: &Override,
+        read: fn([u8; N]) -> T,
+    ) -> ort::Result<DynTensor> {
+        let (bytes, _) = new.data.as_chunks();
+        let numbers: Vec<T> = bytes.iter().map(|&bytes| read(bytes)).collect();
+        Ok(ort::value::Tensor::from_array((new.shape.clone(), numbers))?.upcast())
+    }
+    match &new.dtype {
+        WeightType::F32 => numbers(new, f32::from_le_bytes),
+        WeightType::F16 => numbers(new, f16::from_le_bytes),
+        WeightType::Bf16 => numbers(new, bf16::from_le_bytes),
+        WeightType::Other(name) => Err(ort::Error::new(format!("{name} weights"))),
     }
 }
 

@@ -7,6 +7,7 @@ use ndarray::ArrayD;
 use crate::{
     engine::{Engine, Session},
     error::PipelineError,
+    lora::{Exported, LoraPlan},
     model_folder::{Architecture, Component, ComponentFolder, ModelError},
     tensor::Tensor,
 };
@@ -15,6 +16,7 @@ use crate::{
 pub(super) struct LazyComponent<A> {
     pub(super) folder: ComponentFolder<A>,
     engine: Arc<dyn Engine>,
+    lora: Option<LoraPlan>,
     loaded: Option<LoadedComponent>,
 }
 
@@ -28,7 +30,8 @@ pub(crate) struct LoadedComponent {
 impl<A: Architecture> LazyComponent<A> {
     /// Reads the manifest; the weights stay on disk.
     pub(super) fn open(engine: &Arc<dyn Engine>, folder: &Path) -> Result<Self, ModelError> {
-        Ok(Self { folder: ComponentFolder::open(folder)?, engine: engine.clone(), loaded: None })
+        let folder = ComponentFolder::open(folder)?;
+        Ok(Self { folder, engine: engine.clone(), lora: None, loaded: None })
     }
 
     /// The component, loaded now if it is not yet.
@@ -37,15 +40,27 @@ impl<A: Architecture> LazyComponent<A> {
             Some(loaded) => loaded,
             None => {
                 let component = A::COMPONENT;
+                let overrides = self.lora.as_ref().map_or(Ok(Vec::new()), LoraPlan::merge)?;
                 let session = self
                     .engine
-                    .load(&self.folder.model)
+                    .load_with(&self.folder.model, overrides)
                     .map_err(|source| PipelineError::Engine { component, source })?;
                 let precision = self.folder.precision.clone();
                 LoadedComponent { component, precision, session }
             }
         };
         Ok(self.loaded.insert(loaded))
+    }
+
+    /// Changes the weights from the next load on; what is loaded goes.
+    pub(super) fn set_lora(&mut self, plan: LoraPlan) {
+        self.unload();
+        self.lora = (!plan.is_empty()).then_some(plan);
+    }
+
+    /// What LoRAs are matched with.
+    pub(super) fn exported(&self) -> Exported<'_> {
+        Exported { model: &self.folder.model, precision: &self.folder.precision }
     }
 
     /// Frees the memory of the weights.

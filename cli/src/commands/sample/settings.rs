@@ -109,6 +109,16 @@ pub struct Settings {
     /// Precision of the graphs; fp32 is the only one so far [default: fp32]
     #[arg(long, value_name = "TYPE", help_heading = "Model")]
     pub dtype: Option<String>,
+    /// LoRA to apply, a safetensors file or a folder with one, with its strength: FILE:0.8. Several are
+    /// applied in the order given [default strength: 1]
+    #[arg(long, value_name = "FILE[:STRENGTH]", num_args = 1.., help_heading = "Model")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub lora: Vec<String>,
+    /// Go on when keys of a LoRA belong to no layer of the model, without them [default: false]
+    #[arg(long = "lora_allow_unmatched", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Model")]
+    pub lora_allow_unmatched: Option<bool>,
 
     /// What runs the graphs: auto, ort (ONNX Runtime) or tract [default: auto]
     #[arg(long, value_name = "NAME", help_heading = "Engine")]

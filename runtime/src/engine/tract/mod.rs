@@ -4,6 +4,7 @@
 //! sizes, and a plan is made for each combination of input shapes; the plans used last are kept.
 
 mod plan;
+mod replaced;
 mod weights;
 
 use std::{
@@ -16,11 +17,13 @@ use tract_onnx::tract_hir::internal::{
     DatumType, IntoTValue as _, IntoTensor as _, TValue, TractResult,
 };
 
-use self::plan::Plans;
+use self::{plan::Plans, replaced::Replaced, weights::build};
 use super::{
     Engine, EngineError, Session,
     model_file::ModelFile,
     signature::{Signature, describe_all},
+    weights as graph_weights,
+    weights::Override,
 };
 use crate::tensor::Tensor;
 
@@ -57,13 +60,26 @@ impl Engine for TractEngine {
     }
 
     fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
+        self.load_with(model, Vec::new())
+    }
+
+    fn load_with(
+        &self,
+        model: &Path,
+        overrides: Vec<Override>,
+    ) -> Result<Box<dyn Session>, EngineError> {
         let mut file = ModelFile::open(model)?;
-        let graph = guarded(|| weights::build(&mut file)).map_err(|reason| EngineError::Load {
+        graph_weights::check(&file, &overrides)?;
+        let built = guarded(|| {
+            let replaced = Replaced::new(overrides)?;
+            Ok((build(&mut file, &replaced)?, replaced))
+        });
+        let (graph, replaced) = built.map_err(|reason| EngineError::Load {
             engine: NAME,
             model: model.to_path_buf(),
             reason,
         })?;
-        let plans = Plans::new(file.path.clone(), graph, self.executor.clone());
+        let plans = Plans::new(file.path.clone(), replaced, graph, self.executor.clone());
         Ok(Box::new(TractSession {
             model: file.path,
             signature: file.signature,

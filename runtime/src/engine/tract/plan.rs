@@ -7,6 +7,7 @@ use tract_onnx::{prelude::RunOptions, tract_hir::internal::*};
 
 use super::{
     super::{model_file::ModelFile, signature::Input},
+    replaced::Replaced,
     weights::{self, Graph},
 };
 
@@ -27,6 +28,7 @@ pub(super) type Shapes = Vec<Vec<usize>>;
 /// The plans used last.
 pub(super) struct Plans {
     path: PathBuf,
+    replaced: Replaced,
     /// `None` once it has become a plan and is too large to be kept.
     graph: Option<Graph>,
     executor: Executor,
@@ -38,12 +40,13 @@ pub(super) struct Plans {
 }
 
 impl Plans {
-    /// Plans for `graph`, which was read from `path`.
-    pub fn new(path: PathBuf, graph: Graph, executor: Executor) -> Self {
+    /// Plans for `graph`, which was read from `path` with some weights replaced.
+    pub fn new(path: PathBuf, replaced: Replaced, graph: Graph, executor: Executor) -> Self {
         let fitting = MOST_BYTES.checked_div(graph.weight_bytes).unwrap_or(u64::MAX);
         let most = usize::try_from(fitting).unwrap_or(usize::MAX).clamp(1, MOST_PLANS);
         Self {
             path,
+            replaced,
             graph: Some(graph),
             executor,
             most_bytes_twice: MOST_BYTES_TWICE,
@@ -91,7 +94,7 @@ impl Plans {
             None => {
                 let mut file =
                     ModelFile::open(&self.path).map_err(|error| format_err!("{error}"))?;
-                weights::build(&mut file)?
+                weights::build(&mut file, &self.replaced)?
             }
         };
         if graph.weight_bytes > self.most_bytes_twice {

@@ -44,9 +44,9 @@ fn a_graph_too_large_to_be_kept_is_read_again_for_another_shape() {
     let folder = tempfile::tempdir().expect("folder");
     let model = write(folder.path(), graph());
     let mut file = ModelFile::open(&model).expect("opens");
-    let graph = weights::build(&mut file).expect("builds");
+    let graph = weights::build(&mut file, &Replaced::default()).expect("builds");
     assert_eq!(graph.weight_bytes, 24);
-    let mut plans = Plans::new(model.clone(), graph, Executor::SingleThread);
+    let mut plans = Plans::new(model.clone(), Replaced::default(), graph, Executor::SingleThread);
     plans.most_bytes_twice = 0;
     let inputs = &file.signature.inputs;
     for batch in [1, 2] {

@@ -22,7 +22,10 @@ use tract_onnx::{
     tract_hir::{internal::*, ops::konst::Const},
 };
 
-use super::super::{external_data::Stored, model_file::ModelFile};
+use super::{
+    super::{external_data::Stored, model_file::ModelFile},
+    replaced::Replaced,
+};
 
 /// A graph with symbolic sizes and all its weights.
 pub(super) struct Graph {
@@ -36,8 +39,8 @@ pub(super) struct Graph {
 /// single products are right), so it is not used.
 const BLOCKS: &str = "MatMulNBits";
 
-/// Builds tract's graph; takes the protobuf out of `file`.
-pub(super) fn build(file: &mut ModelFile) -> TractResult<Graph> {
+/// Builds tract's graph; takes the protobuf out of `file`. Of the `replaced` weights nothing is read.
+pub(super) fn build(file: &mut ModelFile, replaced: &Replaced) -> TractResult<Graph> {
     let mut proto = std::mem::take(&mut file.proto);
     let stored: HashMap<&str, &Stored> =
         file.stored.iter().map(|(name, stored)| (name.as_str(), stored)).collect();
@@ -48,6 +51,7 @@ pub(super) fn build(file: &mut ModelFile) -> TractResult<Graph> {
             node.name
         );
     }
+    replaced.place_inline(&mut proto, &stored);
     let weights = move_to_inputs(&mut proto, &stored)?;
     if let Some(graph) = &mut proto.graph {
         graph.initializer.iter_mut().for_each(widen_bf16);
@@ -62,9 +66,12 @@ pub(super) fn build(file: &mut ModelFile) -> TractResult<Graph> {
     let mut weight_bytes = 0;
     for weight in weights {
         let place = stored.get(weight.name.as_str()).context("weight without a place")?;
-        let tensor = reader
-            .read(&weight, place)
-            .with_context(|| format!("reading the tensor \"{}\"", weight.name))?;
+        let tensor = match replaced.stored(&weight.name) {
+            Some(tensor) => tensor,
+            None => reader
+                .read(&weight, place)
+                .with_context(|| format!("reading the tensor \"{}\"", weight.name))?,
+        };
         weight_bytes += place.length;
         let outlet = *parsed
             .outlets_by_name
