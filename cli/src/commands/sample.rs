@@ -1,6 +1,7 @@
 //! `pixart sample`: prompts in, pictures out.
 
 mod output;
+mod sampling;
 mod settings;
 
 use crate::exit::Failure;
