@@ -129,3 +129,62 @@ fn predicted(
     let variance = variance.then(|| part(prompt, Slice::from(channels..)));
     Prediction { noise, variance }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array4;
+
+    use super::*;
+
+    const UNCONDITIONAL: [f32; 8] = [0.3, -1.2, 0.8, 2.0, -0.4, 0.1, 1.5, -0.9];
+    const CONDITIONAL: [f32; 8] = [1.0, -0.7, 0.2, 1.1, 0.6, -1.4, 0.9, -0.3];
+
+    /// Four channels of two noise values and four of two variance values, whose first digit tells the half.
+    fn output() -> ArrayD<f32> {
+        let halves = [UNCONDITIONAL, CONDITIONAL];
+        let value = |(b, c, _, x): (usize, usize, usize, usize)| match c {
+            0..4 => halves[b][2 * c + x],
+            _ => 10.0 * (b + 1) as f32 + (c + x) as f32,
+        };
+        Array4::from_shape_fn((2, 8, 1, 2), value).into_dyn()
+    }
+
+    fn close(found: &ArrayD<f32>, expected: &[f32]) -> bool {
+        found.len() == expected.len()
+            && found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 2e-6 * b.abs().max(1.0))
+    }
+
+    #[test]
+    fn guided_and_rescaled_noise_equals_that_of_diffusers() {
+        // `rescale_noise_cfg(u + 4.5 (c - u), c, r)` of diffusers 0.42.1.
+        let plain = [3.45, 1.05, -1.9, -2.05, 4.1, -6.65, -1.2, 1.8];
+        let rescaled = [
+            1.656_523_5,
+            0.504_159_45,
+            -0.912_288_4,
+            -0.984_311,
+            1.968_622_2,
+            -3.193_009_4,
+            -0.576_182_1,
+            0.864_273_07,
+        ];
+        for (guidance_rescale, expected) in [(0.0, plain), (0.7, rescaled)] {
+            let request = Request { guidance_rescale, ..Request::default() };
+            let prediction = predicted(&output(), 4, &request, false);
+            assert!(close(&prediction.noise, &expected), "{}", prediction.noise);
+            assert!(prediction.variance.is_none());
+        }
+    }
+
+    #[test]
+    fn the_variance_is_the_prompts_own_and_not_guided() {
+        let prediction = predicted(&output(), 4, &Request::default(), true);
+        let variance = prediction.variance.expect("asked for");
+        assert!(close(&variance, &[24.0, 25.0, 25.0, 26.0, 26.0, 27.0, 27.0, 28.0]));
+        // Without guidance the batch is the prompt alone.
+        let alone = output().slice_axis(Axis(0), Slice::from(1..)).to_owned();
+        let prediction = predicted(&alone, 4, &Request::default(), true);
+        assert!(close(&prediction.noise, &CONDITIONAL));
+        assert_eq!(prediction.variance, Some(variance));
+    }
+}
