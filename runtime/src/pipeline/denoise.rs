@@ -158,7 +158,7 @@ mod tests {
     fn guided_and_rescaled_noise_equals_that_of_diffusers() {
         // `rescale_noise_cfg(u + 4.5 (c - u), c, r)` of diffusers 0.42.1.
         let plain = [3.45, 1.05, -1.9, -2.05, 4.1, -6.65, -1.2, 1.8];
-        let rescaled = [
+        let rescaled: [f32; 8] = [
             1.656_523_5,
             0.504_159_45,
             -0.912_288_4,
@@ -166,7 +166,7 @@ mod tests {
             1.968_622_2,
             -3.193_009_4,
             -0.576_182_1,
-            0.864_273_07,
+            0.864_273_1,
         ];
         for (guidance_rescale, expected) in [(0.0, plain), (0.7, rescaled)] {
             let request = Request { guidance_rescale, ..Request::default() };

@@ -58,9 +58,9 @@ pub struct Request {
     /// Steps of the solver, in its [range](SamplingMethod::steps).
     pub sampling_steps: usize,
     /// How much the prompt counts, a finite number. At 1 (diffusers: 1 or less) the negative prompt
-    /// is not used and a picture takes half the time.
+    /// is not used and a step needs half the computation.
     pub guidance_scale: f32,
-    /// After which step guidance stops. The steps after it take half the time.
+    /// After which step guidance stops. The steps after it need half the computation.
     pub guidance_end: GuidanceEnd,
     /// How far a guided prediction is pulled back to the deviation of the prompt's own, 0 (not) to 1.
     pub guidance_rescale: f32,

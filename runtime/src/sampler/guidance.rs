@@ -6,7 +6,7 @@ use ndarray::{ArrayD, Zip};
 
 use crate::{error::RequestError, pipeline::Reference};
 
-/// Where in a run guidance stops. The steps after it compute the prompt's half alone, in half the time.
+/// Where in a run guidance stops. The steps after it compute the prompt's half alone.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum GuidanceEnd {
     /// After this part of the steps, from 0 (no guidance) to 1 (guidance to the end), rounded to whole

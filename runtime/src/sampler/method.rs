@@ -3,7 +3,12 @@
 use std::{fmt, ops::RangeInclusive, str::FromStr};
 
 use super::{
-    Ddim, Dmd, DpmSolver, Iddpm, Lcm, NoiseSchedule, SaSolver, SchedulerConfig, Solver, dmd,
+    DpmSolver, NoiseSchedule, SchedulerConfig, Solver,
+    ddim::Ddim,
+    dmd::{self, Dmd},
+    iddpm::Iddpm,
+    lcm::Lcm,
+    sa_solver::SaSolver,
 };
 use crate::{error::RequestError, pipeline::Reference};
 

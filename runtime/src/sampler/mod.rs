@@ -13,13 +13,8 @@ mod schedule;
 mod solver;
 
 pub use config::{FinalSigma, SchedulerConfig, SchedulerError};
-pub use ddim::Ddim;
-pub use dmd::Dmd;
 pub use dpm_solver::DpmSolver;
 pub use guidance::{GuidanceEnd, UncondMask, guide, rescale};
-pub use iddpm::Iddpm;
-pub use lcm::Lcm;
 pub use method::SamplingMethod;
-pub use sa_solver::SaSolver;
 pub use schedule::{Level, NoiseSchedule};
 pub use solver::{Prediction, Solver};

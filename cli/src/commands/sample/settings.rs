@@ -51,8 +51,8 @@ pub struct Settings {
         help_heading = "Sampling"
     )]
     pub sampling_steps: Option<usize>,
-    /// How strongly pictures follow the prompt; 1 switches guidance off and halves the time [default:
-    /// 4.5, lcm and dmd 1]
+    /// How strongly pictures follow the prompt; 1 switches guidance off, which halves the
+    /// computation [default: 4.5, lcm and dmd 1]
     #[arg(
         long = "guidance_scale",
         visible_alias = "cfg_scale",
@@ -61,7 +61,8 @@ pub struct Settings {
         help_heading = "Sampling"
     )]
     pub guidance_scale: Option<f32>,
-    /// Guide the first part of the steps only, 0 to 1; the others take half the time [default: 1]
+    /// Guide the first part of the steps only, 0 to 1; the others need half the computation
+    /// [default: 1]
     #[arg(
         long = "guidance_end",
         value_name = "PART",
