@@ -74,7 +74,8 @@ fn read<T: DeserializeOwned + Default>(path: &Path, known: &[String]) -> anyhow:
     serde_yaml::from_str(&text).with_context(|| format!("{file}: wrong value"))
 }
 
-fn nearest<'a>(key: &str, known: &'a [String]) -> Option<&'a str> {
+/// The known name that looks most like `key`, if one does.
+pub fn nearest<'a>(key: &str, known: &'a [String]) -> Option<&'a str> {
     let scored = known.iter().map(|name| (strsim::jaro_winkler(key, name), name.as_str()));
     let (score, name) = scored.max_by(|a, b| a.0.total_cmp(&b.0))?;
     (score > 0.8).then_some(name)

@@ -1,10 +1,12 @@
 //! What can go wrong on the way from a prompt to a picture.
 
+use std::ops::RangeInclusive;
+
 use crate::{
     engine::EngineError,
     lora::LoraError,
     model_folder::{Component, ModelError},
-    sampler::SchedulerError,
+    sampler::{SamplingMethod, SchedulerError},
     size::SizeError,
     text::TokenizerError,
 };
@@ -113,6 +115,69 @@ pub enum RequestError {
     /// No reference of this name.
     #[error("found `{0}`, expected mindone or diffusers")]
     UnknownReference(String),
+    /// No solver of this name.
+    #[error(
+        "found `{found}`, expected one of {}",
+        SamplingMethod::ALL.map(SamplingMethod::name).join(", ")
+    )]
+    UnknownMethod {
+        /// The name.
+        found: String,
+    },
+    /// No choice of the unconditional half's mask of this name.
+    #[error("found `{0}`, expected caption or own")]
+    UnknownMask(String),
+    /// More or fewer steps than the solver can take.
+    #[error(
+        "sampling_steps: found {found}, expected {} with the solver {method}; leave it out for {}",
+        range(accepted),
+        method.default_steps()
+    )]
+    Steps {
+        /// The solver.
+        method: SamplingMethod,
+        /// The steps asked for.
+        found: usize,
+        /// The steps it can take.
+        accepted: RangeInclusive<usize>,
+    },
+    /// Guidance with a model that has it built in.
+    #[error(
+        "guidance_scale: found {found}, expected 1 with the solver {method}: its models are distilled \
+         with guidance and run without; leave it out"
+    )]
+    Guided {
+        /// The solver.
+        method: SamplingMethod,
+        /// The scale asked for.
+        found: f32,
+    },
+    /// The noise schedule has too few times.
+    #[error(
+        "num_train_timesteps of the model's scheduler_config.json: found {found}, expected {least} or \
+         more with the solver {method}; take another solver or fewer steps"
+    )]
+    ShortSchedule {
+        /// The solver.
+        method: SamplingMethod,
+        /// The length of the schedule.
+        found: usize,
+        /// The length it needs.
+        least: usize,
+    },
+    /// The solver needs variance channels and the transformer has none.
+    #[error(
+        "sampling_method: {0} needs a transformer with learned variance (8 output channels), this one \
+         has none; take another solver"
+    )]
+    NoVariance(SamplingMethod),
+}
+
+fn range(accepted: &RangeInclusive<usize>) -> String {
+    match (accepted.start(), accepted.end()) {
+        (least, most) if least == most => least.to_string(),
+        (least, most) => format!("{least} to {most}"),
+    }
 }
 
 impl From<SizeError> for PipelineError {

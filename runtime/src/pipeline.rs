@@ -1,6 +1,7 @@
 //! The path of one request, from prompts to pictures.
 
 mod component;
+mod denoise;
 mod event;
 mod request;
 #[cfg(test)]
@@ -9,7 +10,7 @@ mod tests;
 use std::{sync::Arc, time::Instant};
 
 use image::RgbImage;
-use ndarray::{ArrayD, Axis, Slice, concatenate, s};
+use ndarray::{ArrayD, s};
 
 pub(crate) use component::LoadedComponent;
 pub use event::{Event, Stage};
@@ -22,9 +23,8 @@ use crate::{
         ModelError, TextEncoderArchitecture, TransformerArchitecture, VaeDecoderArchitecture,
     },
     noise::TorchGenerator,
-    sampler::{DpmSolver, NoiseSchedule, SchedulerConfig, guide},
+    sampler::{NoiseSchedule, SchedulerConfig},
     size::SizePlan,
-    tensor::Tensor,
     text::{self, Conditioning, PromptIds, Tokenizer},
     vae,
 };
@@ -131,6 +131,7 @@ impl Pipeline {
         progress: &mut dyn FnMut(Event<'_>),
     ) -> Result<Vec<Picture>, PipelineError> {
         request.check()?;
+        self.check_solver(request)?;
         let size = self.plan_size(request)?;
         let prompts = self.tokenize(request)?;
 
@@ -150,8 +151,8 @@ impl Pipeline {
         let mut stage = StageProgress::start(Stage::Denoise, total, progress);
         let mut latents = Vec::with_capacity(captions.len());
         for (k, caption) in captions.iter().enumerate() {
-            let noise = self.noise(seed_of(request, k), &size);
-            latents.push(self.denoise(noise, caption, request, &mut || stage.step())?);
+            let generator = TorchGenerator::new(seed_of(request, k));
+            latents.push(self.denoise(generator, &size, caption, request, &mut || stage.step())?);
         }
         stage.finish();
         self.free(|pipeline| pipeline.transformer.unload());
@@ -215,68 +216,7 @@ impl Pipeline {
     ) -> Result<Conditioning, PipelineError> {
         let pad = self.tokenizer.pad_id();
         let encoder = self.text_encoder.load()?;
-        text::encode(encoder, ids, pad, request.reference, request.max_length)
-    }
-
-    /// The noise of one picture, f32 [1, 4, height, width].
-    fn noise(&self, seed: u64, size: &SizePlan) -> ArrayD<f32> {
-        let channels = self.transformer.folder.architecture.in_channels;
-        let (height, width) = size.latent();
-        let values = TorchGenerator::new(seed).randn(channels * height * width);
-        ArrayD::from_shape_vec(vec![1, channels, height, width], values)
-            .expect("as many values as the shape holds")
-    }
-
-    /// From noise to latents under one caption.
-    fn denoise(
-        &mut self,
-        mut latents: ArrayD<f32>,
-        caption: &Conditioning,
-        request: &Request,
-        step_done: &mut dyn FnMut(),
-    ) -> Result<ArrayD<f32>, PipelineError> {
-        let steps = request.sampling_steps;
-        let mut solver = match request.reference {
-            Reference::Mindone => DpmSolver::continuous(&self.schedule, steps),
-            Reference::Diffusers => DpmSolver::discrete(&self.schedule, &self.scheduler, steps),
-        };
-        let TransformerArchitecture { out_channels, use_additional_conditions: conditions, .. } =
-            self.transformer.folder.architecture;
-        let transformer = self.transformer.load()?;
-        let batch = if request.guided() { 2 } else { 1 };
-        let mut output_shape = latents.shape().to_vec();
-        (output_shape[0], output_shape[1]) = (batch, out_channels);
-
-        let mut inputs = vec![
-            ("hidden_states", Tensor::F32(latents.clone())),
-            ("encoder_hidden_states", caption.embeddings.clone()),
-            ("encoder_attention_mask", caption.mask.clone()),
-            ("timestep", Tensor::F32(ArrayD::zeros(vec![batch]))),
-        ];
-        if conditions {
-            // In pixels, and height first.
-            let [height, width] = [2, 3].map(|axis| 8.0 * latents.shape()[axis] as f32);
-            let size = |_| [height, width];
-            let sizes = (0..batch).flat_map(size).collect();
-            let sizes = ArrayD::from_shape_vec(vec![batch, 2], sizes).expect("two numbers a row");
-            let ratios = ArrayD::from_elem(vec![batch, 1], height / width);
-            inputs.push(("resolution", sizes.into()));
-            inputs.push(("aspect_ratio", ratios.into()));
-        }
-        for i in 0..steps {
-            let timestep = solver.steps()[i].timestep;
-            let both =
-                concatenate(Axis(0), &vec![latents.view(); batch]).expect("copies have one shape");
-            inputs[0].1 = both.into();
-            inputs[3].1 = ArrayD::from_elem(vec![batch], timestep).into();
-            let output = transformer.run(&inputs, "out_hidden_states")?;
-            transformer.check_shape(&output, &output_shape)?;
-            let noise = predicted_noise(&output, latents.shape()[1], request);
-            solver.step(&mut latents, &noise);
-            transformer.check_finite(&latents, Some((i + 1, steps)))?;
-            step_done();
-        }
-        Ok(latents)
+        text::encode(encoder, ids, pad, request.uncond_mask(), request.max_length)
     }
 
     /// From latents to the picture in the size asked for.
@@ -351,17 +291,6 @@ impl Pipeline {
 /// Picture k has its own generator, so that it can be made again alone.
 fn seed_of(request: &Request, k: usize) -> u64 {
     request.seed.wrapping_add(k as u64)
-}
-
-/// The guided noise prediction: the variance channels are dropped, the unconditional half comes first.
-fn predicted_noise(output: &ArrayD<f32>, channels: usize, request: &Request) -> ArrayD<f32> {
-    let noise = output.slice_axis(Axis(1), Slice::from(..channels));
-    let half = |b: usize| noise.slice_axis(Axis(0), Slice::from(b..=b)).to_owned();
-    let mut first = half(0);
-    if request.guided() {
-        guide(&mut first, &half(1), request.guidance_scale);
-    }
-    first
 }
 
 /// Counts the steps of a stage and measures it.

@@ -2,7 +2,8 @@
 //! scheduler and against the official solver in float64.
 
 use ndarray::{ArrayD, arr1};
-use pixart_runtime::sampler::{DpmSolver, NoiseSchedule, SchedulerConfig};
+use pixart_runtime::noise::TorchGenerator;
+use pixart_runtime::sampler::{DpmSolver, NoiseSchedule, Prediction, SchedulerConfig, Solver};
 use pixart_tests::{errors::max_relative_error_of, fixtures};
 use serde::Deserialize;
 
@@ -52,14 +53,15 @@ fn config() -> SchedulerConfig {
 fn assert_trajectory(reference: &str, fixture: &Fixture, expected: &Trajectory, solver: DpmSolver) {
     let case = format!("{reference}, {} steps", expected.steps);
     let mut solver = solver;
-    let times: Vec<f64> = solver.steps().iter().map(|step| step.timestep.into()).collect();
+    let times: Vec<f64> = solver.timesteps().iter().map(|&time| time.into()).collect();
     let error = max_relative_error_of(&format!("{case}: times"), &times, &expected.times);
     assert!(error < 1e-6, "{case}: times {times:?}, expected {:?}", expected.times);
 
     let mut sample = arr1(&fixture.start).into_dyn();
+    let mut generator = TorchGenerator::new(0);
     for (index, (time, expected)) in times.iter().zip(&expected.samples).enumerate() {
-        let noise = fixture.toy.noise(&sample, *time);
-        solver.step(&mut sample, &noise);
+        let prediction = Prediction { noise: fixture.toy.noise(&sample, *time), variance: None };
+        solver.step(index, &mut sample, &prediction, &mut generator);
         let case = format!("{case}, after step {}", index + 1);
         let actual: Vec<f64> = sample.iter().map(|&x| x.into()).collect();
         let error = max_relative_error_of(&case, &actual, expected);

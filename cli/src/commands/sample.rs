@@ -2,6 +2,7 @@
 
 mod lora;
 mod output;
+mod sampling;
 mod settings;
 
 use crate::exit::Failure;

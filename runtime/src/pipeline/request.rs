@@ -2,7 +2,11 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{error::RequestError, size::check_sides};
+use crate::{
+    error::RequestError,
+    sampler::{GuidanceEnd, SamplingMethod, UncondMask},
+    size::check_sides,
+};
 
 /// The implementation whose pictures are to be reproduced. They differ in small but visible ways.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -49,11 +53,19 @@ pub struct Request {
     pub width: Option<u32>,
     /// Pixels from top to bottom, 1 to 16384; the model's own size where not given.
     pub height: Option<u32>,
-    /// Steps of the solver, 2 to 1000.
+    /// The solver.
+    pub sampling_method: SamplingMethod,
+    /// Steps of the solver, in its [range](SamplingMethod::steps).
     pub sampling_steps: usize,
     /// How much the prompt counts, a finite number. At 1 (diffusers: 1 or less) the negative prompt
-    /// is not used and a picture takes half the time.
+    /// is not used and a step needs half the computation.
     pub guidance_scale: f32,
+    /// After which step guidance stops. The steps after it need half the computation.
+    pub guidance_end: GuidanceEnd,
+    /// How far a guided prediction is pulled back to the deviation of the prompt's own, 0 (not) to 1.
+    pub guidance_rescale: f32,
+    /// Which tokens the unconditional half attends to; the reference's choice where not given.
+    pub uncond_mask: Option<UncondMask>,
     /// Seed of the first picture's noise; picture k has `seed` + k.
     pub seed: u64,
     /// The implementation to follow.
@@ -74,8 +86,12 @@ impl Default for Request {
             negative_prompts: Vec::new(),
             width: None,
             height: None,
-            sampling_steps: 20,
-            guidance_scale: 4.5,
+            sampling_method: SamplingMethod::default(),
+            sampling_steps: SamplingMethod::default().default_steps(),
+            guidance_scale: SamplingMethod::default().default_guidance_scale(),
+            guidance_end: GuidanceEnd::default(),
+            guidance_rescale: 0.0,
+            uncond_mask: None,
             seed: 42,
             reference: Reference::default(),
             use_resolution_binning: true,
@@ -104,21 +120,49 @@ impl Request {
             true => Ok(()),
             false => Err(RequestError::OutOfRange { field, found: found.to_string(), expected }),
         };
-        let steps = &self.sampling_steps;
-        range("sampling_steps", (2..=1000).contains(steps), steps, "2 to 1000")?;
+        let (method, steps) = (self.sampling_method, self.sampling_steps);
+        let accepted = method.steps();
+        if !accepted.contains(&steps) {
+            return Err(RequestError::Steps { method, found: steps, accepted });
+        }
         let scale = &self.guidance_scale;
         range("guidance_scale", scale.is_finite(), scale, "a finite number")?;
+        match &self.guidance_end {
+            GuidanceEnd::Fraction(part) => {
+                range("guidance_end", (0.0..=1.0).contains(part), part, "0 to 1")?;
+            }
+            GuidanceEnd::Step(step) => {
+                let expected = "0 to sampling_steps";
+                range("guidance_last_step", *step <= steps, step, expected)?;
+            }
+        }
+        let rescale = &self.guidance_rescale;
+        range("guidance_rescale", (0.0..=1.0).contains(rescale), rescale, "0 to 1")?;
+        if self.guided() && !method.takes_guidance() {
+            return Err(RequestError::Guided { method, found: self.guidance_scale });
+        }
         let length = &self.max_length;
         range("max_length", (1..=4096).contains(length), length, "1 to 4096")?;
         Ok(check_sides(self.width, self.height, self.use_resolution_binning)?)
     }
 
-    /// Whether the unconditional half is computed.
+    /// Whether any step is guided, so that negative prompts are needed.
     pub(super) fn guided(&self) -> bool {
-        match self.reference {
+        self.guided_steps() > 0
+    }
+
+    /// How many steps, from the first on, compute the unconditional half.
+    pub(super) fn guided_steps(&self) -> usize {
+        let guided = match self.reference {
             Reference::Mindone => self.guidance_scale != 1.0,
             Reference::Diffusers => self.guidance_scale > 1.0,
-        }
+        };
+        if guided { self.guidance_end.guided_steps(self.sampling_steps) } else { 0 }
+    }
+
+    /// Which tokens the unconditional half attends to.
+    pub(super) fn uncond_mask(&self) -> UncondMask {
+        self.uncond_mask.unwrap_or_else(|| UncondMask::of(self.reference))
     }
 
     /// The negative prompt of picture `k`.
@@ -142,10 +186,53 @@ mod tests {
             (Request { sampling_steps: 1001, ..good.clone() }, "sampling_steps"),
             (Request { guidance_scale: f32::NAN, ..good.clone() }, "guidance_scale"),
             (Request { max_length: 0, ..good.clone() }, "max_length"),
+            (Request { guidance_rescale: 1.5, ..good.clone() }, "guidance_rescale"),
+            (Request { guidance_rescale: f32::NAN, ..good.clone() }, "guidance_rescale"),
+            (Request { guidance_end: GuidanceEnd::Fraction(-0.1), ..good.clone() }, "guidance_end"),
+            (Request { guidance_end: GuidanceEnd::Step(21), ..good.clone() }, "guidance_last_step"),
         ];
         for (request, field) in bad {
             let message = request.check().expect_err(field).to_string();
             assert!(message.contains(field) && message.contains("expected"), "{message}");
+        }
+    }
+
+    #[test]
+    fn every_solver_has_its_own_range_of_steps() {
+        let request = |sampling_method: SamplingMethod, sampling_steps| Request {
+            prompts: vec![String::new()],
+            guidance_scale: sampling_method.default_guidance_scale(),
+            sampling_method,
+            sampling_steps,
+            ..Default::default()
+        };
+        for method in SamplingMethod::ALL {
+            let (least, most) = (*method.steps().start(), *method.steps().end());
+            for steps in [least, method.default_steps(), most] {
+                assert_eq!(request(method, steps).check(), Ok(()));
+            }
+            for steps in [least - 1, most + 1] {
+                let message = request(method, steps).check().expect_err("no range").to_string();
+                assert!(message.contains("sampling_steps") && message.contains(method.name()));
+            }
+        }
+    }
+
+    #[test]
+    fn distilled_models_are_not_guided() {
+        for method in [SamplingMethod::Lcm, SamplingMethod::Dmd] {
+            let request = |guidance_scale, reference| Request {
+                prompts: vec![String::new()],
+                sampling_method: method,
+                sampling_steps: 1,
+                guidance_scale,
+                reference,
+                ..Default::default()
+            };
+            let guided = request(4.5, Reference::Mindone).check().expect_err("guided").to_string();
+            assert!(guided.contains("guidance_scale: found 4.5, expected 1"), "{guided}");
+            assert_eq!(request(1.0, Reference::Mindone).check(), Ok(()));
+            assert_eq!(request(0.0, Reference::Diffusers).check(), Ok(()));
         }
     }
 

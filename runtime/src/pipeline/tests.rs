@@ -14,18 +14,35 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::engine::{EngineError, Session};
+use crate::{
+    engine::{EngineError, Session},
+    sampler::{GuidanceEnd, SamplingMethod, UncondMask},
+    tensor::Tensor,
+};
 
 /// What a toy session is asked: which graph, with which inputs.
 type Call = (String, Vec<(String, Tensor)>);
 
-#[derive(Default)]
 struct Toy {
     calls: Mutex<Vec<Call>>,
     alive: Arc<AtomicUsize>,
     most_alive: AtomicUsize,
     /// The component whose results are not numbers.
     broken: Option<&'static str>,
+    /// The transformer's variance channels; far outside their range where nothing reads them.
+    variance: Mutex<f32>,
+}
+
+impl Default for Toy {
+    fn default() -> Self {
+        Self {
+            calls: Mutex::default(),
+            alive: Arc::default(),
+            most_alive: AtomicUsize::default(),
+            broken: None,
+            variance: Mutex::new(1e30),
+        }
+    }
 }
 
 struct ToySession {
@@ -82,9 +99,10 @@ impl Session for ToySession {
                 let x = input("hidden_states").as_f32().expect("latents");
                 let caption = input("encoder_hidden_states").as_f32().expect("embeddings");
                 let s = x.shape();
+                let variance = *self.toy.variance.lock().expect("one thread");
                 let value = Array4::from_shape_fn((s[0], 8, s[2], s[3]), |(b, c, y, w)| match c {
                     0..4 => 0.5 * x[[b, c, y, w]] + caption[[b, 0, 0]],
-                    _ => 1e30,
+                    _ => variance,
                 });
                 ("out_hidden_states", value.into_dyn())
             }
@@ -241,6 +259,113 @@ fn without_guidance_the_batch_is_one() {
     for (_, inputs) in toy.calls.lock().expect("one thread").iter() {
         assert!(inputs.iter().all(|(_, value)| value.shape()[0] == 1));
     }
+}
+
+/// Batch sizes of the transformer's calls.
+fn batches(toy: &Toy) -> Vec<usize> {
+    let calls = toy.calls.lock().expect("one thread");
+    let ours = calls.iter().filter(|(name, _)| name == "transformer");
+    ours.map(|(_, inputs)| inputs[0].1.shape()[0]).collect()
+}
+
+#[test]
+fn after_the_end_of_guidance_the_batch_is_the_prompt_alone() {
+    let folder = model();
+    for (guidance_end, expected) in [
+        (GuidanceEnd::default(), [2, 2, 2, 2]),
+        (GuidanceEnd::Step(1), [2, 1, 1, 1]),
+        (GuidanceEnd::Fraction(0.5), [2, 2, 1, 1]),
+        (GuidanceEnd::Fraction(0.0), [1, 1, 1, 1]),
+    ] {
+        let toy = Arc::new(Toy::default());
+        let request = Request { guidance_end, sampling_steps: 4, ..request(&["red"]) };
+        sample(&mut pipeline(&folder, &toy, false), &request);
+        assert_eq!(batches(&toy), expected, "{guidance_end:?}");
+    }
+    // What is left after the end of guidance is the prompt's half, not the negative one's.
+    let masks = |guidance_end| {
+        let toy = Arc::new(Toy::default());
+        let negative_prompts = vec!["ab".to_owned()];
+        let uncond_mask = Some(UncondMask::Own);
+        let request = Request { guidance_end, negative_prompts, uncond_mask, ..request(&["red"]) };
+        sample(&mut pipeline(&folder, &toy, false), &request);
+        let calls = toy.calls.lock().expect("one thread");
+        let (_, inputs) = calls.last_chunk::<2>().expect("calls")[0].clone();
+        let mask = inputs.into_iter().find(|(name, _)| name == "encoder_attention_mask");
+        let mask = mask.expect("a mask").1;
+        mask.as_i64().expect("a mask").outer_iter().map(|row| row.sum()).collect::<Vec<i64>>()
+    };
+    assert_eq!(masks(GuidanceEnd::Step(3)), [4, 2]);
+    assert_eq!(masks(GuidanceEnd::Step(2)), [2]);
+}
+
+#[test]
+fn the_mask_of_the_unconditional_half_can_be_chosen() {
+    let folder = model();
+    let latents = |reference, uncond_mask| {
+        let toy = Arc::new(Toy::default());
+        let request = Request { reference, uncond_mask, ..request(&["red"]) };
+        sample(&mut pipeline(&folder, &toy, false), &request);
+        let calls = toy.calls.lock().expect("one thread");
+        let (_, inputs) = &calls[1];
+        let mask = inputs.iter().find(|(n, _)| n == "encoder_attention_mask").expect("a mask");
+        mask.1.as_i64().expect("a mask").outer_iter().map(|row| row.sum()).collect::<Vec<i64>>()
+    };
+    for reference in [Reference::Mindone, Reference::Diffusers] {
+        assert_eq!(latents(reference, Some(UncondMask::Caption)), [2, 2]);
+        assert_eq!(latents(reference, Some(UncondMask::Own)), [1, 2]);
+    }
+}
+
+#[test]
+fn every_solver_draws_a_picture_from_its_seed_and_prompt_alone() {
+    let folder = model();
+    let mut all = Vec::new();
+    for method in SamplingMethod::ALL {
+        for reference in [Reference::Mindone, Reference::Diffusers] {
+            let toy = Arc::new(Toy::default());
+            *toy.variance.lock().expect("one thread") = 0.0;
+            let several = Request {
+                sampling_method: method,
+                sampling_steps: method.default_steps(),
+                guidance_scale: method.default_guidance_scale(),
+                reference,
+                ..request(&["red", "a b", "red"])
+            };
+            let mut pipeline = pipeline(&folder, &toy, false);
+            let pictures = sample(&mut pipeline, &several);
+            let alone = Request { prompts: vec!["red".to_owned()], seed: 44, ..several.clone() };
+            let alone = sample(&mut pipeline, &alone).remove(0);
+            assert_eq!(alone.latents, pictures[2].latents, "{method}");
+            assert_ne!(pictures[0].latents, pictures[2].latents);
+            all.push(alone.latents);
+        }
+    }
+    for (i, a) in all.iter().enumerate() {
+        for (j, b) in all[..i].iter().enumerate() {
+            // The references of IDDPM and DMD differ in the last bits at most.
+            let close = (a - b).iter().all(|d| d.abs() < 1e-4);
+            let same = i / 2 == j / 2 && [1, 5].contains(&(i / 2));
+            assert_eq!(close, same, "{i} {j}");
+        }
+    }
+}
+
+#[test]
+fn learned_variance_has_to_be_learned() {
+    let (folder, toy) = (model(), Arc::new(Toy::default()));
+    let architecture = json!({
+        "sample_size": 8, "in_channels": 4, "out_channels": 4, "caption_channels": 4,
+    });
+    let path = folder.path().join("transformer/manifest.json");
+    write_json(&path, &manifest("transformer", architecture));
+    let request = Request { sampling_method: SamplingMethod::Iddpm, ..request(&["red"]) };
+    let error = pipeline(&folder, &toy, false).sample(&request, &mut |_| ()).expect_err("refused");
+    assert!(
+        error.to_string().contains("iddpm needs a transformer with learned variance"),
+        "{error}"
+    );
+    assert!(toy.calls.lock().expect("one thread").is_empty());
 }
 
 #[test]

@@ -24,6 +24,10 @@ pub struct SchedulerConfig {
     pub euler_at_final: bool,
     /// Where the trajectory ends.
     pub final_sigmas_type: FinalSigma,
+    /// How many times a latent consistency model was distilled at.
+    pub original_inference_steps: usize,
+    /// What a time is multiplied with in the boundary scalings of a latent consistency model.
+    pub timestep_scaling: f64,
 }
 
 /// The noise level after the last step of the diffusers reference.
@@ -47,6 +51,8 @@ impl Default for SchedulerConfig {
             lower_order_final: true,
             euler_at_final: false,
             final_sigmas_type: FinalSigma::Zero,
+            original_inference_steps: 50,
+            timestep_scaling: 10.0,
         }
     }
 }
@@ -85,39 +91,76 @@ pub enum SchedulerError {
     },
 }
 
-/// Settings with one supported value: name, whether a value is that one, and how to say so.
+/// A setting that must have one of a few values: its name, whether a value is one of them, and how to
+/// say which they are.
 type Check = (&'static str, fn(&serde_json::Value) -> bool, &'static str);
 
-const CHECKS: [Check; 15] = [
-    (
-        "_class_name",
-        |v| v == "DPMSolverMultistepScheduler",
-        "DPMSolverMultistepScheduler, the only scheduler so far",
-    ),
-    ("algorithm_type", |v| v == "dpmsolver++" || v == "deis", "\"dpmsolver++\""),
-    // diffusers reads these three names as midpoint.
-    (
-        "solver_type",
-        |v| v == "midpoint" || v == "logrho" || v == "bh1" || v == "bh2",
-        "\"midpoint\"",
-    ),
-    ("solver_order", |v| v == 1 || v == 2, "1 or 2"),
+/// A diffusers scheduler and what is asked of its settings.
+struct Class {
+    name: &'static str,
+    checks: &'static [Check],
+}
+
+/// What every scheduler has to agree on.
+const COMMON: [Check; 5] = [
     ("prediction_type", |v| v == "epsilon", "\"epsilon\""),
     ("beta_schedule", |v| v == "linear", "\"linear\""),
     ("trained_betas", |v| v.is_null(), "null"),
-    ("timestep_spacing", |v| v == "linspace", "\"linspace\""),
     ("thresholding", |v| v == false, "false"),
-    ("variance_type", |v| v.is_null(), "null"),
     ("rescale_betas_zero_snr", |v| v == false, "false"),
-    ("use_karras_sigmas", |v| v == false || v.is_null(), "false"),
-    ("use_lu_lambdas", |v| v == false || v.is_null(), "false"),
-    ("final_sigmas_type", |v| v == "zero" || v == "sigma_min", "\"zero\" or \"sigma_min\""),
-    // −∞ arrives as null. Below −5.1, the lowest λ of the schedule, clipping removes nothing.
-    (
-        "lambda_min_clipped",
-        |v| v.is_null() || v.as_f64().is_some_and(|v| v < -5.1),
-        "-Infinity or less than -5.1",
-    ),
+];
+
+const LINSPACE: Check = ("timestep_spacing", |v| v == "linspace", "\"linspace\"");
+const KARRAS: Check = ("use_karras_sigmas", |v| v == false || v.is_null(), "false");
+// −∞ arrives as null. Below −5.1, the lowest λ of the schedule, clipping removes nothing.
+const LAMBDA_MIN: Check = (
+    "lambda_min_clipped",
+    |v| v.is_null() || v.as_f64().is_some_and(|v| v < -5.1),
+    "-Infinity or less than -5.1",
+);
+const NO_CLIP: Check = ("clip_sample", |v| v == false, "false: latents reach beyond 1");
+
+/// The first one is meant where a file names none.
+const CLASSES: [Class; 5] = [
+    Class {
+        name: "DPMSolverMultistepScheduler",
+        checks: &[
+            LINSPACE,
+            KARRAS,
+            LAMBDA_MIN,
+            ("algorithm_type", |v| v == "dpmsolver++" || v == "deis", "\"dpmsolver++\""),
+            // diffusers reads these three names as midpoint.
+            (
+                "solver_type",
+                |v| v == "midpoint" || v == "logrho" || v == "bh1" || v == "bh2",
+                "\"midpoint\"",
+            ),
+            ("solver_order", |v| v == 1 || v == 2, "1 or 2"),
+            ("variance_type", |v| v.is_null(), "null"),
+            ("use_lu_lambdas", |v| v == false || v.is_null(), "false"),
+            ("final_sigmas_type", |v| v == "zero" || v == "sigma_min", "\"zero\" or \"sigma_min\""),
+        ],
+    },
+    Class {
+        name: "SASolverScheduler",
+        checks: &[
+            LINSPACE,
+            KARRAS,
+            LAMBDA_MIN,
+            ("algorithm_type", |v| v == "data_prediction", "\"data_prediction\""),
+            ("predictor_order", |v| v == 2, "2"),
+            ("corrector_order", |v| v == 2, "2"),
+            ("lower_order_final", |v| v == true, "true"),
+        ],
+    },
+    Class {
+        name: "DDIMScheduler",
+        checks: &[LINSPACE, NO_CLIP, ("set_alpha_to_one", |v| v == true, "true")],
+    },
+    // The spacing plays no part in its times.
+    Class { name: "LCMScheduler", checks: &[NO_CLIP] },
+    // What belongs to its noise schedule counts; the official sampler never clips.
+    Class { name: "DDPMScheduler", checks: &[] },
 ];
 
 const SWITCHES: [&str; 4] =
@@ -127,9 +170,12 @@ impl SchedulerConfig {
     /// Reads a `scheduler_config.json`. Bare `-Infinity`, `Infinity` and `NaN` are accepted, as
     /// Python's JSON writer leaves them in the released file.
     ///
+    /// The solver is the request's; a file of another scheduler gives its noise schedule and the
+    /// settings of its own solver, and the other solvers take their defaults.
+    ///
     /// # Errors
-    /// When the file cannot be read or parsed, or asks for something else than DPM-Solver++ (2M)
-    /// on a linear schedule.
+    /// When the file cannot be read or parsed, is of none of the schedulers that have a solver here, or
+    /// asks for a variant that the solver is not.
     pub fn from_file(file: &Path) -> Result<Self, SchedulerError> {
         let text = std::fs::read_to_string(file)
             .map_err(|source| SchedulerError::Read { file: file.to_owned(), source })?;
@@ -143,9 +189,19 @@ impl SchedulerConfig {
                 found: found.to_string(),
                 expected,
             };
+        let class = match value.get("_class_name") {
+            None => &CLASSES[0],
+            Some(name) => CLASSES.iter().find(|class| name == class.name).ok_or_else(|| {
+                let expected = "DPMSolverMultistepScheduler, SASolverScheduler, DDIMScheduler, \
+                                LCMScheduler or DDPMScheduler";
+                unsupported("_class_name", name, expected)
+            })?,
+        };
         let switches =
             SWITCHES.map(|name| -> Check { (name, |v| v == false || v.is_null(), "false") });
-        for (field, accepted, expected) in CHECKS.into_iter().chain(switches) {
+        for (field, accepted, expected) in
+            class.checks.iter().copied().chain(COMMON).chain(switches)
+        {
             match value.get(field) {
                 Some(found) if !accepted(found) => return Err(unsupported(field, found, expected)),
                 _ => {}
@@ -158,6 +214,17 @@ impl SchedulerConfig {
                 &value["num_train_timesteps"],
                 "2 to 1000000",
             ));
+        }
+        if !(1..=config.num_train_timesteps).contains(&config.original_inference_steps) {
+            return Err(unsupported(
+                "original_inference_steps",
+                &value["original_inference_steps"],
+                "1 to num_train_timesteps",
+            ));
+        }
+        if !config.timestep_scaling.is_finite() || config.timestep_scaling <= 0.0 {
+            let found = &value["timestep_scaling"];
+            return Err(unsupported("timestep_scaling", found, "a number above 0"));
         }
         let increasing = config.beta_start > 0.0 && config.beta_start <= config.beta_end;
         if !increasing || config.beta_end >= 1.0 {
@@ -244,10 +311,31 @@ mod tests {
             (r#"{"lambda_min_clipped": -4.0}"#, "lambda_min_clipped"),
             (r#"{"num_train_timesteps": 0}"#, "num_train_timesteps"),
             (r#"{"beta_start": 0.5, "beta_end": 0.1}"#, "beta_start"),
+            (r#"{"original_inference_steps": 0}"#, "original_inference_steps"),
+            (r#"{"_class_name": "LCMScheduler", "timestep_scaling": 0}"#, "timestep_scaling"),
+            (r#"{"_class_name": "LCMScheduler", "clip_sample": true}"#, "clip_sample"),
+            (r#"{"_class_name": "DDIMScheduler", "timestep_spacing": "leading"}"#, "spacing"),
+            (r#"{"_class_name": "DDIMScheduler", "set_alpha_to_one": false}"#, "set_alpha_to_one"),
+            (r#"{"_class_name": "SASolverScheduler", "predictor_order": 3}"#, "predictor_order"),
         ] {
             let message = read(text).expect_err(text).to_string();
             assert!(message.contains(field) && message.contains("expected"), "{message}");
         }
+    }
+
+    #[test]
+    fn files_of_the_other_schedulers_give_what_their_solvers_need() {
+        let lcm = r#"{"_class_name": "LCMScheduler", "beta_start": 0.0001, "beta_end": 0.02,
+            "clip_sample": false, "original_inference_steps": 40, "timestep_scaling": 5.0,
+            "timestep_spacing": "leading", "set_alpha_to_one": true}"#;
+        let expected = SchedulerConfig {
+            original_inference_steps: 40,
+            timestep_scaling: 5.0,
+            ..SchedulerConfig::default()
+        };
+        assert_eq!(read(lcm).expect("a config"), expected);
+        let ddpm = r#"{"_class_name": "DDPMScheduler", "clip_sample": true, "variance_type": "fixed_small"}"#;
+        assert_eq!(read(ddpm).expect("a config"), SchedulerConfig::default());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The noise schedule: how much signal and noise there is at a time.
 
 use super::SchedulerConfig;
+use crate::pipeline::Reference;
 
 /// ᾱ of every training step of a linear-β schedule.
 ///
@@ -9,8 +10,8 @@ use super::SchedulerConfig;
 pub struct NoiseSchedule {
     /// ln ᾱ in double precision.
     log_alpha_bar: Vec<f64>,
-    /// √((1−ᾱ)/ᾱ) as diffusers has it: from single-precision β and ᾱ.
-    sigmas_f32: Vec<f32>,
+    /// ᾱ as diffusers has it: rounded to single precision, from single-precision β.
+    alpha_bar_f32: Vec<f32>,
 }
 
 /// Signal and noise at one time.
@@ -23,6 +24,9 @@ pub struct Level {
 }
 
 impl Level {
+    /// The picture itself, without noise.
+    pub const CLEAN: Self = Self { alpha: 1.0, sigma: 0.0 };
+
     /// The level whose ratio σ/α is `ratio`.
     pub fn from_ratio(ratio: f64) -> Self {
         let alpha = 1.0 / (ratio * ratio + 1.0).sqrt();
@@ -54,7 +58,7 @@ impl NoiseSchedule {
                 sum
             })
             .collect();
-        Self { log_alpha_bar, sigmas_f32: diffusers_sigmas(config) }
+        Self { log_alpha_bar, alpha_bar_f32: diffusers_alpha_bar(config) }
     }
 
     /// T, the number of training steps.
@@ -79,18 +83,34 @@ impl NoiseSchedule {
         Level::from_log_alpha_bar(a + (b - a) * fraction)
     }
 
+    /// The level of training step `t`: from double-precision β as the official code has it, or from
+    /// diffusers' single-precision ᾱ.
+    ///
+    /// # Panics
+    /// When `t` is not below [`len`](Self::len).
+    pub fn level(&self, t: usize, reference: Reference) -> Level {
+        match reference {
+            Reference::Mindone => Level::from_log_alpha_bar(self.log_alpha_bar[t]),
+            Reference::Diffusers => {
+                let alpha_bar = f64::from(self.alpha_bar_f32[t]);
+                Level { alpha: alpha_bar.sqrt(), sigma: (1.0 - alpha_bar).sqrt() }
+            }
+        }
+    }
+
     /// σ/α of training step `t` in diffusers' precision.
     ///
     /// # Panics
     /// When `t` is not below [`len`](Self::len).
     pub fn sigma_ratio(&self, t: usize) -> f32 {
-        self.sigmas_f32[t]
+        let alpha_bar = self.alpha_bar_f32[t];
+        ((1.0 - alpha_bar) / alpha_bar).sqrt()
     }
 }
 
 /// diffusers computes β in single precision (from both ends towards the middle, as torch.linspace
 /// does, with fused multiply-adds), takes products in double precision and rounds each.
-fn diffusers_sigmas(config: &SchedulerConfig) -> Vec<f32> {
+fn diffusers_alpha_bar(config: &SchedulerConfig) -> Vec<f32> {
     let steps = config.num_train_timesteps;
     let (start, end) = (config.beta_start as f32, config.beta_end as f32);
     let step = (end - start) / (steps - 1) as f32;
@@ -103,8 +123,7 @@ fn diffusers_sigmas(config: &SchedulerConfig) -> Vec<f32> {
                 (-step).mul_add((steps - 1 - i) as f32, end)
             };
             product *= f64::from(1.0 - beta);
-            let alpha_bar = product as f32;
-            ((1.0 - alpha_bar) / alpha_bar).sqrt()
+            product as f32
         })
         .collect()
 }
@@ -141,6 +160,11 @@ mod tests {
                 "{t}"
             );
             assert!((f64::from(schedule.sigma_ratio(t)) / ratio - 1.0).abs() < 1e-4, "f32 at {t}");
+            for reference in [Reference::Mindone, Reference::Diffusers] {
+                let Level { alpha, sigma } = schedule.level(t, reference);
+                assert!((alpha.powi(2) / alpha_bar - 1.0).abs() < 1e-5, "{reference} at {t}");
+                assert!((alpha.powi(2) + sigma.powi(2) - 1.0).abs() < 1e-14);
+            }
         }
     }
 

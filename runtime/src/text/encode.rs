@@ -3,11 +3,7 @@
 use ndarray::Array2;
 
 use super::PromptIds;
-use crate::{
-    error::PipelineError,
-    pipeline::{LoadedComponent, Reference},
-    tensor::Tensor,
-};
+use crate::{error::PipelineError, pipeline::LoadedComponent, sampler::UncondMask, tensor::Tensor};
 
 /// Captions are padded to a multiple of this many tokens, so that few different shapes occur.
 const LENGTH_MULTIPLE: usize = 8;
@@ -27,7 +23,7 @@ pub struct Conditioning {
 /// Both are padded with `pad` to the longer of the two, rounded up to a multiple of 8 and at most
 /// `max_length`, instead of always to `max_length`. The picture is the same: padded positions have no
 /// weight in the encoder, T5's position bias depends on distances alone, and the transformer
-/// does not attend to them either. In the mindone reference the unconditional half attends with
+/// does not attend to them either. With [`UncondMask::Caption`] the unconditional half attends with
 /// the *positive* prompt's mask, hence to what T5 makes of padded positions of the negative prompt;
 /// these positions are computed here too because both prompts are padded to one length.
 ///
@@ -37,7 +33,7 @@ pub(crate) fn encode(
     encoder: &mut LoadedComponent,
     ids: &PromptIds,
     pad: i64,
-    reference: Reference,
+    uncond_mask: UncondMask,
     max_length: usize,
 ) -> Result<Conditioning, PipelineError> {
     let rows: Vec<&[i64]> = ids.negative.iter().chain([&ids.positive]).map(Vec::as_slice).collect();
@@ -47,11 +43,11 @@ pub(crate) fn encode(
     let shape = (rows.len(), length);
     let input_ids = Array2::from_shape_fn(shape, |(b, i)| rows[b].get(i).copied().unwrap_or(pad));
     let own_mask = Array2::from_shape_fn(shape, |(b, i)| i64::from(i < rows[b].len()));
-    let mask = match reference {
-        Reference::Mindone => {
+    let mask = match uncond_mask {
+        UncondMask::Caption => {
             Array2::from_shape_fn(shape, |(_, i)| i64::from(i < ids.positive.len()))
         }
-        Reference::Diffusers => own_mask.clone(),
+        UncondMask::Own => own_mask.clone(),
     };
 
     let inputs = [("input_ids", input_ids.into()), ("attention_mask", own_mask.into())];

@@ -38,34 +38,69 @@ pub struct Settings {
     #[arg(long = "use_resolution_binning", value_name = "BOOL", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     pub use_resolution_binning: Option<bool>,
-    /// Solver steps, 2 to 1000 [default: 20]
+    /// Solver: dpm, ddim, iddpm, sa-solver; lcm and dmd for models distilled for them [default: dpm]
+    #[arg(long = "sampling_method", value_name = "NAME", help_heading = "Sampling")]
+    pub sampling_method: Option<String>,
+    /// Solver steps; 2 to 1000, lcm 1 to 50, dmd 1 [default: dpm 20, ddim 50, iddpm 100, sa-solver 25,
+    /// lcm 4, dmd 1]
     #[arg(
         long = "sampling_steps",
         visible_alias = "steps",
         value_name = "N",
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
     )]
     pub sampling_steps: Option<usize>,
-    /// Solver; `dpm` is DPM-Solver++ of order 2 [default: dpm]
-    #[arg(long = "sampling_method", value_name = "NAME")]
-    pub sampling_method: Option<String>,
-    /// How strongly pictures follow the prompt; 1 switches guidance off [default: 4.5]
+    /// How strongly pictures follow the prompt; 1 switches guidance off, which halves the
+    /// computation [default: 4.5, lcm and dmd 1]
     #[arg(
         long = "guidance_scale",
         visible_alias = "cfg_scale",
         value_name = "X",
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
     )]
     pub guidance_scale: Option<f32>,
+    /// Guide the first part of the steps only, 0 to 1; the others need half the computation
+    /// [default: 1]
+    #[arg(
+        long = "guidance_end",
+        value_name = "PART",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
+    pub guidance_end: Option<f32>,
+    /// The same as a number of steps: guide the first N only
+    #[arg(
+        long = "guidance_last_step",
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
+    pub guidance_last_step: Option<usize>,
+    /// Against burnt colours: pull guided predictions back to the deviation of the prompt's own, 0 (not)
+    /// to 1 (fully) [default: 0]
+    #[arg(
+        long = "guidance_rescale",
+        value_name = "X",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
+    pub guidance_rescale: Option<f32>,
+    /// Tokens the unconditional half attends to: caption (as many as the prompt's) or own [default:
+    /// caption; own with --reference diffusers]
+    #[arg(long = "uncond_mask", value_name = "NAME", help_heading = "Sampling")]
+    pub uncond_mask: Option<String>,
     /// Seed of the first picture, picture k has seed + k; -1 draws one [default: 42]
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = seed)]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = seed,
+          help_heading = "Sampling")]
     pub seed: Option<i128>,
     /// Which implementation to follow where they differ: mindone (as the official code) or
     /// diffusers [default: mindone]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Sampling")]
     pub reference: Option<String>,
     /// Longest prompt in tokens; what is longer is cut [default: 300]
-    #[arg(long = "t5_max_length", value_name = "N")]
+    #[arg(long = "t5_max_length", value_name = "N", help_heading = "Sampling")]
     pub t5_max_length: Option<usize>,
 
     /// Model folder: an exported one, or a diffusers pipeline folder, which is exported on first
@@ -149,7 +184,6 @@ pub fn names() -> Vec<String> {
 impl Settings {
     /// What the pipeline is asked to do.
     pub fn request(&self) -> Result<Request, Failure> {
-        only("sampling_method", self.sampling_method.as_deref(), "dpm", "solver")?;
         only("dtype", self.dtype.as_deref(), "fp32", "precision")?;
         if self.prompt.is_empty() {
             return Err(Failure::request(
@@ -157,18 +191,18 @@ impl Settings {
             ));
         }
         let default = Request::default();
-        let request = Request {
+        let mut request = Request {
             prompts: self.prompt.clone(),
             negative_prompts: self.negative_prompts()?,
             width: self.image_width,
             height: self.image_height,
-            sampling_steps: self.sampling_steps.unwrap_or(default.sampling_steps),
-            guidance_scale: self.guidance_scale.unwrap_or(default.guidance_scale),
             seed: drawn(self.seed.unwrap_or(42))?,
             reference: parsed::<Reference>("reference", self.reference.as_deref())?,
             use_resolution_binning: self.use_resolution_binning.unwrap_or(true),
             max_length: self.t5_max_length.unwrap_or(default.max_length),
+            ..default
         };
+        self.apply_sampling(&mut request)?;
         request.check().map_err(Failure::request)?;
         Ok(request)
     }
