@@ -9,7 +9,7 @@ use super::ir::{
     WeightRef,
 };
 use super::value::Value;
-use crate::profile::Profile;
+use crate::profile::{Portions, Profile};
 
 /// ONNX Runtime's own operators.
 pub const MICROSOFT: &str = "com.microsoft";
@@ -27,8 +27,8 @@ pub struct GraphBuilder {
     weights: HashMap<String, Value>,
     constants: HashMap<(DType, Vec<usize>, Vec<u8>), Value>,
     pub(super) sizes: HashMap<Dim, Value>,
-    /// How the queries of an attention layer are cut, by numbers of queries and keys.
-    pub(crate) query_chunks: HashMap<(Dim, Dim), (Dim, Dim)>,
+    /// How attention layers are cut, by heads of the whole batch, queries, keys and head width.
+    pub(crate) portions: HashMap<[Dim; 4], Portions>,
     domains: HashSet<&'static str>,
 }
 
@@ -47,7 +47,7 @@ impl GraphBuilder {
             weights: HashMap::new(),
             constants: HashMap::new(),
             sizes: HashMap::new(),
-            query_chunks: HashMap::new(),
+            portions: HashMap::new(),
             domains: HashSet::new(),
         }
     }

@@ -318,8 +318,9 @@ fn expected_attention(q: &[f32], k: &[f32], v: &[f32], heads: usize, width: usiz
 #[test]
 fn attention_in_one_portion_and_in_several() {
     let (heads, width) = (2, 4);
-    // 1030² scores are more than one portion holds; two portions of 1031 queries are filled up.
-    for (queries, keys) in [(5, 3), (1030, 1030), (1031, 1030)] {
+    // 2·2048² scores are computed at once; of 2100 queries, three portions a head are filled, and
+    // the last of 2101 are filled up.
+    for (queries, keys) in [(5, 3), (2048, 2048), (2100, 2050), (2101, 2050)] {
         let shapes = ["n", "l", "l"].map(|length| [sym("b"), sym(length), Dim::from(width)]);
         let graph = graph(&shapes.each_ref().map(|s| &s[..]), |b, x| {
             b.attention(&x[0], &x[1], &x[2], &Attention { heads, scale: None, bias: None })
@@ -335,6 +336,38 @@ fn attention_in_one_portion_and_in_several() {
         let (shape, y) = run(&graph, &no_weights, &inputs);
         assert_eq!(shape, [1, queries, width]);
         close(&y, &expected_attention(&q, &k, &v, heads, width), 1e-5);
+    }
+}
+
+/// Two pictures whose captions have different lengths, in portions of one head.
+#[test]
+fn portions_keep_the_mask_of_their_picture() {
+    let (heads, width, queries, keys) = (2, 4, 2100, 1000);
+    let mut b = GraphBuilder::new("test", Profile::Portable);
+    let shape = |length: &str| vec![sym("b"), sym(length), Dim::from(width)];
+    let q = b.input("q", DType::F32, shape("n")).unwrap();
+    let k = b.input("k", DType::F32, shape("l")).unwrap();
+    let m = b.input("m", DType::F32, vec![sym("b"), 1.into(), 1.into(), sym("l")]).unwrap();
+    let y = b.attention(&q, &k, &k, &Attention { heads, scale: None, bias: Some(&m) }).unwrap();
+    b.output("y", &y, DType::F32, &shape("n")).unwrap();
+
+    let (q, k) = (noise(1, 2 * queries * width), noise(2, 2 * keys * width));
+    let lengths = [keys, 300];
+    let mask: Vec<f32> = lengths
+        .iter()
+        .flat_map(|&length| (0..keys).map(move |key| if key < length { 0.0 } else { -1e9 }))
+        .collect();
+    let inputs = [
+        floats(&[2, queries, width], &q),
+        floats(&[2, keys, width], &k),
+        floats(&[2, 1, 1, keys], &mask),
+    ];
+    let (_, y) = run(&b.finish(), &no_weights, &inputs);
+    for (picture, length) in lengths.into_iter().enumerate() {
+        let q = &q[picture * queries * width..][..queries * width];
+        let k = &k[picture * keys * width..][..length * width];
+        let y = &y[picture * queries * width..][..queries * width];
+        close(y, &expected_attention(q, k, k, heads, width), 1e-5);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::graph::GraphError;
 use crate::graph::ir::Graph;
 
 pub use attention::Attention;
+pub(crate) use chunked::Portions;
 
 /// The family of engines a graph is written for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -3,6 +3,7 @@
 //! tract computes fast on sizes that it knows. So a graph is kept as it was read, with symbolic
 //! sizes, and a plan is made for each combination of input shapes; the plans used last are kept.
 
+mod apart;
 mod plan;
 mod replaced;
 mod weights;

@@ -7,6 +7,7 @@ use tract_onnx::{prelude::RunOptions, tract_hir::internal::*};
 
 use super::{
     super::{model_file::ModelFile, signature::Input},
+    apart,
     replaced::Replaced,
     weights::{self, Graph},
 };
@@ -84,6 +85,8 @@ impl Plans {
             model.set_input_fact(index, InferenceFact::dt_shape(dtype, shape))?;
         }
         let options = RunOptions { executor: Some(self.executor.clone()), ..RunOptions::default() };
+        let mut model = model.into_typed()?;
+        apart::keep_loops(&mut model);
         TypedSimplePlan::new_with_options(model.into_optimized()?, &options)
     }
 
