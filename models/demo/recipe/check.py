@@ -15,8 +15,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from scenes import (COLOURS, OUTLINE, PALETTE, RADIUS_ALONE, RADIUS_PAIR, SHAPES, SIZES, caption, coverage,
-                    is_held_out, render, sample_scene, text_of)
+from scenes import (COLOURS, OUTLINE, PALETTE, SHAPES, SIZES, caption, coverage, is_held_out, radius, render,
+                    sample_scene, text_of)
 
 HERE = pathlib.Path(__file__).resolve().parent
 NAMES = list(PALETTE)
@@ -123,16 +123,8 @@ def judge(picture, scene):
     else:
         out["place"] = all(in_cell(f, o["cell"]) for f, o in zip(found, scene["objects"]))
 
-    nominal = dict(RADIUS_ALONE if scene["kind"] == "alone" else RADIUS_PAIR)
-    square = height == width
-    if scene["kind"] == "alone":
-        scale = 1.0 if square else 0.85
-    elif scene["kind"] == "spots":
-        scale = 0.9 if square else 0.78
-    else:
-        along = height if scene["axis"] == "vertical" else width
-        scale = 1.0 if square else (0.92 if along == max(height, width) else 0.75)
-    size = lambda f: min(SIZES, key=lambda s: abs(np.log(max(f["r"], 1) / (nominal[s] * scale))))
+    nominal = {s: radius(scene["kind"], s, height, width, scene.get("axis", "")) for s in SIZES}
+    size = lambda f: min(SIZES, key=lambda s: abs(np.log(max(f["r"], 1) / nominal[s])))
     out["size"] = all(f and size(f) == o["size"] for f, o in zip(found, scene["objects"]))
     # Nothing else: blobs of other colours than the named ones.
     named = [NAMES.index(o["colour"]) for o in scene["objects"]] + [NAMES.index(background)]

@@ -25,9 +25,26 @@ SHAPES = ["circle", "square", "triangle", "cross"]
 SIZES = ["small", "medium", "large"]
 FRAMES = [(128, 128), (96, 160), (160, 96)]  # height, width
 
-# Half extents in pixels of a 128 px picture.
-RADIUS_ALONE = {"small": 15.0, "medium": 25.0, "large": 39.0}
-RADIUS_PAIR = {"small": 13.0, "medium": 19.5, "large": 28.0}
+# One latent covers 8 x 8 pixels. Centres lie on this grid and every size has one radius, so that a shape has the same
+# latents wherever it stands: a small transformer then spends its capacity on what the caption says, not on where
+# between two latents an edge falls.
+GRID = 8
+
+# Half extents in pixels, of small, medium and large.
+RADII = {
+    "alone": (16, 24, 40), "alone in a short picture": (16, 24, 32),
+    "pair": (16, 22, 28), "pair along 96 px": (14, 17, 20),
+    "spots": (14, 18, 24), "spots in a short picture": (14, 16, 20),
+}
+
+
+def radius(kind, size, height, width, axis=""):
+    """Half extent in pixels of an object of this size; `axis` only matters for pairs."""
+    if kind == "pair":
+        row = "pair along 96 px" if (height if axis == "vertical" else width) == 96 else "pair"
+    else:
+        row = kind if height == width else f"{kind} in a short picture"
+    return RADII[row][SIZES.index(size)]
 
 
 # ---------------------------------------------------------------- shapes
@@ -103,9 +120,23 @@ def _object(rng, background, taken=()):
     return {"shape": _pick(rng, SHAPES), "colour": colour, "size": _pick(rng, SIZES, [0.3, 0.4, 0.3])}
 
 
-def _place(centre, radius, length, margin=3.0):
-    reach = min(1.12 * radius + margin, length / 2)
-    return float(np.clip(centre, reach, length - reach))
+def _reach(r):
+    """Least distance between the centre of a shape and the border of the picture."""
+    return 1.05 * r + 2
+
+
+def _inside(centre, r, length):
+    """The grid point nearest to `centre` at which the shape lies inside the picture."""
+    least = GRID * int(np.ceil(_reach(r) / GRID))
+    return int(np.clip(GRID * round(centre / GRID), least, length - least))
+
+
+def _cell_centre(rng, k, r, length, jitter):
+    """Centre along one axis of an object in the k-th of three cells."""
+    centre = length // 2 + (k - 1) * GRID * round(0.3 * length / GRID)
+    if jitter and length >= 128:
+        centre += GRID * _pick(rng, [-1, 0, 1], [0.15, 0.7, 0.15])
+    return _inside(centre, r, length)
 
 
 def sample_scene(rng, frame=None):
@@ -113,18 +144,15 @@ def sample_scene(rng, frame=None):
     frame = frame or _pick(rng, FRAMES, [0.72, 0.14, 0.14])
     height, width = frame
     background = _pick(rng, BACKGROUNDS, [2.0, 1, 1, 1, 1, 1, 1])
-    kind = _pick(rng, ["alone", "pair", "spots"], [0.47, 0.43, 0.10])
-    grow = lambda: float(rng.uniform(0.93, 1.07))
+    kind = _pick(rng, ["alone", "pair", "spots"], [0.42, 0.46, 0.12])
 
     if kind == "alone":
         o = _object(rng, background)
-        scale = 1.0 if height == width else 0.85
         cell = (1, 1) if rng.random() < 0.34 else (int(rng.integers(3)), int(rng.integers(3)))
-        r = RADIUS_ALONE[o["size"]] * scale * grow()
-        jitter = rng.uniform(-0.045, 0.045, 2)
-        o.update(r=r, cell=list(cell),
-                 y=_place(height * (0.2 + 0.3 * cell[0] + jitter[0]), r, height),
-                 x=_place(width * (0.2 + 0.3 * cell[1] + jitter[1]), r, width))
+        r = radius(kind, o["size"], height, width)
+        free = o["size"] != "large"  # a large object that moves inwards would leave its cell
+        o.update(r=r, cell=list(cell), y=_cell_centre(rng, cell[0], r, height, free),
+                 x=_cell_centre(rng, cell[1], r, width, free))
         return {"frame": list(frame), "background": background, "kind": kind, "objects": [o]}
 
     a = _object(rng, background)
@@ -137,27 +165,22 @@ def sample_scene(rng, frame=None):
     if kind == "pair":
         axis = _pick(rng, ["vertical", "horizontal"])  # a is above, or left of, b
         length, across = (height, width) if axis == "vertical" else (width, height)
-        scale = 1.0 if height == width else (0.75 if length < across else 0.92)
-        ra, rb = (RADIUS_PAIR[o["size"]] * scale * grow() for o in (a, b))
-        free = length - 2.1 * (ra + rb) - 6
-        # Cut the free space into before, between, after; the two outer parts stay alike.
-        between = free * rng.uniform(0.2, 0.5)
-        before = (free - between) * rng.uniform(0.35, 0.65)
-        pa = 3 + before + 1.05 * ra
-        pb = pa + 1.05 * ra + between + 1.05 * rb
-        for o, r, p in ((a, ra, pa), (b, rb, pb)):
-            q = _place(across * (0.5 + rng.uniform(-0.05, 0.05)), r, across)
-            o.update(r=r, y=float(p if axis == "vertical" else q), x=float(q if axis == "vertical" else p))
+        ra, rb = (radius(kind, o["size"], height, width, axis) for o in (a, b))
+        # All places with a gap between the two and outer margins that are much alike.
+        places = [(p, q) for p in range(0, length, GRID) for q in range(p, length, GRID)
+                  if p >= _reach(ra) and q <= length - _reach(rb) and q - p >= 1.05 * (ra + rb) + 5
+                  and abs((p - ra) - (length - q - rb)) <= 16]
+        for o, r, p in zip((a, b), (ra, rb), _pick(rng, places)):
+            q = _inside(across / 2 + GRID * _pick(rng, [-1, 0, 1], [0.15, 0.7, 0.15]), r, across)
+            o.update(r=r, y=p if axis == "vertical" else q, x=q if axis == "vertical" else p)
         return {"frame": list(frame), "background": background, "kind": kind, "axis": axis, "objects": [a, b]}
 
     for _ in range(100):
-        scale = 0.9 if height == width else 0.78
         for o in (a, b):
             cell = (int(rng.integers(3)), int(rng.integers(3)))
-            r = RADIUS_PAIR[o["size"]] * scale * grow()
-            o.update(r=r, cell=list(cell),
-                     y=_place(height * (0.2 + 0.3 * cell[0]) + rng.uniform(-4, 4), r, height),
-                     x=_place(width * (0.2 + 0.3 * cell[1]) + rng.uniform(-4, 4), r, width))
+            r = radius(kind, o["size"], height, width)
+            o.update(r=r, cell=list(cell), y=_cell_centre(rng, cell[0], r, height, False),
+                     x=_cell_centre(rng, cell[1], r, width, False))
         gap = np.hypot(a["x"] - b["x"], a["y"] - b["y"]) - 1.25 * (a["r"] + b["r"])
         if a["cell"] != b["cell"] and gap > 0:
             return {"frame": list(frame), "background": background, "kind": kind, "objects": [a, b]}

@@ -156,11 +156,11 @@ def main():
     a.add_argument("--head-width", type=int, default=80)
     a.add_argument("--depth", type=int, default=6)
     a.add_argument("--batch", type=int, default=64)
-    a.add_argument("--lr", type=float, default=1e-3)
+    a.add_argument("--lr", type=float, default=1.5e-3)
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--compile", action="store_true")
     a.add_argument("--resume", type=pathlib.Path)
-    a.add_argument("--emphasis", type=float, default=1.0, help="of noisy times and of the naming loss, at the start")
+    a.add_argument("--emphasis", type=float, default=0.5, help="of noisy times and of the naming loss, at the start")
     a.add_argument("--log", type=pathlib.Path)
     a.add_argument("--save-every", type=float, default=240, help="seconds")
     o = a.parse_args()
@@ -176,7 +176,14 @@ def main():
     print("parameters", sum(p.numel() for p in model.parameters()), flush=True)
     ema = [p.detach().clone() for p in model.parameters()]
     params = [*model.parameters(), *head.parameters()]
-    opt = torch.optim.AdamW(params, o.lr, betas=(0.9, 0.98), weight_decay=1e-2, fused=True)
+    # Muon for the matrices of the blocks: twice the progress per sample here (AdamW for all the rest).
+    matrices = [p for n, p in model.transformer_blocks.named_parameters() if n.endswith("weight") and p.ndim == 2]
+    known = {id(p) for p in matrices}
+    optimizers = [
+        torch.optim.Muon(matrices, o.lr, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([p for p in params if id(p) not in known], o.lr, betas=(0.9, 0.98), weight_decay=1e-2,
+                          fused=True),
+    ]
     tables = {f: position_table(model, f[0] // 16, f[1] // 16) for f in FRAMES}
 
     def losses(xt, states, mask, t, noise, x0, labels, weight, table):
@@ -209,8 +216,9 @@ def main():
                 p.copy_(k)
 
     while (now := (time.time() - start) / (60 * o.minutes)) < 1:
-        rate = o.lr * min(1, (step + 1) / 150) * (0.002 + 0.998 * 0.5 * (1 + math.cos(math.pi * now)))
-        for g in opt.param_groups:
+        # Constant, then down to nothing in the last third.
+        rate = o.lr * min(1, (step + 1) / 150) * min(1, 3 * (1 - now) + 0.002)
+        for g in (g for opt in optimizers for g in opt.param_groups):
             g["lr"] = rate
         x0, labels, states, mask = store.draw(rng, o.batch)
         drop_captions(states, mask, empty, rng)
@@ -224,10 +232,12 @@ def main():
             weighted, mse, named, bound = step_losses(xt, states, mask, t, noise, x0, labels, weight,
                                                         tables[tuple(8 * s for s in x0.shape[2:])])
         loss = weighted + 0.1 * bound + 0.5 * min(1, 0.1 + early * 1.5) * named
-        opt.zero_grad(set_to_none=True)
+        for p in params:
+            p.grad = None
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, 1.0)
-        opt.step()
+        for opt in optimizers:
+            opt.step()
         step += 1
         decay = min(0.9985, step / (step + 20))
         torch._foreach_lerp_(ema, [p.detach() for p in model.parameters()], 1 - decay)
