@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// An exported component and, while it is in use, its session.
-pub(super) struct LazyComponent<A> {
-    pub(super) folder: ComponentFolder<A>,
+pub(crate) struct LazyComponent<A> {
+    pub(crate) folder: ComponentFolder<A>,
     engine: Arc<dyn Engine>,
     loaded: Option<LoadedComponent>,
 }
@@ -27,12 +27,12 @@ pub(crate) struct LoadedComponent {
 
 impl<A: Architecture> LazyComponent<A> {
     /// Reads the manifest; the weights stay on disk.
-    pub(super) fn open(engine: &Arc<dyn Engine>, folder: &Path) -> Result<Self, ModelError> {
+    pub(crate) fn open(engine: &Arc<dyn Engine>, folder: &Path) -> Result<Self, ModelError> {
         Ok(Self { folder: ComponentFolder::open(folder)?, engine: engine.clone(), loaded: None })
     }
 
     /// The component, loaded now if it is not yet.
-    pub(super) fn load(&mut self) -> Result<&mut LoadedComponent, PipelineError> {
+    pub(crate) fn load(&mut self) -> Result<&mut LoadedComponent, PipelineError> {
         let loaded = match self.loaded.take() {
             Some(loaded) => loaded,
             None => {
@@ -49,7 +49,7 @@ impl<A: Architecture> LazyComponent<A> {
     }
 
     /// Frees the memory of the weights.
-    pub(super) fn unload(&mut self) {
+    pub(crate) fn unload(&mut self) {
         self.loaded = None;
     }
 }

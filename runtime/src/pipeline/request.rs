@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{error::RequestError, size::check_sides};
+use crate::{error::RequestError, size::check_sides, text::PromptCleaning};
 
 /// The implementation whose pictures are to be reproduced. They differ in small but visible ways.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -12,8 +12,7 @@ pub enum Reference {
     /// cut off.
     #[default]
     Mindone,
-    /// diffusers: lower-cased and stripped prompts (its caption cleaner is not applied), a mask for
-    /// each half, whole times down to no noise, pixel values rounded.
+    /// diffusers: prompts through its caption cleaner, a mask for each half, whole times down to no noise, pixel values rounded.
     Diffusers,
 }
 
@@ -38,6 +37,18 @@ impl fmt::Display for Reference {
     }
 }
 
+/// The size of one picture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PictureSize {
+    /// Pixels from left to right; the model's own size where not given.
+    pub width: Option<u32>,
+    /// Pixels from top to bottom; the model's own size where not given.
+    pub height: Option<u32>,
+    /// Height and width whose ratio picks the trained size to draw at, both above 0. It is the size
+    /// of the picture too where neither side is given.
+    pub aspect_ratio: Option<(u32, u32)>,
+}
+
 /// The pictures wanted: one for each prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -49,6 +60,8 @@ pub struct Request {
     pub width: Option<u32>,
     /// Pixels from top to bottom, 1 to 16384; the model's own size where not given.
     pub height: Option<u32>,
+    /// None, or one for each prompt, in place of `width` and `height`.
+    pub sizes: Vec<PictureSize>,
     /// Steps of the solver, 2 to 1000.
     pub sampling_steps: usize,
     /// How much the prompt counts, a finite number. At 1 (diffusers: 1 or less) the negative prompt
@@ -58,6 +71,8 @@ pub struct Request {
     pub seed: u64,
     /// The implementation to follow.
     pub reference: Reference,
+    /// What is done to prompts; what the reference does where not given.
+    pub cleaning: Option<PromptCleaning>,
     /// Whether to generate at the trained size of the nearest aspect ratio and resize to the size
     /// asked for. Otherwise both sides have to be multiples of 16.
     pub use_resolution_binning: bool,
@@ -74,10 +89,12 @@ impl Default for Request {
             negative_prompts: Vec::new(),
             width: None,
             height: None,
+            sizes: Vec::new(),
             sampling_steps: 20,
             guidance_scale: 4.5,
             seed: 42,
             reference: Reference::default(),
+            cleaning: None,
             use_resolution_binning: true,
             max_length: 300,
         }
@@ -100,6 +117,10 @@ impl Request {
         if found != 0 && found != prompts {
             return Err(RequestError::NegativePrompts { found, prompts });
         }
+        let found = self.sizes.len();
+        if found != 0 && found != prompts {
+            return Err(RequestError::Sizes { found, prompts });
+        }
         let range = |field, accepted: bool, found: &dyn fmt::Display, expected| match accepted {
             true => Ok(()),
             false => Err(RequestError::OutOfRange { field, found: found.to_string(), expected }),
@@ -110,7 +131,24 @@ impl Request {
         range("guidance_scale", scale.is_finite(), scale, "a finite number")?;
         let length = &self.max_length;
         range("max_length", (1..=4096).contains(length), length, "1 to 4096")?;
-        Ok(check_sides(self.width, self.height, self.use_resolution_binning)?)
+        for size in (0..prompts).map(|k| self.size(k)) {
+            if size.aspect_ratio.is_some() && !self.use_resolution_binning {
+                return Err(RequestError::RatioWithoutBins);
+            }
+            check_sides(size.width, size.height, self.use_resolution_binning)?;
+        }
+        Ok(())
+    }
+
+    /// The size of picture `k`.
+    pub(super) fn size(&self, k: usize) -> PictureSize {
+        let all = PictureSize { width: self.width, height: self.height, aspect_ratio: None };
+        self.sizes.get(k).copied().unwrap_or(all)
+    }
+
+    /// What is done to the prompts.
+    pub fn prompt_cleaning(&self) -> PromptCleaning {
+        self.cleaning.unwrap_or(PromptCleaning::of(self.reference))
     }
 
     /// Whether the unconditional half is computed.
@@ -122,7 +160,7 @@ impl Request {
     }
 
     /// The negative prompt of picture `k`.
-    pub(super) fn negative_prompt(&self, k: usize) -> Option<&str> {
+    pub(crate) fn negative_prompt(&self, k: usize) -> Option<&str> {
         self.guided().then(|| self.negative_prompts.get(k).map_or("", String::as_str))
     }
 }
