@@ -69,26 +69,39 @@ impl TextCache {
         folders.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
-    /// The embeddings of an entry, which have this shape.
+    /// The embeddings of an entry, which have this shape; whatever else is there is removed.
     pub(super) fn get(&self, encoder: &str, key: &Key, shape: &[usize]) -> Found {
-        let path = self.path(encoder, key);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Nothing,
-            Err(_) => return Found::Nothing,
-        };
-        match parsed(&bytes, shape) {
-            Ok(values) => {
-                // What is in use is kept longest. A folder that cannot be written loses nothing by it.
-                let touched = fs::File::open(&path);
-                let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
-                Found::Entry(values)
-            }
+        match self.read(encoder, key, shape) {
+            Ok(Some(values)) => Found::Entry(values),
+            Ok(None) => Found::Nothing,
             Err(problem) => {
+                let path = self.path(encoder, key);
                 let _ = fs::remove_file(&path);
                 Found::Damaged(format!("dropped a damaged caption, {}: {problem}", path.display()))
             }
         }
+    }
+
+    /// The entries that all encoders together have of these ids and this shape. Nothing is removed: an
+    /// entry of another shape may be sound and of an encoder for other models.
+    pub(super) fn of_any_encoder(&self, key: &Key, shape: &[usize]) -> Vec<ArrayD<f32>> {
+        let encoders = self.encoders().into_iter();
+        encoders.filter_map(|encoder| self.read(&encoder, key, shape).ok().flatten()).collect()
+    }
+
+    fn read(
+        &self,
+        encoder: &str,
+        key: &Key,
+        shape: &[usize],
+    ) -> Result<Option<ArrayD<f32>>, String> {
+        let path = self.path(encoder, key);
+        let Ok(bytes) = fs::read(&path) else { return Ok(None) };
+        let values = parsed(&bytes, shape)?;
+        // What is in use is kept longest. A folder that cannot be written loses nothing by it.
+        let touched = fs::File::open(&path);
+        let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
+        Ok(Some(values))
     }
 
     /// Puts embeddings in. The first time nothing can be written, says so.
@@ -201,7 +214,11 @@ mod tests {
         for other in others {
             assert!(matches!(cache.get("t5", &other, &[2, 8, 4]), Found::Nothing));
         }
-        assert!(matches!(cache.get("t6", &Key::new(&[&[1]], 8), &[2, 8, 4]), Found::Nothing));
+        let key = Key::new(&[&[1]], 8);
+        assert!(matches!(cache.get("t6", &key, &[2, 8, 4]), Found::Nothing));
+        cache.put("t6", &key, &ArrayD::zeros(vec![2, 8, 6]));
+        assert_eq!(cache.of_any_encoder(&key, &[2, 8, 4]), [values(0.5)]);
+        assert_eq!(cache.of_any_encoder(&key, &[2, 8, 6]).len(), 1, "nothing was removed");
     }
 
     #[test]

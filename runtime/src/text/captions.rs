@@ -122,7 +122,7 @@ impl CaptionEncoder {
         let shape = [rows.len(), length, width];
         let mask = encode::mask(ids, length, request.reference);
         let Some(encoder) = &mut self.encoder else {
-            let embeddings = self.from_cache_alone(&key, &shape, prompt)?;
+            let embeddings = self.cached_only(&key, &shape, prompt)?;
             return Ok(Conditioning { embeddings: embeddings.into(), mask });
         };
         let identity = encoder.folder.identity.clone();
@@ -145,21 +145,14 @@ impl CaptionEncoder {
     }
 
     /// A caption of whatever encoder, as long as only one encoder's is there.
-    fn from_cache_alone(
+    fn cached_only(
         &self,
         key: &Key,
         shape: &[usize],
         prompt: &str,
     ) -> Result<ndarray::ArrayD<f32>, PipelineError> {
-        let encoders = self.cache.iter().flat_map(|cache| {
-            cache.encoders().into_iter().map(move |encoder| cache.get(&encoder, key, shape))
-        });
-        let mut found: Vec<_> = encoders
-            .filter_map(|found| match found {
-                Found::Entry(values) => Some(values),
-                Found::Nothing | Found::Damaged(_) => None,
-            })
-            .collect();
+        let found = self.cache.as_ref().map(|cache| cache.of_any_encoder(key, shape));
+        let mut found = found.unwrap_or_default();
         let cache = self.cache.as_ref().map(|cache| cache.folder().to_owned()).unwrap_or_default();
         match (found.pop(), found.len()) {
             (Some(values), 0) => Ok(values),

@@ -178,7 +178,7 @@ impl Parser<'_> {
             if rest.is_empty() {
                 break;
             }
-            let step = if rest.starts_with('<') { self.markup(end)? } else { self.reference(end)? };
+            let step = if rest.starts_with('<') { self.markup()? } else { self.reference(end)? };
             match step {
                 Step::To(at) => self.at = at,
                 Step::Open if end => {
@@ -201,7 +201,7 @@ impl Parser<'_> {
     }
 
     /// What begins with `<`.
-    fn markup(&mut self, _end: bool) -> Result<Step, CleanError> {
+    fn markup(&mut self) -> Result<Step, CleanError> {
         let (text, at) = (self.text, self.at);
         let rest = &text[at..];
         let until = |from: usize| rest[from..].find('>').map(|end| from + end);
@@ -211,9 +211,9 @@ impl Parser<'_> {
         if rest.starts_with("</") {
             return self.end_tag();
         }
-        if rest.starts_with("<!--") {
-            let Some((start, end)) = COMMENT_END.find(&rest[4..])? else { return Ok(Step::Open) };
-            self.tree.hidden(&rest[4..4 + start], Kind::Hidden);
+        if let Some(inner) = rest.strip_prefix("<!--") {
+            let Some((start, end)) = COMMENT_END.find(inner)? else { return Ok(Step::Open) };
+            self.tree.hidden(&inner[..start], Kind::Hidden);
             return Ok(Step::To(at + 4 + end));
         }
         if rest.starts_with("<![") {
