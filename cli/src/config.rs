@@ -8,17 +8,8 @@ use std::path::Path;
 
 /// Keys of upstream's YAML files that this version cannot honour yet; a file with one is refused
 /// rather than followed in part.
-const UPSTREAM_ONLY: &[&str] = &[
-    "batch_size",
-    "device_target",
-    "enable_flash_attention",
-    "imagegrid",
-    "jit_level",
-    "mode",
-    "num_trials",
-    "prompt_path",
-    "use_parallel",
-];
+const UPSTREAM_ONLY: &[&str] =
+    &["device_target", "enable_flash_attention", "jit_level", "mode", "use_parallel"];
 
 /// Lays `flags` over the settings of the YAML file at `path`, if there is one.
 ///
@@ -119,7 +110,7 @@ mod tests {
         for (yaml, expected) in [
             ("sampling_step: 4", "unknown key `sampling_step`; did you mean `sampling_steps`?"),
             ("zzz: 4", "unknown key `zzz`; known keys: prompt, sampling_steps, seed"),
-            ("imagegrid: True", "`imagegrid` is not supported yet"),
+            ("use_parallel: True", "`use_parallel` is not supported yet"),
             ("sampling_steps: many", "sampling_steps: invalid type"),
             ("- a", "expected `key: value` lines"),
             ("a: [", "not valid YAML"),

@@ -22,6 +22,8 @@ struct Cli {
 enum Command {
     /// Make pictures from prompts
     Sample(Box<commands::sample::SampleArgs>),
+    /// Put prompts into the text cache, for a machine without the text encoder
+    Encode(Box<commands::encode::EncodeArgs>),
     /// Write ONNX graphs from a checkpoint
     Export(commands::export::ExportArgs),
     /// Rewrite a checkpoint as safetensors, under the original names or diffusers'
@@ -37,6 +39,7 @@ fn main() -> std::process::ExitCode {
     let cli = Cli::parse_from(spelling::normalise(std::env::args_os()));
     exit::report(match cli.command {
         Command::Sample(args) => commands::sample::run(*args),
+        Command::Encode(args) => commands::encode::run(*args),
         Command::Export(args) => commands::export::run(args),
         Command::Convert(args) => commands::convert::run(args),
         Command::Inspect(args) => commands::inspect::run(args),

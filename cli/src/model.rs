@@ -59,7 +59,11 @@ impl Sources {
             |part: &Path| part.parent().map(|p| p.join("scheduler")).filter(|p| p.is_dir());
         Ok(Self {
             scheduler: beside(&transformer),
-            text_encoder: part("text_encoder_root", text_encoder, "text_encoder")?,
+            text_encoder: match text_encoder {
+                // It may be missing: what is in the text cache can be drawn without it.
+                None => base.join("text_encoder"),
+                given => part("text_encoder_root", given, "text_encoder")?,
+            },
             vae: part("vae_root", vae, vae_sub(vae.unwrap_or(&base)))?,
             tokenizer: part("tokenizer_root", tokenizer, "tokenizer")?,
             transformer,
@@ -78,12 +82,43 @@ impl Sources {
         let none = VariantFlags::default();
         Ok(ModelPaths {
             transformer,
-            text_encoder: exported(&self.text_encoder, Component::TextEncoder, profile, &none)?,
+            text_encoder: match self.text_encoder.is_dir() {
+                true => exported(&self.text_encoder, Component::TextEncoder, profile, &none)?,
+                false => self.text_encoder.clone(),
+            },
             vae_decoder: exported(&self.vae, Component::VaeDecoder, profile, &none)?,
             tokenizer: self.tokenizer.clone(),
             scheduler: self.scheduler.clone(),
         })
     }
+}
+
+/// The folders of the text side alone: the exported text encoder and the tokenizer.
+pub fn text_side(
+    model: Option<&Path>,
+    text_encoder: Option<&Path>,
+    tokenizer: Option<&Path>,
+    profile: Profile,
+) -> Result<(PathBuf, PathBuf), Failure> {
+    let base = match (model, text_encoder, tokenizer) {
+        (Some(model), ..) => folder("model", model)?,
+        (None, Some(_), Some(_)) => PathBuf::new(),
+        (None, None, None) => demo()?,
+        _ => {
+            return Err(Failure::request(
+                "text_encoder_root and tokenizer_root: give both, or `model` for the one left out",
+            ));
+        }
+    };
+    let part = |name: &str, given: Option<&Path>, sub: &str| match given {
+        Some(given) if given.join(sub).is_dir() => folder(name, &given.join(sub)),
+        Some(given) => folder(name, given),
+        None => folder("model", &base.join(sub)),
+    };
+    let text_encoder = part("text_encoder_root", text_encoder, "text_encoder")?;
+    let none = VariantFlags::default();
+    let text_encoder = exported(&text_encoder, Component::TextEncoder, profile, &none)?;
+    Ok((text_encoder, part("tokenizer_root", tokenizer, "tokenizer")?))
 }
 
 /// The profile whose graphs suit an engine.
@@ -177,7 +212,7 @@ fn fingerprint(source: &Path, profile: Profile, variant: &VariantFlags) -> anyho
 }
 
 /// `PIXART_CACHE_DIR`, else the platform's folder for caches.
-fn cache_folder() -> Result<PathBuf, Failure> {
+pub fn cache_folder() -> Result<PathBuf, Failure> {
     match std::env::var_os("PIXART_CACHE_DIR") {
         Some(folder) if !folder.is_empty() => Ok(folder.into()),
         _ => dirs::cache_dir().map(|folder| folder.join("pixart")).ok_or_else(|| {

@@ -46,6 +46,20 @@ pub enum PipelineError {
         /// What was found and what was expected.
         problem: String,
     },
+    /// A caption that would have to be encoded, and no text encoder.
+    #[error(
+        "the prompt \"{}\" is not in the text cache {} and there is no text encoder at {}; run `pixart \
+         encode` with the same prompt and settings where there is one, and copy its cache here",
+        shortened(prompt), cache.display(), folder.display()
+    )]
+    NotCached {
+        /// The prompt.
+        prompt: String,
+        /// The cache's folder.
+        cache: std::path::PathBuf,
+        /// Where the text encoder should be.
+        folder: std::path::PathBuf,
+    },
     /// NaN or infinity in a result.
     #[error(
         "the {component} ({precision}) gave values that are not finite{}; {}",
@@ -60,6 +74,14 @@ pub enum PipelineError {
         /// The step, counted from 1, and the number of steps.
         step: Option<(usize, usize)>,
     },
+}
+
+/// The beginning of a text, for a message.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 fn likely_cause(precision: &str) -> &'static str {
@@ -86,6 +108,20 @@ pub enum RequestError {
         /// How many prompts there are.
         prompts: usize,
     },
+    /// As many sizes as prompts are needed, or none.
+    #[error("sizes: found {found} for {prompts} prompts, expected none or one for each")]
+    Sizes {
+        /// How many there are.
+        found: usize,
+        /// How many prompts there are.
+        prompts: usize,
+    },
+    /// An aspect ratio without the table it is looked up in.
+    #[error(
+        "aspect_ratio: it picks one of the trained sizes, but use_resolution_binning is off; switch it on \
+         or give the size in pixels"
+    )]
+    RatioWithoutBins,
     /// A size that cannot be made.
     #[error(transparent)]
     Size(#[from] SizeError),
@@ -171,6 +207,9 @@ pub enum RequestError {
          has none; take another solver"
     )]
     NoVariance(SamplingMethod),
+    /// No way of cleaning prompts of this name.
+    #[error("found `{0}`, expected raw, lower or diffusers")]
+    UnknownCleaning(String),
 }
 
 fn range(accepted: &RangeInclusive<usize>) -> String {

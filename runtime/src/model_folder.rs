@@ -6,6 +6,9 @@ use std::{
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
+
+use crate::text::hex;
 
 use crate::engine::is_plain_file_name;
 
@@ -143,6 +146,8 @@ pub struct ComponentFolder<A> {
     pub precision: String,
     /// What the network looks like.
     pub architecture: A,
+    /// A hash of the hashes of its files, which changes whenever they do.
+    pub identity: String,
 }
 
 /// A model folder that cannot be used.
@@ -234,6 +239,8 @@ struct Manifest<A> {
 struct FileEntry {
     name: String,
     bytes: u64,
+    #[serde(default)]
+    sha256: String,
 }
 
 impl<A: Architecture> ComponentFolder<A> {
@@ -291,6 +298,12 @@ impl<A: Architecture> ComponentFolder<A> {
         if !model.is_file() {
             return Err(missing(model));
         }
-        Ok(Self { model, precision: manifest.precision, architecture: manifest.architecture })
+        let mut hash = Sha256::new();
+        for FileEntry { name, bytes, sha256 } in &manifest.files {
+            hash.update(format!("{name} {bytes} {sha256}\n"));
+        }
+        let identity = hex(&hash.finalize()[..8]);
+        let Manifest { precision, architecture, .. } = manifest;
+        Ok(Self { model, precision, architecture, identity })
     }
 }

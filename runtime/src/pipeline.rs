@@ -7,32 +7,30 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use image::RgbImage;
 use ndarray::{ArrayD, s};
 
-pub(crate) use component::LoadedComponent;
+pub(crate) use component::{LazyComponent, LoadedComponent};
+pub(crate) use event::StageProgress;
 pub use event::{Event, Stage};
-pub use request::{Reference, Request};
+pub use request::{PictureSize, Reference, Request};
 
 use crate::{
     engine::Engine,
     lora::{Lora, LoraMatch, match_loras},
-    model_folder::{
-        ModelError, TextEncoderArchitecture, TransformerArchitecture, VaeDecoderArchitecture,
-    },
+    model_folder::{ModelError, TransformerArchitecture, VaeDecoderArchitecture},
     noise::TorchGenerator,
     sampler::{NoiseSchedule, SchedulerConfig},
     size::SizePlan,
-    text::{self, Conditioning, PromptIds, Tokenizer},
+    text::{CaptionEncoder, TextCache},
     vae,
 };
 pub use crate::{
     error::{PipelineError, RequestError},
     model_folder::ModelPaths,
 };
-use component::LazyComponent;
 
 /// How a pipeline works.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +38,9 @@ pub struct PipelineOptions {
     /// Keep every component in memory after its stage. Faster for several requests; otherwise at
     /// most one component is loaded at a time.
     pub keep_resident: bool,
+    /// Where caption embeddings are kept. With it, the text encoder may be missing as long as all
+    /// captions are there.
+    pub text_cache: Option<TextCache>,
 }
 
 /// A finished picture.
@@ -58,8 +59,7 @@ pub struct Picture {
 
 /// A model and an engine, ready for requests.
 pub struct Pipeline {
-    tokenizer: Tokenizer,
-    text_encoder: LazyComponent<TextEncoderArchitecture>,
+    captions: CaptionEncoder,
     transformer: LazyComponent<TransformerArchitecture>,
     vae_decoder: LazyComponent<VaeDecoderArchitecture>,
     scheduler: SchedulerConfig,
@@ -79,24 +79,16 @@ impl Pipeline {
         paths: ModelPaths,
         options: PipelineOptions,
     ) -> Result<Self, PipelineError> {
-        let text_encoder = LazyComponent::open(&engine, &paths.text_encoder)?;
+        let (text_encoder, cache) = (&paths.text_encoder, options.text_cache.clone());
+        let captions = CaptionEncoder::new(&engine, text_encoder, &paths.tokenizer, cache)?;
         let transformer = LazyComponent::open(&engine, &paths.transformer)?;
         let vae_decoder = LazyComponent::open(&engine, &paths.vae_decoder)?;
-        let tokenizer = Tokenizer::from_folder(&paths.tokenizer)?;
         let scheduler = match &paths.scheduler {
             Some(folder) => SchedulerConfig::from_file(&folder.join("scheduler_config.json"))?,
             None => SchedulerConfig::default(),
         };
         let schedule = NoiseSchedule::new(&scheduler);
-        let pipeline = Self {
-            tokenizer,
-            text_encoder,
-            transformer,
-            vae_decoder,
-            scheduler,
-            schedule,
-            options,
-        };
+        let pipeline = Self { captions, transformer, vae_decoder, scheduler, schedule, options };
         pipeline.check_parts()?;
         Ok(pipeline)
     }
@@ -112,11 +104,11 @@ impl Pipeline {
         loras: &[Arc<Lora>],
         allow_unmatched: bool,
     ) -> Result<Vec<LoraMatch>, PipelineError> {
-        let (transformer, encoder) = (self.transformer.exported(), self.text_encoder.exported());
+        let (transformer, encoder) = (self.transformer.exported(), self.captions.exported());
         let ([transformer, encoder], matches) =
-            match_loras(loras, transformer, encoder, allow_unmatched)?;
+            match_loras(loras, Some(transformer), encoder, allow_unmatched)?;
         self.transformer.set_lora(transformer);
-        self.text_encoder.set_lora(encoder);
+        self.captions.set_lora(encoder);
         Ok(matches)
     }
 
@@ -132,27 +124,17 @@ impl Pipeline {
     ) -> Result<Vec<Picture>, PipelineError> {
         request.check()?;
         self.check_solver(request)?;
-        let size = self.plan_size(request)?;
-        let prompts = self.tokenize(request)?;
-
-        let mut stage = StageProgress::start(Stage::EncodeText, prompts.len(), progress);
-        let mut captions: Vec<Conditioning> = Vec::with_capacity(prompts.len());
-        for (k, ids) in prompts.iter().enumerate() {
-            captions.push(match prompts[..k].iter().position(|earlier| earlier == ids) {
-                Some(same) => captions[same].clone(),
-                None => self.encode_text(ids, request)?,
-            });
-            stage.step();
-        }
-        stage.finish();
-        self.free(|pipeline| pipeline.text_encoder.unload());
+        let sizes = self.plan_sizes(request)?;
+        let width = self.transformer().caption_channels;
+        let captions = self.captions.encode(request, width, progress)?;
+        self.free(|pipeline| pipeline.captions.unload());
 
         let total = captions.len() * request.sampling_steps;
         let mut stage = StageProgress::start(Stage::Denoise, total, progress);
         let mut latents = Vec::with_capacity(captions.len());
         for (k, caption) in captions.iter().enumerate() {
-            let generator = TorchGenerator::new(seed_of(request, k));
-            latents.push(self.denoise(generator, &size, caption, request, &mut || stage.step())?);
+            let (generator, size) = (TorchGenerator::new(seed_of(request, k)), &sizes[k]);
+            latents.push(self.denoise(generator, size, caption, request, &mut || stage.step())?);
         }
         stage.finish();
         self.free(|pipeline| pipeline.transformer.unload());
@@ -160,7 +142,7 @@ impl Pipeline {
         let mut stage = StageProgress::start(Stage::Decode, latents.len(), progress);
         let mut pictures = Vec::with_capacity(latents.len());
         for (k, (latents, prompt)) in latents.into_iter().zip(&request.prompts).enumerate() {
-            let image = self.decode(&latents, &size, request.reference)?;
+            let image = self.decode(&latents, &sizes[k], request.reference)?;
             let (seed, prompt) = (seed_of(request, k), prompt.clone());
             pictures.push(Picture { image, latents, seed, prompt });
             stage.step();
@@ -186,9 +168,17 @@ impl Pipeline {
         self.vae_decoder.folder.architecture.scaling_factor
     }
 
-    fn plan_size(&self, request: &Request) -> Result<SizePlan, PipelineError> {
-        let binning = request.use_resolution_binning;
-        let plan = SizePlan::new(request.width, request.height, self.sample_size(), binning)?;
+    fn plan_sizes(&self, request: &Request) -> Result<Vec<SizePlan>, PipelineError> {
+        (0..request.prompts.len()).map(|k| self.plan_size(request, request.size(k))).collect()
+    }
+
+    fn plan_size(&self, request: &Request, size: PictureSize) -> Result<SizePlan, PipelineError> {
+        let PictureSize { width, height, aspect_ratio } = size;
+        let own = self.sample_size();
+        let plan = match aspect_ratio {
+            Some(ratio) => SizePlan::with_ratio(ratio, width, height, own)?,
+            None => SizePlan::new(width, height, own, request.use_resolution_binning)?,
+        };
         // Pixels of a token: 8 of the VAE, 2 of a patch.
         const TOKEN: usize = 16;
         let factor = self.transformer().kv_compression.as_ref().map_or(1, |kv| kv.scale_factor);
@@ -198,25 +188,6 @@ impl Pipeline {
             return Err(RequestError::TooSmall { width, height, least }.into());
         }
         Ok(plan)
-    }
-
-    fn tokenize(&self, request: &Request) -> Result<Vec<PromptIds>, PipelineError> {
-        let ids = |(k, prompt): (usize, &String)| {
-            let negative = request.negative_prompt(k);
-            let (reference, max_length) = (request.reference, request.max_length);
-            Ok(PromptIds::new(&self.tokenizer, reference, prompt, negative, max_length)?)
-        };
-        request.prompts.iter().enumerate().map(ids).collect()
-    }
-
-    fn encode_text(
-        &mut self,
-        ids: &PromptIds,
-        request: &Request,
-    ) -> Result<Conditioning, PipelineError> {
-        let pad = self.tokenizer.pad_id();
-        let encoder = self.text_encoder.load()?;
-        text::encode(encoder, ids, pad, request.uncond_mask(), request.max_length)
     }
 
     /// From latents to the picture in the size asked for.
@@ -244,28 +215,20 @@ impl Pipeline {
 
     /// Whether the parts fit together.
     fn check_parts(&self) -> Result<(), ModelError> {
-        let text = &self.text_encoder.folder.architecture;
+        let text = self.captions.width();
         let transformer = &self.transformer.folder.architecture;
         let vae = &self.vae_decoder.folder.architecture;
         let fit = |fits: bool, problem: String| match fits {
             true => Ok(()),
             false => Err(ModelError::Mismatch(problem)),
         };
-        let ids = self.tokenizer.vocab_size();
         fit(
-            ids <= text.vocab_size,
-            format!(
-                "the tokenizer has {ids} ids but the text encoder's table only {} rows; take both \
-                 from the same checkpoint",
-                text.vocab_size
-            ),
-        )?;
-        fit(
-            text.d_model == transformer.caption_channels,
+            text.is_none_or(|width| width == transformer.caption_channels),
             format!(
                 "the text encoder gives {} numbers a token but the transformer takes {}; take both \
                  from the same checkpoint",
-                text.d_model, transformer.caption_channels
+                text.unwrap_or_default(),
+                transformer.caption_channels
             ),
         )?;
         fit(
@@ -291,34 +254,4 @@ impl Pipeline {
 /// Picture k has its own generator, so that it can be made again alone.
 fn seed_of(request: &Request, k: usize) -> u64 {
     request.seed.wrapping_add(k as u64)
-}
-
-/// Counts the steps of a stage and measures it.
-struct StageProgress<'a> {
-    stage: Stage,
-    total: usize,
-    done: usize,
-    started: Instant,
-    progress: &'a mut dyn FnMut(Event<'_>),
-}
-
-impl<'a> StageProgress<'a> {
-    fn start(stage: Stage, total: usize, progress: &'a mut dyn FnMut(Event<'_>)) -> Self {
-        progress(Event::StageStarted { stage, total });
-        Self { stage, total, done: 0, started: Instant::now(), progress }
-    }
-
-    fn tell(&mut self, event: Event<'_>) {
-        (self.progress)(event);
-    }
-
-    fn step(&mut self) {
-        self.done += 1;
-        self.tell(Event::Step { index: self.done, total: self.total });
-    }
-
-    fn finish(mut self) {
-        let seconds = self.started.elapsed().as_secs_f64();
-        self.tell(Event::StageFinished { stage: self.stage, seconds });
-    }
 }

@@ -67,7 +67,7 @@ impl Model {
     ) -> Result<([LoraPlan; 2], Vec<LoraMatch>), LoraError> {
         let graphs = [Component::Transformer, Component::TextEncoder].map(|c| self.graph(c));
         let [transformer, text_encoder] =
-            [0, 1].map(|k| Exported { model: graphs[k].as_path(), precision: "fp32" });
+            [0, 1].map(|k| Some(Exported { model: graphs[k].as_path(), precision: "fp32" }));
         match_loras(loras, transformer, text_encoder, allow)
     }
 
@@ -180,9 +180,9 @@ fn what_a_lora_changes_is_told() {
     assert_eq!((found[1].transformer, found[1].text_encoder), (1, encoder.len()));
     assert!(!encoder.is_empty() && transformer.len() == 13);
     // A text encoder without changes is not even looked at.
-    let missing = Exported { model: Path::new("nowhere/model.onnx"), precision: "fp32" };
+    let missing = Some(Exported { model: Path::new("nowhere/model.onnx"), precision: "fp32" });
     let graph = model.graph(Component::Transformer);
-    let there = Exported { model: &graph, precision: "fp32" };
+    let there = Some(Exported { model: &graph, precision: "fp32" });
     match_loras(&loras[..1], there, missing, false).expect("fits");
     let error = match_loras(&loras, there, missing, false).expect_err("unreadable").to_string();
     assert!(error.contains("nowhere"), "{error}");
@@ -192,7 +192,7 @@ fn what_a_lora_changes_is_told() {
 fn a_pipeline_changes_its_loras_between_requests() {
     let export = Export::pipeline(&fixtures::tiny(), Profile::Portable);
     let paths = ModelPaths::from_folder(export.path());
-    let options = PipelineOptions { keep_resident: true };
+    let options = PipelineOptions { keep_resident: true, ..PipelineOptions::default() };
     let mut pipeline = Pipeline::new(engines::tract(), paths, options).expect("opens");
     let request = Request {
         prompts: vec!["a red circle".to_owned()],
@@ -233,7 +233,7 @@ fn exports_in_16_bits_take_loras_too() {
         for profile in [Profile::Portable, Profile::Ort] {
             let export = transformer_in(precision, profile);
             let graph = export.graph(Component::Transformer);
-            let exported = Exported { model: &graph, precision: precision.as_str() };
+            let exported = Some(Exported { model: &graph, precision: precision.as_str() });
             let ([plan, _], _) = match_loras(&loras, exported, exported, false).expect("fits");
             for engine in engines::both() {
                 let name = format!("{precision}, {profile} on {}", engine.name());
@@ -258,7 +258,7 @@ fn quantised_weights_are_refused_by_name() {
     ] {
         let export = transformer_in(precision, profile);
         let graph = export.graph(Component::Transformer);
-        let exported = Exported { model: &graph, precision: precision.as_str() };
+        let exported = Some(Exported { model: &graph, precision: precision.as_str() });
         let loras = [open("diffusers.safetensors", 1.0)];
         let error = match_loras(&loras, exported, exported, false).expect_err("refused");
         assert!(matches!(error, LoraError::Quantised { .. }), "{error}");

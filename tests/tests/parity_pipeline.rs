@@ -12,6 +12,7 @@ use pixart_runtime::{
     engine::Engine,
     pipeline::{ModelPaths, Picture, Pipeline, PipelineOptions, Reference, Request},
     tensor::Tensor,
+    text::PromptCleaning,
 };
 use pixart_tests::{
     engines,
@@ -63,6 +64,8 @@ impl Case {
             guidance_scale: self.guidance_scale.unwrap_or(default.guidance_scale),
             seed: self.seed.unwrap_or(default.seed),
             reference,
+            // The pictures were made with `clean_caption=False`.
+            cleaning: (reference == Reference::Diffusers).then_some(PromptCleaning::Lower),
             use_resolution_binning: self
                 .use_resolution_binning
                 .unwrap_or(default.use_resolution_binning),
@@ -80,7 +83,7 @@ fn cases(reference: Reference) -> Vec<Case> {
 }
 
 fn pipeline(export: &Export, engine: Arc<dyn Engine>) -> Pipeline {
-    let options = PipelineOptions { keep_resident: true };
+    let options = PipelineOptions { keep_resident: true, ..PipelineOptions::default() };
     Pipeline::new(engine, ModelPaths::from_folder(export.path()), options)
         .unwrap_or_else(|error| panic!("the exported pipeline: {error}"))
 }

@@ -6,6 +6,7 @@ use pixart_exporter::Profile;
 use pixart_runtime::{
     pipeline::{ModelPaths, Pipeline, PipelineOptions, Reference, Request},
     sampler::SamplingMethod,
+    text::PromptCleaning,
 };
 use pixart_tests::{engines, errors::assert_close, exports::Export, fixtures};
 
@@ -16,8 +17,8 @@ fn latents_equal_those_of_diffusers() {
     for engine in engines::both() {
         let on = engine.name();
         let paths = ModelPaths::from_folder(export.path());
-        let mut pipeline = Pipeline::new(engine, paths, PipelineOptions { keep_resident: true })
-            .expect("the exported pipeline");
+        let options = PipelineOptions { keep_resident: true, ..PipelineOptions::default() };
+        let mut pipeline = Pipeline::new(engine, paths, options).expect("the exported pipeline");
         for (method, steps) in
             [(SamplingMethod::Ddim, 6), (SamplingMethod::SaSolver, 8), (SamplingMethod::Lcm, 4)]
         {
@@ -31,6 +32,8 @@ fn latents_equal_those_of_diffusers() {
                 sampling_steps: steps,
                 guidance_scale: method.default_guidance_scale(),
                 reference: Reference::Diffusers,
+                // The latents were made with `clean_caption=False`.
+                cleaning: Some(PromptCleaning::Lower),
                 width: Some(80),
                 height: Some(64),
                 use_resolution_binning: false,

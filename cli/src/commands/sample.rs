@@ -1,9 +1,12 @@
 //! `pixart sample`: prompts in, pictures out.
 
-mod lora;
+mod listing;
+pub(super) mod lora;
 mod output;
+mod prompts;
 mod sampling;
-mod settings;
+pub(super) mod settings;
+mod style;
 
 use crate::exit::Failure;
 use crate::model::profile_for;
@@ -41,7 +44,10 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         eprintln!("{note}");
     }
     let paths = sources.resolve(profile_for(opened.engine.name()))?;
-    let options = PipelineOptions { keep_resident: settings.keep_resident.unwrap_or(false) };
+    let options = PipelineOptions {
+        keep_resident: settings.keep_resident.unwrap_or(false),
+        text_cache: settings.text_cache()?,
+    };
     let mut pipeline = Pipeline::new(opened.engine.clone(), paths, options)?;
     settings.check_model(&pipeline)?;
     lora::apply(&mut pipeline, &loras, settings.lora_allow_unmatched.unwrap_or(false))?;
@@ -50,10 +56,11 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let mut unwritten = None;
     let pictures = pipeline.sample(&request, &mut |event| {
         // A finished picture is kept even if a later one fails.
-        if let Event::Picture { picture, .. } = event
+        if let Event::Picture { picture, index } = event
             && unwritten.is_none()
         {
-            unwritten = output.write(picture).err();
+            let negative = request.negative_prompts.get(index).map_or("", String::as_str);
+            unwritten = output.write(picture, negative).err();
         }
         reporter.report(event);
     })?;
@@ -73,13 +80,13 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
 
 /// Turns the pipeline's events into bars or lines, and remembers the seconds of each stage.
 #[derive(Default)]
-struct Reporter {
+pub(super) struct Reporter {
     bar: Option<Progress>,
     seconds: Vec<(Stage, f64)>,
 }
 
 impl Reporter {
-    fn report(&mut self, event: Event<'_>) {
+    pub(super) fn report(&mut self, event: Event<'_>) {
         match event {
             Event::StageStarted { stage, total } => {
                 self.bar = Some(Progress::start(stage.to_string(), total as u64, Unit::Count));
@@ -95,11 +102,12 @@ impl Reporter {
                 }
                 self.seconds.push((stage, seconds));
             }
+            Event::Note { text } => eprintln!("warning: {text}"),
             _ => {}
         }
     }
 
-    fn summary(&self) -> String {
+    pub(super) fn summary(&self) -> String {
         let stages = self.seconds.iter().map(|(stage, seconds)| format!("{stage} {seconds:.2} s"));
         stages.collect::<Vec<_>>().join(", ")
     }

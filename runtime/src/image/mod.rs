@@ -1,7 +1,9 @@
 //! Pictures as files.
 
+mod grid;
 mod png;
 
+pub use self::grid::grid;
 pub use self::png::write_png;
 pub use ::image::RgbImage;
 

@@ -7,10 +7,13 @@ use std::{
     sync::Arc,
 };
 
-use super::{Lora, LoraError, key::Network, merge, targets::Targets};
+use sha2::{Digest, Sha256};
+
+use super::{Lora, LoraError, adapter::Layer, key::Network, merge, targets::Targets};
 use crate::{
     engine::{GraphWeights, Override},
     model_folder::Component,
+    text::hex,
 };
 
 /// What several LoRAs do to one component.
@@ -55,15 +58,16 @@ pub struct Exported<'a> {
 }
 
 /// Matches every layer of `loras` with a weight of the transformer or the text encoder, and compares
-/// the shapes. The graph of the text encoder is only read if a LoRA has keys for it.
+/// the shapes. The graph of the text encoder is only read if a LoRA has keys for it. Keys for a
+/// component that is not given are passed over: they count neither as matched nor as unmatched.
 ///
 /// # Errors
 /// When a key belongs to no layer and `allow_unmatched` is not set, no key at all belongs to one, or a
 /// change does not fit its weight.
 pub fn match_loras(
     loras: &[Arc<Lora>],
-    transformer: Exported<'_>,
-    text_encoder: Exported<'_>,
+    transformer: Option<Exported<'_>>,
+    text_encoder: Option<Exported<'_>>,
     allow_unmatched: bool,
 ) -> Result<([LoraPlan; 2], Vec<LoraMatch>), LoraError> {
     let mut builders = [
@@ -73,20 +77,21 @@ pub fn match_loras(
     let mut matches = Vec::new();
     for (index, lora) in loras.iter().enumerate() {
         let mut unmatched = lora.unknown.clone();
-        let mut changed = [0, 0];
+        let (mut changed, mut passed_over) = ([0, 0], false);
         for (position, layer) in lora.layers.iter().enumerate() {
             let side = match layer.module.network() {
                 Network::Transformer => 0,
                 Network::TextEncoder => 1,
             };
             match builders[side].add(index, position)? {
-                0 => unmatched.extend(layer.keys.iter().cloned()),
-                count => changed[side] += count,
+                None => passed_over = true,
+                Some(0) => unmatched.extend(layer.keys.iter().cloned()),
+                Some(count) => changed[side] += count,
             }
         }
         unmatched.sort();
         let (path, total) = (lora.path().to_owned(), lora.keys);
-        if changed == [0, 0] {
+        if changed == [0, 0] && !passed_over {
             return Err(LoraError::NoMatch { path, keys: unmatched, total });
         }
         if !unmatched.is_empty() && !allow_unmatched {
@@ -99,7 +104,7 @@ pub fn match_loras(
 }
 
 struct Builder<'a> {
-    exported: Exported<'a>,
+    exported: Option<Exported<'a>>,
     targets: Option<Targets>,
     /// Initializers that the LoRA of this index changes already.
     seen: HashSet<(usize, String)>,
@@ -107,19 +112,21 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(component: Component, exported: Exported<'a>, loras: &[Arc<Lora>]) -> Self {
+    fn new(component: Component, exported: Option<Exported<'a>>, loras: &[Arc<Lora>]) -> Self {
         let (loras, steps) = (loras.to_vec(), BTreeMap::new());
         let plan = LoraPlan { component, weights: None, loras, steps };
         Self { exported, targets: None, seen: HashSet::new(), plan }
     }
 
-    /// Adds the change of one layer of a file; returns how many weights it changes.
-    fn add(&mut self, index: usize, position: usize) -> Result<usize, LoraError> {
+    /// Adds the change of one layer of a file; returns how many weights it changes, or nothing where
+    /// the component is not given.
+    fn add(&mut self, index: usize, position: usize) -> Result<Option<usize>, LoraError> {
         let component = self.plan.component;
+        let Some(exported) = self.exported else { return Ok(None) };
         let targets = match &mut self.targets {
             Some(targets) => targets,
             empty => {
-                let weights = GraphWeights::open(self.exported.model)
+                let weights = GraphWeights::open(exported.model)
                     .map_err(|source| LoraError::Graph { component, source })?;
                 let targets = Targets::of(&weights);
                 self.plan.weights = Some(weights);
@@ -128,7 +135,7 @@ impl<'a> Builder<'a> {
         };
         let lora = &self.plan.loras[index];
         let layer = &lora.layers[position];
-        let Some(shares) = targets.find(&layer.module) else { return Ok(0) };
+        let Some(shares) = targets.find(&layer.module) else { return Ok(Some(0)) };
         let (path, module) = (|| lora.path().to_owned(), || layer.module.name.clone());
         let found = [layer.up.nrows(), layer.down.ncols()];
         let mut first = 0;
@@ -143,7 +150,7 @@ impl<'a> Builder<'a> {
                     path: path(),
                     module: module(),
                     component,
-                    precision: self.exported.precision.to_owned(),
+                    precision: exported.precision.to_owned(),
                     found: found.clone(),
                 });
             }
@@ -182,7 +189,7 @@ impl<'a> Builder<'a> {
                 steps.push(Step { lora: index, layer: position, rows });
             }
         }
-        Ok(ordered.len())
+        Ok(Some(ordered.len()))
     }
 }
 
@@ -195,6 +202,33 @@ impl LoraPlan {
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// What distinguishes the results of the changed component from those of the plain one: a hash of
+    /// what the files ask of it (their SHA-256, strengths, and scales, which may come from a file
+    /// beside them), in their order. `None` where no file has anything for it. The component itself
+    /// need not be there.
+    pub fn fingerprint(&self) -> Option<String> {
+        let network = match self.component {
+            Component::TextEncoder => Network::TextEncoder,
+            Component::Transformer => Network::Transformer,
+            Component::VaeDecoder => return None,
+        };
+        let (mut hash, mut any) = (Sha256::new(), false);
+        for lora in self.loras.iter().filter(|lora| lora.strength() != 0.0) {
+            let mut layers =
+                lora.layers.iter().filter(|l| l.module.network() == network).peekable();
+            if layers.peek().is_none() {
+                continue;
+            }
+            any = true;
+            hash.update(format!("lora {} {:08x}\n", lora.sha256(), lora.strength().to_bits()));
+            for Layer { module, scale, magnitude, .. } in layers {
+                let (scale, dora) = (scale.to_bits(), magnitude.is_some());
+                hash.update(format!("{} {scale:08x} {dora}\n", module.name));
+            }
+        }
+        any.then(|| hex(&hash.finalize()[..8]))
     }
 
     /// The changed weights, each in the type it is stored in.

@@ -13,8 +13,8 @@ use crate::{
 };
 
 /// An exported component and, while it is in use, its session.
-pub(super) struct LazyComponent<A> {
-    pub(super) folder: ComponentFolder<A>,
+pub(crate) struct LazyComponent<A> {
+    pub(crate) folder: ComponentFolder<A>,
     engine: Arc<dyn Engine>,
     lora: Option<LoraPlan>,
     loaded: Option<LoadedComponent>,
@@ -29,13 +29,13 @@ pub(crate) struct LoadedComponent {
 
 impl<A: Architecture> LazyComponent<A> {
     /// Reads the manifest; the weights stay on disk.
-    pub(super) fn open(engine: &Arc<dyn Engine>, folder: &Path) -> Result<Self, ModelError> {
+    pub(crate) fn open(engine: &Arc<dyn Engine>, folder: &Path) -> Result<Self, ModelError> {
         let folder = ComponentFolder::open(folder)?;
         Ok(Self { folder, engine: engine.clone(), lora: None, loaded: None })
     }
 
     /// The component, loaded now if it is not yet.
-    pub(super) fn load(&mut self) -> Result<&mut LoadedComponent, PipelineError> {
+    pub(crate) fn load(&mut self) -> Result<&mut LoadedComponent, PipelineError> {
         let loaded = match self.loaded.take() {
             Some(loaded) => loaded,
             None => {
@@ -53,18 +53,18 @@ impl<A: Architecture> LazyComponent<A> {
     }
 
     /// Changes the weights from the next load on; what is loaded goes.
-    pub(super) fn set_lora(&mut self, plan: LoraPlan) {
+    pub(crate) fn set_lora(&mut self, plan: LoraPlan) {
         self.unload();
         self.lora = (!plan.is_empty()).then_some(plan);
     }
 
     /// What LoRAs are matched with.
-    pub(super) fn exported(&self) -> Exported<'_> {
+    pub(crate) fn exported(&self) -> Exported<'_> {
         Exported { model: &self.folder.model, precision: &self.folder.precision }
     }
 
     /// Frees the memory of the weights.
-    pub(super) fn unload(&mut self) {
+    pub(crate) fn unload(&mut self) {
         self.loaded = None;
     }
 }

@@ -1,6 +1,6 @@
 //! What is told while pictures are made.
 
-use std::fmt;
+use std::{fmt, time::Instant};
 
 use super::Picture;
 
@@ -51,6 +51,11 @@ pub enum Event<'a> {
         /// How long it took, loading included.
         seconds: f64,
     },
+    /// Something the user should know; the work goes on.
+    Note {
+        /// One line.
+        text: &'a str,
+    },
     /// A picture is done.
     Picture {
         /// Its number, from 0.
@@ -58,4 +63,38 @@ pub enum Event<'a> {
         /// The picture.
         picture: &'a Picture,
     },
+}
+
+/// Counts the steps of a stage and measures it.
+pub(crate) struct StageProgress<'a> {
+    stage: Stage,
+    total: usize,
+    done: usize,
+    started: Instant,
+    progress: &'a mut dyn FnMut(Event<'_>),
+}
+
+impl<'a> StageProgress<'a> {
+    pub(crate) fn start(
+        stage: Stage,
+        total: usize,
+        progress: &'a mut dyn FnMut(Event<'_>),
+    ) -> Self {
+        progress(Event::StageStarted { stage, total });
+        Self { stage, total, done: 0, started: Instant::now(), progress }
+    }
+
+    pub(crate) fn tell(&mut self, event: Event<'_>) {
+        (self.progress)(event);
+    }
+
+    pub(crate) fn step(&mut self) {
+        self.done += 1;
+        self.tell(Event::Step { index: self.done, total: self.total });
+    }
+
+    pub(crate) fn finish(mut self) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.tell(Event::StageFinished { stage: self.stage, seconds });
+    }
 }

@@ -6,6 +6,7 @@ use crate::{
     error::RequestError,
     sampler::{GuidanceEnd, SamplingMethod, UncondMask},
     size::check_sides,
+    text::PromptCleaning,
 };
 
 /// The implementation whose pictures are to be reproduced. They differ in small but visible ways.
@@ -16,8 +17,8 @@ pub enum Reference {
     /// cut off.
     #[default]
     Mindone,
-    /// diffusers: lower-cased and stripped prompts (its caption cleaner is not applied), a mask for
-    /// each half, whole times down to no noise, pixel values rounded.
+    /// diffusers: prompts through its caption cleaner, a mask for each half, whole times down to no
+    /// noise, pixel values rounded.
     Diffusers,
 }
 
@@ -42,6 +43,18 @@ impl fmt::Display for Reference {
     }
 }
 
+/// The size of one picture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PictureSize {
+    /// Pixels from left to right; the model's own size where not given.
+    pub width: Option<u32>,
+    /// Pixels from top to bottom; the model's own size where not given.
+    pub height: Option<u32>,
+    /// Height and width whose ratio picks the trained size to draw at, both above 0. It is the size
+    /// of the picture too where neither side is given.
+    pub aspect_ratio: Option<(u32, u32)>,
+}
+
 /// The pictures wanted: one for each prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -53,6 +66,8 @@ pub struct Request {
     pub width: Option<u32>,
     /// Pixels from top to bottom, 1 to 16384; the model's own size where not given.
     pub height: Option<u32>,
+    /// None, or one for each prompt, in place of `width` and `height`.
+    pub sizes: Vec<PictureSize>,
     /// The solver.
     pub sampling_method: SamplingMethod,
     /// Steps of the solver, in its [range](SamplingMethod::steps).
@@ -70,6 +85,8 @@ pub struct Request {
     pub seed: u64,
     /// The implementation to follow.
     pub reference: Reference,
+    /// What is done to prompts; what the reference does where not given.
+    pub cleaning: Option<PromptCleaning>,
     /// Whether to generate at the trained size of the nearest aspect ratio and resize to the size
     /// asked for. Otherwise both sides have to be multiples of 16.
     pub use_resolution_binning: bool,
@@ -86,6 +103,7 @@ impl Default for Request {
             negative_prompts: Vec::new(),
             width: None,
             height: None,
+            sizes: Vec::new(),
             sampling_method: SamplingMethod::default(),
             sampling_steps: SamplingMethod::default().default_steps(),
             guidance_scale: SamplingMethod::default().default_guidance_scale(),
@@ -94,6 +112,7 @@ impl Default for Request {
             uncond_mask: None,
             seed: 42,
             reference: Reference::default(),
+            cleaning: None,
             use_resolution_binning: true,
             max_length: 300,
         }
@@ -115,6 +134,10 @@ impl Request {
         let found = self.negative_prompts.len();
         if found != 0 && found != prompts {
             return Err(RequestError::NegativePrompts { found, prompts });
+        }
+        let found = self.sizes.len();
+        if found != 0 && found != prompts {
+            return Err(RequestError::Sizes { found, prompts });
         }
         let range = |field, accepted: bool, found: &dyn fmt::Display, expected| match accepted {
             true => Ok(()),
@@ -143,7 +166,24 @@ impl Request {
         }
         let length = &self.max_length;
         range("max_length", (1..=4096).contains(length), length, "1 to 4096")?;
-        Ok(check_sides(self.width, self.height, self.use_resolution_binning)?)
+        for size in (0..prompts).map(|k| self.size(k)) {
+            if size.aspect_ratio.is_some() && !self.use_resolution_binning {
+                return Err(RequestError::RatioWithoutBins);
+            }
+            check_sides(size.width, size.height, self.use_resolution_binning)?;
+        }
+        Ok(())
+    }
+
+    /// The size of picture `k`.
+    pub(super) fn size(&self, k: usize) -> PictureSize {
+        let all = PictureSize { width: self.width, height: self.height, aspect_ratio: None };
+        self.sizes.get(k).copied().unwrap_or(all)
+    }
+
+    /// What is done to the prompts.
+    pub fn prompt_cleaning(&self) -> PromptCleaning {
+        self.cleaning.unwrap_or(PromptCleaning::of(self.reference))
     }
 
     /// Whether any step is guided, so that negative prompts are needed.
@@ -161,12 +201,12 @@ impl Request {
     }
 
     /// Which tokens the unconditional half attends to.
-    pub(super) fn uncond_mask(&self) -> UncondMask {
+    pub(crate) fn uncond_mask(&self) -> UncondMask {
         self.uncond_mask.unwrap_or_else(|| UncondMask::of(self.reference))
     }
 
     /// The negative prompt of picture `k`.
-    pub(super) fn negative_prompt(&self, k: usize) -> Option<&str> {
+    pub(crate) fn negative_prompt(&self, k: usize) -> Option<&str> {
         self.guided().then(|| self.negative_prompts.get(k).map_or("", String::as_str))
     }
 }

@@ -177,7 +177,7 @@ fn model() -> TempDir {
 
 fn pipeline(folder: &TempDir, toy: &Arc<Toy>, keep_resident: bool) -> Pipeline {
     let paths = ModelPaths::from_folder(folder.path());
-    let options = PipelineOptions { keep_resident };
+    let options = PipelineOptions { keep_resident, ..PipelineOptions::default() };
     Pipeline::new(Arc::new(ToyEngine(toy.clone())), paths, options).expect("a pipeline")
 }
 
@@ -445,6 +445,7 @@ fn progress_counts_every_stage_to_its_end() {
                 Event::Step { index, total } => format!("{index}/{total}"),
                 Event::StageFinished { stage, .. } => format!("{stage} done"),
                 Event::Picture { index, picture } => format!("#{index} {}", picture.prompt),
+                Event::Note { text } => text.to_owned(),
             });
         })
         .expect("pictures");

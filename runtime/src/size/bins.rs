@@ -65,7 +65,11 @@ const BINS: [Bin; 40] = [
 /// theirs is the 256-pixel table scaled to the model's side, each side rounded to the nearest
 /// multiple of 16.
 pub(super) fn nearest(request: Size, sample_size: u32) -> Size {
-    let ratio = f64::from(request.height) / f64::from(request.width);
+    nearest_ratio(f64::from(request.height) / f64::from(request.width), sample_size)
+}
+
+/// The same for a ratio, height to width.
+pub(super) fn nearest_ratio(ratio: f64, sample_size: u32) -> Size {
     let distance = |bin: &&Bin| (bin.0 - ratio).abs();
     let (_, height, width, _) = BINS
         .iter()

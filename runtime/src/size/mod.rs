@@ -77,6 +77,27 @@ impl SizePlan {
         Ok(Self { generated, requested })
     }
 
+    /// Plans a picture at the trained size whose ratio is nearest to `ratio`, height and width. Its sides
+    /// are those of that size unless given.
+    ///
+    /// # Errors
+    /// When a side is zero or above [`MAX_SIDE`].
+    pub fn with_ratio(
+        (height_part, width_part): (u32, u32),
+        width: Option<u32>,
+        height: Option<u32>,
+        sample_size: u32,
+    ) -> Result<Self, SizeError> {
+        check_sides(width, height, true)?;
+        let ratio = f64::from(height_part) / f64::from(width_part);
+        let generated = bins::nearest_ratio(ratio, sample_size);
+        let requested = Size {
+            width: width.unwrap_or(generated.width),
+            height: height.unwrap_or(generated.height),
+        };
+        Ok(Self { generated, requested })
+    }
+
     /// Height and width of the latents.
     pub fn latent(&self) -> (usize, usize) {
         let side = |pixels: u32| (pixels / LATENT_SCALE) as usize;

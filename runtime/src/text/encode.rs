@@ -1,6 +1,6 @@
 //! From ids to what the transformer attends to.
 
-use ndarray::Array2;
+use ndarray::{Array2, ArrayD};
 
 use super::PromptIds;
 use crate::{error::PipelineError, pipeline::LoadedComponent, sampler::UncondMask, tensor::Tensor};
@@ -18,40 +18,43 @@ pub struct Conditioning {
     pub mask: Tensor,
 }
 
-/// Runs the text encoder on one prompt and its negative prompt.
+/// How long a prompt and its negative prompt are made.
 ///
-/// Both are padded with `pad` to the longer of the two, rounded up to a multiple of 8 and at most
+/// Both are padded to the longer of the two, rounded up to a multiple of 8 and at most
 /// `max_length`, instead of always to `max_length`. The picture is the same: padded positions have no
 /// weight in the encoder, T5's position bias depends on distances alone, and the transformer
 /// does not attend to them either. With [`UncondMask::Caption`] the unconditional half attends with
 /// the *positive* prompt's mask, hence to what T5 makes of padded positions of the negative prompt;
 /// these positions are computed here too because both prompts are padded to one length.
+pub(super) fn padded_length(rows: &[&[i64]], max_length: usize) -> usize {
+    let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+    longest.next_multiple_of(LENGTH_MULTIPLE).min(max_length).max(longest)
+}
+
+/// Where the transformer may attend.
+pub(super) fn mask(ids: &PromptIds, length: usize, uncond_mask: UncondMask) -> Tensor {
+    let lengths: Vec<usize> = match uncond_mask {
+        UncondMask::Caption => ids.rows().iter().map(|_| ids.positive.len()).collect(),
+        UncondMask::Own => ids.rows().iter().map(|row| row.len()).collect(),
+    };
+    Array2::from_shape_fn((lengths.len(), length), |(b, i)| i64::from(i < lengths[b])).into()
+}
+
+/// Runs the text encoder on rows of ids, padded with `pad` to `length`: f32 [rows, length, width].
 ///
 /// # Errors
 /// When the engine fails, or the embeddings are not finite.
-pub(crate) fn encode(
+pub(super) fn embed(
     encoder: &mut LoadedComponent,
-    ids: &PromptIds,
+    rows: &[&[i64]],
     pad: i64,
-    uncond_mask: UncondMask,
-    max_length: usize,
-) -> Result<Conditioning, PipelineError> {
-    let rows: Vec<&[i64]> = ids.negative.iter().chain([&ids.positive]).map(Vec::as_slice).collect();
-    let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-    let length = longest.next_multiple_of(LENGTH_MULTIPLE).min(max_length).max(longest);
-
+    length: usize,
+) -> Result<ArrayD<f32>, PipelineError> {
     let shape = (rows.len(), length);
     let input_ids = Array2::from_shape_fn(shape, |(b, i)| rows[b].get(i).copied().unwrap_or(pad));
     let own_mask = Array2::from_shape_fn(shape, |(b, i)| i64::from(i < rows[b].len()));
-    let mask = match uncond_mask {
-        UncondMask::Caption => {
-            Array2::from_shape_fn(shape, |(_, i)| i64::from(i < ids.positive.len()))
-        }
-        UncondMask::Own => own_mask.clone(),
-    };
-
     let inputs = [("input_ids", input_ids.into()), ("attention_mask", own_mask.into())];
     let embeddings = encoder.run(&inputs, "last_hidden_state")?;
     encoder.check_finite(&embeddings, None)?;
-    Ok(Conditioning { embeddings: embeddings.into(), mask: mask.into() })
+    Ok(embeddings)
 }

@@ -1,12 +1,18 @@
 //! From a prompt to what the transformer attends to.
 
+mod cache;
+mod captions;
 mod charsmap;
+mod clean;
 mod encode;
 mod prompt;
 mod sentencepiece;
 mod tokenizer;
 
+pub use cache::TextCache;
+pub(crate) use cache::hex;
+pub use captions::CaptionEncoder;
+pub use clean::CleanError;
 pub use encode::Conditioning;
-pub(crate) use encode::encode;
-pub use prompt::PromptIds;
+pub use prompt::{PromptCleaning, PromptIds};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -65,6 +65,9 @@ pub enum TokenizerError {
         /// What was found and what was expected.
         problem: String,
     },
+    /// The caption cleaner does not take a prompt.
+    #[error(transparent)]
+    Clean(#[from] super::CleanError),
     /// The tokenizer failed on a text.
     #[error("the tokenizer failed on the text: {0}")]
     Encode(String),

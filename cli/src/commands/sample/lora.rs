@@ -19,14 +19,18 @@ pub fn apply(
     if loras.is_empty() {
         return Ok(());
     }
-    let matches = pipeline.set_loras(loras, allow_unmatched)?;
-    for (lora, found) in loras.iter().zip(&matches) {
+    tell(loras, &pipeline.set_loras(loras, allow_unmatched)?);
+    Ok(())
+}
+
+/// Tells what each one does.
+pub fn tell(loras: &[Arc<Lora>], matches: &[LoraMatch]) {
+    for (lora, found) in loras.iter().zip(matches) {
         eprintln!("{}", line(lora, found));
         for key in &found.unmatched {
             eprintln!("left out: {key}");
         }
     }
-    Ok(())
 }
 
 fn line(lora: &Lora, found: &LoraMatch) -> String {
@@ -37,6 +41,10 @@ fn line(lora: &Lora, found: &LoraMatch) -> String {
         if count > 0 {
             weights.push(format!("{count} weights of the {component}"));
         }
+    }
+    if weights.is_empty() {
+        // It is for a component that is not there, or that has no part in this.
+        weights.push("no weights of what is used here".to_owned());
     }
     let (path, strength) = (lora.path().display(), lora.strength());
     format!("lora {path}, strength {strength}: {}", weights.join(", "))

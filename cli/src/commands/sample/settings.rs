@@ -1,5 +1,6 @@
 //! The settings of `pixart sample`: one list that is both the flags and the YAML keys.
 
+use super::prompts::Prompts;
 use crate::exit::Failure;
 use crate::model::Sources;
 use clap::{ArgAction, Args};
@@ -7,6 +8,7 @@ use pixart_exporter::{KvSampling, VariantFlags};
 use pixart_runtime::engine::EngineChoice;
 use pixart_runtime::model_folder::KvCompression;
 use pixart_runtime::pipeline::{Pipeline, Reference, Request};
+use pixart_runtime::text::{PromptCleaning, TextCache};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::path::PathBuf;
 
@@ -15,28 +17,83 @@ use std::path::PathBuf;
 #[serde(default)]
 pub struct Settings {
     /// What to draw; several prompts make several pictures
-    #[arg(short, long, value_name = "TEXT", num_args = 1..)]
+    #[arg(short, long, value_name = "TEXT", num_args = 1.., help_heading = "Prompts")]
     #[serde(deserialize_with = "one_or_many")]
     pub prompt: Vec<String>,
+    /// Text file with one prompt per line, an empty line being an empty prompt; `-` reads from stdin.
+    /// Wins over --prompt
+    #[arg(long = "prompt_path", value_name = "FILE", help_heading = "Prompts")]
+    pub prompt_path: Option<PathBuf>,
     /// What to avoid: none, one for all prompts, or one per prompt [default: ""]
-    #[arg(short, long = "negative_prompt", value_name = "TEXT", num_args = 1..)]
+    #[arg(short, long = "negative_prompt", value_name = "TEXT", num_args = 1..,
+          help_heading = "Prompts")]
     #[serde(deserialize_with = "one_or_many")]
     pub negative_prompt: Vec<String>,
+    /// Style to draw in, see docs/sampling.md: Cinematic, Photographic, Anime, Manga, Digital Art,
+    /// Pixel art, Fantasy art, Neonpunk, 3D Model, or "(No style)"
+    #[arg(long, value_name = "NAME", help_heading = "Prompts")]
+    pub style: Option<String>,
+    /// Whether `--ar H:W`, `--aspect_ratio H:W` and `--hw H:W` at the end of a prompt set its size
+    /// [default: true]
+    #[arg(long = "prompt_directives", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Prompts")]
+    pub prompt_directives: Option<bool>,
+    /// What is done to prompts: raw (nothing), lower (lower case, no outer white space) or diffusers
+    /// (its caption cleaner) [default: raw for mindone, diffusers for diffusers]
+    #[arg(long = "prompt_cleaning", value_name = "NAME", help_heading = "Prompts")]
+    pub prompt_cleaning: Option<String>,
+    /// The same as diffusers' switch: true for its cleaner, false for what the reference does without
+    #[arg(long = "clean_caption", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Prompts")]
+    pub clean_caption: Option<bool>,
+    /// Longest prompt in tokens; what is longer is cut [default: 300]
+    #[arg(long = "t5_max_length", value_name = "N", help_heading = "Prompts")]
+    pub t5_max_length: Option<usize>,
+    /// Pictures of each prompt, each with the next seed [default: 1]
+    #[arg(
+        long = "num_trials",
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Prompts"
+    )]
+    pub num_trials: Option<usize>,
+    /// Prompts that share a grid; pictures do not depend on it [default: 1]
+    #[arg(
+        long = "batch_size",
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Prompts"
+    )]
+    pub batch_size: Option<usize>,
+    /// Draw at the trained size whose ratio of height to width is nearest; with one side or both given,
+    /// resize and crop to them
+    #[arg(long = "aspect_ratio", visible_alias = "ar", value_name = "H:W", help_heading = "Sizes")]
+    pub aspect_ratio: Option<String>,
     /// Width of the pictures in pixels [default: the model's own]
-    #[arg(short = 'W', long = "image_width", value_name = "PIXELS", allow_negative_numbers = true)]
+    #[arg(
+        short = 'W',
+        long = "image_width",
+        value_name = "PIXELS",
+        allow_negative_numbers = true,
+        help_heading = "Sizes"
+    )]
     pub image_width: Option<u32>,
     /// Height of the pictures in pixels [default: the model's own]
     #[arg(
         short = 'H',
         long = "image_height",
         value_name = "PIXELS",
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        help_heading = "Sizes"
     )]
     pub image_height: Option<u32>,
     /// Draw at the nearest size the model was trained on, then resize and crop to the exact size;
     /// without it, both sides must be multiples of 16 [default: true]
     #[arg(long = "use_resolution_binning", value_name = "BOOL", value_parser = boolean,
-          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Sizes")]
     pub use_resolution_binning: Option<bool>,
     /// Solver: dpm, ddim, iddpm, sa-solver; lcm and dmd for models distilled for them [default: dpm]
     #[arg(long = "sampling_method", value_name = "NAME", help_heading = "Sampling")]
@@ -99,9 +156,6 @@ pub struct Settings {
     /// diffusers [default: mindone]
     #[arg(long, value_name = "NAME", help_heading = "Sampling")]
     pub reference: Option<String>,
-    /// Longest prompt in tokens; what is longer is cut [default: 300]
-    #[arg(long = "t5_max_length", value_name = "N", help_heading = "Sampling")]
-    pub t5_max_length: Option<usize>,
 
     /// Model folder: an exported one, or a diffusers pipeline folder, which is exported on first
     /// use [default: models/demo]
@@ -167,9 +221,27 @@ pub struct Settings {
           help_heading = "Engine")]
     pub keep_resident: Option<bool>,
 
+    /// Folder of the text cache [default: `text` in the cache folder]
+    #[arg(long = "text_cache_dir", value_name = "DIR", help_heading = "Text cache")]
+    pub text_cache_dir: Option<PathBuf>,
+    /// Most MiB of it; captions used longest ago go first [default: 1024]
+    #[arg(long = "text_cache_size", value_name = "MIB", help_heading = "Text cache")]
+    pub text_cache_size: Option<u64>,
+    /// Encode every prompt anew and keep nothing [default: false]
+    #[arg(long = "no_text_cache", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Text cache")]
+    pub no_text_cache: Option<bool>,
+
     /// Folder for the pictures, 0.png, 1.png, …; existing ones are kept [default: ./samples]
     #[arg(short, long = "output_path", value_name = "DIR", help_heading = "Output")]
     pub output_path: Option<PathBuf>,
+    /// Also write the pictures of each --batch_size prompts side by side, as grid-0.png, …: a column is
+    /// a prompt, a row a trial [default: false]
+    #[arg(long, value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Output")]
+    pub imagegrid: Option<bool>,
     /// Also write the final latents, f32 of n × 4 × h × w under the key `latents`, to this file
     #[arg(long = "save_latents", value_name = "FILE", help_heading = "Output")]
     pub save_latents: Option<PathBuf>,
@@ -185,19 +257,17 @@ impl Settings {
     /// What the pipeline is asked to do.
     pub fn request(&self) -> Result<Request, Failure> {
         only("dtype", self.dtype.as_deref(), "fp32", "precision")?;
-        if self.prompt.is_empty() {
-            return Err(Failure::request(
-                "no prompt: type --prompt \"what to draw\" or give `prompt` in the config",
-            ));
-        }
+        let Prompts { prompts, negative_prompts, sizes } = Prompts::gather(self)?;
         let default = Request::default();
         let mut request = Request {
-            prompts: self.prompt.clone(),
-            negative_prompts: self.negative_prompts()?,
+            prompts,
+            negative_prompts,
+            sizes,
             width: self.image_width,
             height: self.image_height,
             seed: drawn(self.seed.unwrap_or(42))?,
             reference: parsed::<Reference>("reference", self.reference.as_deref())?,
+            cleaning: self.cleaning()?,
             use_resolution_binning: self.use_resolution_binning.unwrap_or(true),
             max_length: self.t5_max_length.unwrap_or(default.max_length),
             ..default
@@ -207,17 +277,46 @@ impl Settings {
         Ok(request)
     }
 
-    fn negative_prompts(&self) -> Result<Vec<String>, Failure> {
-        let wanted = self.prompt.len();
-        match self.negative_prompt.as_slice() {
-            [one] => Ok(vec![one.clone(); wanted]),
-            many if many.is_empty() || many.len() == wanted => Ok(many.to_vec()),
-            many => Err(Failure::request(format!(
-                "negative_prompt: found {} for {wanted} prompts, expected none, one, or one per \
-                 prompt",
-                many.len()
+    fn cleaning(&self) -> Result<Option<PromptCleaning>, Failure> {
+        let named = self.prompt_cleaning.as_deref().map(str::parse::<PromptCleaning>).transpose();
+        let named = named.map_err(|error| Failure::request(format!("prompt_cleaning: {error}")))?;
+        let switched = self.clean_caption.map(|clean| {
+            match (clean, parsed("reference", self.reference.as_deref())?) {
+                (true, _) => Ok::<_, Failure>(PromptCleaning::Diffusers),
+                (false, Reference::Diffusers) => Ok(PromptCleaning::Lower),
+                (false, Reference::Mindone) => Ok(PromptCleaning::Raw),
+            }
+        });
+        match (named, switched.transpose()?) {
+            (Some(named), Some(switched)) if named != switched => Err(Failure::request(format!(
+                "prompt_cleaning: found `{named}`, but clean_caption asks for `{switched}`; give one of \
+                 the two"
             ))),
+            (named, switched) => Ok(named.or(switched)),
         }
+    }
+
+    /// Pictures of each prompt.
+    pub fn trials(&self) -> Result<usize, Failure> {
+        at_least_one("num_trials", self.num_trials)
+    }
+
+    /// Prompts that share a grid.
+    pub fn batch_size(&self) -> Result<usize, Failure> {
+        at_least_one("batch_size", self.batch_size)
+    }
+
+    /// Where captions are kept, if they are.
+    pub fn text_cache(&self) -> Result<Option<TextCache>, Failure> {
+        if self.no_text_cache == Some(true) {
+            return Ok(None);
+        }
+        let folder = match &self.text_cache_dir {
+            Some(folder) => folder.clone(),
+            None => crate::model::cache_folder()?.join("text"),
+        };
+        let limit = self.text_cache_size.unwrap_or(1024).saturating_mul(1 << 20);
+        Ok(Some(TextCache::new(folder, limit)))
     }
 
     /// The engine asked for.
@@ -305,6 +404,13 @@ fn same_compression(sampling: KvSampling, wanted: &VariantFlags, found: &KvCompr
     found.sampling == sampling.as_str()
         && wanted.kv_compress_scale_factor.is_none_or(|factor| factor == found.scale_factor)
         && layers.is_none_or(|layers| layers == found.layers)
+}
+
+fn at_least_one(name: &str, value: Option<usize>) -> Result<usize, Failure> {
+    match value.unwrap_or(1) {
+        0 => Err(Failure::request(format!("{name}: found 0, expected 1 or more"))),
+        value => Ok(value),
+    }
 }
 
 /// Refuses any value of a setting that has a single one so far.

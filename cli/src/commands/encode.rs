@@ -1,0 +1,69 @@
+//! `pixart encode`: prompts into the text cache, so that sampling needs no text encoder.
+
+use super::sample::settings::{self, Settings};
+use super::sample::{Reporter, lora};
+use crate::exit::{Failure, print_line};
+use crate::model::{profile_for, text_side};
+use clap::Args;
+use pixart_runtime::engine::{self, EngineOptions};
+use pixart_runtime::text::CaptionEncoder;
+use std::path::PathBuf;
+
+/// What is typed after `pixart encode`: the settings of the sampling it prepares.
+#[derive(Args)]
+pub struct EncodeArgs {
+    /// YAML file with the settings of `pixart sample` under the same names; flags win over it
+    #[arg(short = 'c', long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Runs the command.
+pub fn run(args: EncodeArgs) -> Result<(), Failure> {
+    let settings =
+        crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
+    let request = settings.request()?;
+    let loras = lora::read(&settings.lora)?;
+    let Some(cache) = settings.text_cache()? else {
+        return Err(Failure::request(
+            "no_text_cache: `pixart encode` fills the text cache; leave the flag out",
+        ));
+    };
+    let folder = cache.folder().to_owned();
+    let options = EngineOptions { threads: settings.threads()?, ..EngineOptions::default() };
+    let opened = engine::open(settings.engine()?, &options)?;
+    if let Some(note) = &opened.note {
+        eprintln!("{note}");
+    }
+    let (text_encoder, tokenizer) = text_side(
+        settings.model.as_deref(),
+        settings.text_encoder_root.as_deref(),
+        settings.tokenizer_root.as_deref(),
+        profile_for(opened.engine.name()),
+    )?;
+    let cache = Some(cache);
+    let mut captions = CaptionEncoder::new(&opened.engine, &text_encoder, &tokenizer, cache)?;
+    let allow_unmatched = settings.lora_allow_unmatched.unwrap_or(false);
+    lora::tell(&loras, &captions.set_loras(&loras, allow_unmatched)?);
+    let width = captions.width().unwrap_or_default();
+    let mut reporter = Reporter::default();
+    let mut problem = None;
+    captions.encode(&request, width, &mut |event| {
+        // A full disk is no mere warning here: to fill the cache is all there is to do.
+        if let pixart_runtime::pipeline::Event::Note { text } = event
+            && text.starts_with("cannot keep")
+        {
+            problem = Some(text.to_owned());
+            return;
+        }
+        reporter.report(event);
+    })?;
+    if let Some(problem) = problem {
+        return Err(Failure::Failed(anyhow::anyhow!("{problem}")));
+    }
+    print_line(folder.display())?;
+    let prompts = request.prompts.len();
+    eprintln!("{prompts} prompts, {}, {}", reporter.summary(), opened.engine.describe());
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! `prompts.json` beside the pictures: which number was made from which prompt.
+
+use crate::exit::Failure;
+use anyhow::Context;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The list and its file. Entries of earlier runs stay.
+pub struct Listing {
+    file: PathBuf,
+    entries: Vec<Value>,
+}
+
+impl Listing {
+    /// Reads the list in `folder`, if there is one.
+    pub fn open(folder: &Path) -> Result<Self, Failure> {
+        let file = folder.join("prompts.json");
+        let shown = file.display();
+        let entries = match std::fs::read(&file) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {shown}"))?,
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| {
+                Failure::request(format!(
+                    "{shown}: expected the list of an earlier run, found something else ({error}); move it \
+                     away or choose another output_path"
+                ))
+            })?,
+        };
+        Ok(Self { file, entries })
+    }
+
+    /// Adds a picture and writes the list.
+    pub fn add(&mut self, id: usize, prompt: &str, negative_prompt: &str) -> Result<(), Failure> {
+        self.entries.retain(|entry| entry["id"] != id);
+        self.entries.push(json!({
+            "id": id, "prompt": prompt, "negative_prompt": negative_prompt,
+        }));
+        self.write().with_context(|| format!("cannot write {}", self.file.display()))?;
+        Ok(())
+    }
+
+    fn write(&self) -> anyhow::Result<()> {
+        let mut text = serde_json::to_string_pretty(&self.entries)?;
+        text.push('\n');
+        let folder = self.file.parent().unwrap_or(Path::new("."));
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".pixart-");
+        // A temporary file is private by default; the result is an ordinary file.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(folder)?;
+        file.write_all(text.as_bytes())?;
+        file.persist(&self.file)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,208 @@
+//! The text side of a model: prompts in, embeddings out, from the cache where they are there.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{
+    Conditioning, PromptIds, TextCache, Tokenizer,
+    cache::{self, Found, Key},
+    encode,
+};
+use crate::{
+    engine::Engine,
+    error::PipelineError,
+    lora::{Exported, Lora, LoraMatch, LoraPlan, match_loras},
+    model_folder::{ModelError, TextEncoderArchitecture},
+    pipeline::{Event, LazyComponent, Request, Stage, StageProgress},
+};
+
+/// A tokenizer and a text encoder, the latter perhaps only in the form of what it once gave.
+pub struct CaptionEncoder {
+    tokenizer: Tokenizer,
+    /// Absent where only cached captions can be had.
+    encoder: Option<LazyComponent<TextEncoderArchitecture>>,
+    folder: PathBuf,
+    cache: Option<TextCache>,
+    /// The fingerprint of the LoRAs that change the encoder.
+    lora: Option<String>,
+}
+
+impl CaptionEncoder {
+    /// Reads the tokenizer and the text encoder's manifest. With a cache, the text encoder's folder may
+    /// be missing.
+    ///
+    /// # Errors
+    /// When a folder is broken or of another version, the two do not belong together, or the text
+    /// encoder is missing and there is no cache.
+    pub fn new(
+        engine: &Arc<dyn Engine>,
+        text_encoder: &Path,
+        tokenizer: &Path,
+        cache: Option<TextCache>,
+    ) -> Result<Self, PipelineError> {
+        let encoder = match LazyComponent::<TextEncoderArchitecture>::open(engine, text_encoder) {
+            Ok(encoder) => Some(encoder),
+            Err(ModelError::MissingFolder { .. }) if cache.is_some() => None,
+            Err(error) => return Err(error.into()),
+        };
+        let tokenizer = Tokenizer::from_folder(tokenizer)?;
+        let ids = tokenizer.vocab_size();
+        let rows = encoder.as_ref().map_or(ids, |encoder| encoder.folder.architecture.vocab_size);
+        if ids > rows {
+            let problem = format!(
+                "the tokenizer has {ids} ids but the text encoder's table only {rows} rows; take both \
+                 from the same checkpoint"
+            );
+            return Err(ModelError::Mismatch(problem).into());
+        }
+        Ok(Self { tokenizer, encoder, folder: text_encoder.to_owned(), cache, lora: None })
+    }
+
+    /// Numbers a token in the embeddings; unknown without the text encoder.
+    pub fn width(&self) -> Option<usize> {
+        self.encoder.as_ref().map(|encoder| encoder.folder.architecture.d_model)
+    }
+
+    /// Applies what LoRAs have for the text encoder, in this order, from the next request on, in place
+    /// of those set before. What they have for the transformer is passed over. Captions are cached
+    /// apart from those of the plain encoder and of other LoRAs.
+    ///
+    /// # Errors
+    /// Those of [`match_loras`]. Those set before stay then.
+    pub fn set_loras(
+        &mut self,
+        loras: &[Arc<Lora>],
+        allow_unmatched: bool,
+    ) -> Result<Vec<LoraMatch>, PipelineError> {
+        let ([_, plan], matches) = match_loras(loras, None, self.exported(), allow_unmatched)?;
+        self.set_lora(plan);
+        Ok(matches)
+    }
+
+    /// What LoRAs are matched with, where the text encoder is there.
+    pub(crate) fn exported(&self) -> Option<Exported<'_>> {
+        self.encoder.as_ref().map(LazyComponent::exported)
+    }
+
+    /// Changes the encoder's weights from the next load on; what is loaded goes.
+    pub(crate) fn set_lora(&mut self, plan: LoraPlan) {
+        self.lora = plan.fingerprint();
+        if let Some(encoder) = &mut self.encoder {
+            encoder.set_lora(plan);
+        }
+    }
+
+    /// The captions of a request, one for each prompt. `width` is the number of values of a token, for
+    /// captions from the cache.
+    ///
+    /// # Errors
+    /// When the tokenizer or the encoder fails, or a caption is not cached and there is no encoder.
+    pub fn encode(
+        &mut self,
+        request: &Request,
+        width: usize,
+        progress: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Vec<Conditioning>, PipelineError> {
+        let prompts = self.tokenize(request)?;
+        let mut stage = StageProgress::start(Stage::EncodeText, prompts.len(), progress);
+        let mut captions: Vec<Conditioning> = Vec::with_capacity(prompts.len());
+        for (k, ids) in prompts.iter().enumerate() {
+            captions.push(match prompts[..k].iter().position(|earlier| earlier == ids) {
+                Some(same) => captions[same].clone(),
+                None => {
+                    let prompt = &request.prompts[k];
+                    let tell = &mut |text: &str| stage.tell(Event::Note { text });
+                    self.one(ids, prompt, request, width, tell)?
+                }
+            });
+            stage.step();
+        }
+        stage.finish();
+        Ok(captions)
+    }
+
+    /// Frees the memory of the weights.
+    pub fn unload(&mut self) {
+        if let Some(encoder) = &mut self.encoder {
+            encoder.unload();
+        }
+    }
+
+    fn tokenize(&self, request: &Request) -> Result<Vec<PromptIds>, PipelineError> {
+        let ids = |(k, prompt): (usize, &String)| {
+            let negative = request.negative_prompt(k);
+            let (cleaning, max_length) = (request.prompt_cleaning(), request.max_length);
+            Ok(PromptIds::new(&self.tokenizer, cleaning, prompt, negative, max_length)?)
+        };
+        request.prompts.iter().enumerate().map(ids).collect()
+    }
+
+    fn one(
+        &mut self,
+        ids: &PromptIds,
+        prompt: &str,
+        request: &Request,
+        width: usize,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<Conditioning, PipelineError> {
+        let pad = self.tokenizer.pad_id();
+        let rows = ids.rows();
+        let length = encode::padded_length(&rows, request.max_length);
+        let key = Key::new(&rows, length);
+        let shape = [rows.len(), length, width];
+        let mask = encode::mask(ids, length, request.uncond_mask());
+        let Some(encoder) = &mut self.encoder else {
+            let embeddings = self.cached_only(&key, &shape, prompt)?;
+            return Ok(Conditioning { embeddings: embeddings.into(), mask });
+        };
+        let identity = cache::encoder_name(&encoder.folder.identity, self.lora.as_deref());
+        if let Some(cache) = &self.cache {
+            match cache.get(&identity, &key, &shape) {
+                Found::Entry(values) => {
+                    return Ok(Conditioning { embeddings: values.into(), mask });
+                }
+                Found::Damaged(problem) => tell(&problem),
+                Found::Nothing => {}
+            }
+        }
+        let embeddings = encode::embed(encoder.load()?, &rows, pad, length)?;
+        if let Some(problem) =
+            self.cache.as_mut().and_then(|cache| cache.put(&identity, &key, &embeddings))
+        {
+            tell(&problem);
+        }
+        Ok(Conditioning { embeddings: embeddings.into(), mask })
+    }
+
+    /// A caption of whatever encoder, changed by the same LoRAs, as long as only one encoder's is
+    /// there.
+    fn cached_only(
+        &self,
+        key: &Key,
+        shape: &[usize],
+        prompt: &str,
+    ) -> Result<ndarray::ArrayD<f32>, PipelineError> {
+        let found =
+            self.cache.as_ref().map(|cache| cache.of_any_encoder(self.lora.as_deref(), key, shape));
+        let mut found = found.unwrap_or_default();
+        let cache = self.cache.as_ref().map(|cache| cache.folder().to_owned()).unwrap_or_default();
+        match (found.pop(), found.len()) {
+            (Some(values), 0) => Ok(values),
+            (Some(_), more) => Err(ModelError::Mismatch(format!(
+                "the cache {} has this caption from {} text encoders, and there is none at {} to tell \
+                 which; remove the folders of the others from the cache",
+                cache.display(),
+                more + 1,
+                self.folder.display()
+            ))
+            .into()),
+            (None, _) => Err(PipelineError::NotCached {
+                prompt: prompt.to_owned(),
+                cache,
+                folder: self.folder.clone(),
+            }),
+        }
+    }
+}
