@@ -5,7 +5,8 @@
         --precisions fp32 fp16 int8 int4
 
 `transformer` exports a DiT-XL/2 with pixart and, from the same file, diffusers' class with both of PyTorch's
-exporters; PYTHON needs torch, diffusers, onnx and onnxscript. It takes 5 GB of disk.
+exporters; PYTHON needs torch, diffusers, onnx and onnxscript. It takes 5 GB of disk. PyTorch does not wait for the
+disk, pixart and the copy do.
 `text_encoder` exports a T5 v1.1 XXL encoder in two shards, and copies the same bytes on the same disk for
 comparison; PYTHON needs numpy. It takes twice the model: 38 GB. What a step wrote is deleted after it.
 
@@ -97,6 +98,7 @@ def transformer(options):
                                        "--target", output / "model.onnx", "--side", side])
         shutil.rmtree(output)
         rows.append((f"torch.onnx.export, {exporter}", measured, float(measured.output.split()[-1])))
+    print(f"| cp and sync of the same file | {copy(options, source):.2f} | | | |")
     best = min((measured for name, measured, _ in rows if name == "pixart"), key=lambda measured: measured.seconds)
     for name, measured, seconds in rows:
         ratio = "" if name == "pixart" else \
