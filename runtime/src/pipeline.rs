@@ -1,16 +1,19 @@
 //! The path of one request, from prompts to pictures.
 
 mod component;
+mod decode;
 mod denoise;
 mod event;
+mod plan;
 mod request;
+mod start;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 
 use image::RgbImage;
-use ndarray::{ArrayD, s};
+use ndarray::ArrayD;
 
 pub(crate) use component::{LazyComponent, LoadedComponent};
 pub(crate) use event::StageProgress;
@@ -23,9 +26,7 @@ use crate::{
     model_folder::{ModelError, TransformerArchitecture, VaeDecoderArchitecture},
     noise::TorchGenerator,
     sampler::{NoiseSchedule, SchedulerConfig},
-    size::SizePlan,
     text::{CaptionEncoder, TextCache},
-    vae,
 };
 pub use crate::{
     error::{PipelineError, RequestError},
@@ -166,45 +167,6 @@ impl Pipeline {
     /// What latents are divided by before the VAE decodes them.
     pub fn scaling_factor(&self) -> f32 {
         self.vae_decoder.folder.architecture.scaling_factor
-    }
-
-    fn plan_sizes(&self, request: &Request) -> Result<Vec<SizePlan>, PipelineError> {
-        (0..request.prompts.len()).map(|k| self.plan_size(request, request.size(k))).collect()
-    }
-
-    fn plan_size(&self, request: &Request, size: PictureSize) -> Result<SizePlan, PipelineError> {
-        let PictureSize { width, height, aspect_ratio } = size;
-        let own = self.sample_size();
-        let plan = match aspect_ratio {
-            Some(ratio) => SizePlan::with_ratio(ratio, width, height, own)?,
-            None => SizePlan::new(width, height, own, request.use_resolution_binning)?,
-        };
-        // Pixels of a token: 8 of the VAE, 2 of a patch.
-        const TOKEN: usize = 16;
-        let factor = self.transformer().kv_compression.as_ref().map_or(1, |kv| kv.scale_factor);
-        let (width, height) = (plan.generated.width, plan.generated.height);
-        let least = TOKEN * factor;
-        if (width.min(height) as usize) < least {
-            return Err(RequestError::TooSmall { width, height, least }.into());
-        }
-        Ok(plan)
-    }
-
-    /// From latents to the picture in the size asked for.
-    fn decode(
-        &mut self,
-        latents: &ArrayD<f32>,
-        size: &SizePlan,
-        reference: Reference,
-    ) -> Result<RgbImage, PipelineError> {
-        let factor = self.scaling_factor();
-        let decoder = self.vae_decoder.load()?;
-        let scaled = latents.mapv(|value| value / factor);
-        let decoded = decoder.run(&[("latent_sample", scaled.into())], "sample")?;
-        let (width, height) = (size.generated.width as usize, size.generated.height as usize);
-        decoder.check_shape(&decoded, &[1, 3, height, width])?;
-        decoder.check_finite(&decoded, None)?;
-        Ok(vae::to_picture(decoded.slice(s![0, .., .., ..]), size.requested, reference))
     }
 
     fn free(&mut self, unload: impl FnOnce(&mut Self)) {

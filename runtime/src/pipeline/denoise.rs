@@ -40,6 +40,7 @@ impl Pipeline {
         step_done: &mut dyn FnMut(),
     ) -> Result<ArrayD<f32>, PipelineError> {
         let mut solver = self.solver(request)?;
+        let mut latents = self.start(&mut generator, size);
         let TransformerArchitecture {
             in_channels,
             out_channels,
@@ -49,10 +50,6 @@ impl Pipeline {
         let transformer = self.transformer.load()?;
 
         let (height, width) = size.latent();
-        let noise = generator.randn(in_channels * height * width);
-        let mut latents = ArrayD::from_shape_vec(vec![1, in_channels, height, width], noise)
-            .expect("as many values as the shape holds");
-
         let (steps, guided) = (request.sampling_steps, request.guided_steps());
         let mut inputs = Vec::new();
         for (i, timestep) in solver.timesteps().to_vec().into_iter().enumerate() {
