@@ -6,12 +6,44 @@ use std::{
     path::Path,
 };
 
+use tempfile::NamedTempFile;
+
 /// Lets `content` write to a temporary file beside `path`, which then takes `path`'s place. On any
 /// error nothing is left behind and an existing file stays as it was.
 pub(crate) fn write_atomically(
     path: &Path,
     content: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
 ) -> io::Result<()> {
+    temporary(path, content)?.persist(path)?;
+    Ok(())
+}
+
+/// As [`write_atomically`], but when there is a file at `path` it stays and the answer is `false`.
+pub(crate) fn write_new_atomically(
+    path: &Path,
+    content: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
+) -> io::Result<bool> {
+    // A look first, so that nothing is computed in vain; what counts is the rename below.
+    if path.symlink_metadata().is_ok() {
+        return Ok(false);
+    }
+    match temporary(path, content)?.persist_noclobber(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        // Not every file system can do that (exFAT); an empty file then holds the place.
+        Err(error) => match File::create_new(path) {
+            Ok(_) => Ok(error.file.persist(path).map(|_| true)?),
+            Err(other) if other.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(_) => Err(error.error),
+        },
+    }
+}
+
+/// A complete temporary file beside `path`.
+fn temporary(
+    path: &Path,
+    content: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
+) -> io::Result<NamedTempFile> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -27,8 +59,7 @@ pub(crate) fn write_atomically(
         content(&mut writer)?;
         writer.flush()?;
     }
-    file.persist(path)?;
-    Ok(())
+    Ok(file)
 }
 
 #[cfg(test)]
