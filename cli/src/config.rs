@@ -18,16 +18,24 @@ pub fn merge<T>(path: Option<&Path>, flags: &T, known: &[String]) -> Result<T, F
 where
     T: Serialize + DeserializeOwned + Default,
 {
-    let mut settings = match path {
+    let settings = match path {
         Some(path) => given(&read::<T>(path, known).map_err(Failure::Request)?)?,
         None => Mapping::new(),
     };
+    Ok(lay_over(settings, flags)?)
+}
+
+/// Lays `flags` over `settings`.
+pub fn lay_over<T>(mut settings: Mapping, flags: &T) -> Result<T, serde_yaml::Error>
+where
+    T: Serialize + DeserializeOwned,
+{
     settings.extend(given(flags)?);
-    Ok(serde_yaml::from_value(Value::Mapping(settings))?)
+    serde_yaml::from_value(Value::Mapping(settings))
 }
 
 /// The fields that hold something: neither null nor an empty list.
-fn given(settings: &impl Serialize) -> Result<Mapping, serde_yaml::Error> {
+pub fn given(settings: &impl Serialize) -> Result<Mapping, serde_yaml::Error> {
     let Value::Mapping(mut map) = serde_yaml::to_value(settings)? else {
         return Ok(Mapping::new());
     };

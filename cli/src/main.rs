@@ -28,7 +28,7 @@ enum Command {
     Export(commands::export::ExportArgs),
     /// Rewrite a checkpoint as safetensors, under the original names or diffusers'
     Convert(commands::convert::ConvertArgs),
-    /// Tell what a checkpoint or an export is
+    /// Tell what a checkpoint or an export is, and how a picture was made
     Inspect(commands::inspect::InspectArgs),
     /// List and install the engines that run the graphs
     Engine(commands::engine::EngineArgs),

@@ -71,6 +71,21 @@ impl Sources {
         })
     }
 
+    /// Where the transformer comes from.
+    pub fn transformer(&self) -> &Path {
+        &self.transformer
+    }
+
+    /// Where the text encoder comes from, if it is there.
+    pub fn text_encoder(&self) -> &Path {
+        &self.text_encoder
+    }
+
+    /// Where the VAE comes from.
+    pub fn vae(&self) -> &Path {
+        &self.vae
+    }
+
     /// The exported folders; what is not exported yet is exported into the cache first.
     pub fn resolve(&self, profile: Profile) -> Result<ModelPaths, Failure> {
         let mut variant = self.variant.clone();

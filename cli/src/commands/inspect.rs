@@ -1,4 +1,6 @@
-//! `pixart inspect`: what a checkpoint or an export is.
+//! `pixart inspect`: what a checkpoint, an export or a picture is.
+
+mod picture;
 
 use crate::exit::{Failure, print_line};
 use crate::progress::{Progress, Unit};
@@ -15,7 +17,7 @@ const LISTED: usize = 12;
 /// What is typed after `pixart inspect`.
 #[derive(Args)]
 pub struct InspectArgs {
-    /// A file of weights, a model folder, or an exported ONNX folder
+    /// A file of weights, a model folder, an exported ONNX folder, or a picture (PNG, JPEG, WebP)
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Print one JSON object instead of a table
@@ -32,6 +34,9 @@ pub struct InspectArgs {
 
 /// Runs the command.
 pub fn run(args: InspectArgs) -> Result<(), Failure> {
+    if picture::is_one(&args.path) {
+        return picture::print(&args.path, args.json);
+    }
     if let Some(exports) = exported(&args.path)? {
         return match args.json {
             true => Ok(print_line(format_args!("{:#}", Value::Array(exports)))?),

@@ -1,9 +1,15 @@
 //! `pixart sample`: prompts in, pictures out.
 
+mod facts;
+mod files;
+mod from;
 mod listing;
 pub(super) mod lora;
+mod name;
 mod output;
+mod paths;
 mod prompts;
+pub(super) mod record;
 mod sampling;
 pub(super) mod settings;
 mod style;
@@ -15,6 +21,7 @@ use clap::Args;
 use output::Output;
 use pixart_runtime::engine::{self, EngineOptions};
 use pixart_runtime::pipeline::{Event, Pipeline, PipelineOptions, Stage};
+use record::Record;
 use settings::Settings;
 use std::path::PathBuf;
 
@@ -24,14 +31,25 @@ pub struct SampleArgs {
     /// YAML file with the settings below under the same names; flags win over it
     #[arg(short = 'c', long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Make a picture again: take the settings it carries; flags win over them
+    #[arg(long, value_name = "PICTURE", conflicts_with = "config")]
+    from: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
 }
 
 /// Runs the command.
 pub fn run(args: SampleArgs) -> Result<(), Failure> {
-    let settings =
-        crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
+    let (settings, origin) = match &args.from {
+        Some(picture) => {
+            let (settings, origin) = from::read(picture, &args.settings)?;
+            (settings, Some(origin))
+        }
+        None => {
+            let config = args.config.as_deref();
+            (crate::config::merge(config, &args.settings, &settings::names())?, None)
+        }
+    };
     // Everything that can be wrong with the request is found before the long work starts.
     let request = settings.request()?;
     let loras = lora::read(&settings.lora)?;
@@ -44,6 +62,11 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         eprintln!("{note}");
     }
     let paths = sources.resolve(profile_for(opened.engine.name()))?;
+    let facts = facts::gather(&sources, &paths, opened.engine.as_ref(), &loras)?;
+    let record = Record::new(&settings, &request, facts)?;
+    for warning in origin.iter().flat_map(|origin| origin.warnings(record.facts())) {
+        eprintln!("warning: {warning}");
+    }
     let options = PipelineOptions {
         keep_resident: settings.keep_resident.unwrap_or(false),
         text_cache: settings.text_cache()?,
@@ -59,8 +82,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         if let Event::Picture { picture, index } = event
             && unwritten.is_none()
         {
-            let negative = request.negative_prompts.get(index).map_or("", String::as_str);
-            unwritten = output.write(picture, negative).err();
+            unwritten = output.write(picture, index, &request, &record).err();
         }
         reporter.report(event);
     })?;

@@ -30,12 +30,29 @@ impl Listing {
         Ok(Self { file, entries })
     }
 
-    /// Adds a picture and writes the list.
-    pub fn add(&mut self, id: usize, prompt: &str, negative_prompt: &str) -> Result<(), Failure> {
-        self.entries.retain(|entry| entry["id"] != id);
-        self.entries.push(json!({
-            "id": id, "prompt": prompt, "negative_prompt": negative_prompt,
-        }));
+    /// One more than the highest number there; `named` leaves out the pictures whose name is their number.
+    pub fn next(&self, named: bool) -> usize {
+        let entries = self.entries.iter().filter(|entry| !named || entry["file"].is_string());
+        let ids = entries.filter_map(|entry| usize::try_from(entry["id"].as_u64()?).ok());
+        ids.max().map_or(0, |id| id.saturating_add(1))
+    }
+
+    /// Adds a picture and writes the list. `file` is its name where that is not `<id>.png`, as it is in
+    /// upstream's lists.
+    pub fn add(
+        &mut self,
+        id: usize,
+        file: &str,
+        prompt: &str,
+        negative_prompt: &str,
+    ) -> Result<(), Failure> {
+        let file = (file != format!("{id}.png")).then_some(file);
+        self.entries.retain(|entry| entry["id"] != id || entry["file"].as_str() != file);
+        let mut entry = json!({ "id": id, "prompt": prompt, "negative_prompt": negative_prompt });
+        if let Some(file) = file {
+            entry["file"] = file.into();
+        }
+        self.entries.push(entry);
         self.write().with_context(|| format!("cannot write {}", self.file.display()))?;
         Ok(())
     }

@@ -233,7 +233,8 @@ pub struct Settings {
           help_heading = "Text cache")]
     pub no_text_cache: Option<bool>,
 
-    /// Folder for the pictures, 0.png, 1.png, …; existing ones are kept [default: ./samples]
+    /// Folder for the pictures, 0.png, 1.png, …; existing ones are kept [default: ./samples, or the folder
+    /// of --output_name]
     #[arg(short, long = "output_path", value_name = "DIR", help_heading = "Output")]
     pub output_path: Option<PathBuf>,
     /// Also write the pictures of each --batch_size prompts side by side, as grid-0.png, …: a column is
@@ -245,6 +246,29 @@ pub struct Settings {
     /// Also write the final latents, f32 of n × 4 × h × w under the key `latents`, to this file
     #[arg(long = "save_latents", value_name = "FILE", help_heading = "Output")]
     pub save_latents: Option<PathBuf>,
+
+    /// Names of the pictures, with {number}, {seed}, {prompt}, {width}, {height}, {model}, {sampler},
+    /// {steps}, {guidance}, {date} or {time} in them; .png, .jpg or .webp at the end sets the format. An
+    /// existing file is kept and the new one gets another number [default: {number}]
+    #[arg(long = "output_name", value_name = "TEMPLATE", help_heading = "Picture files")]
+    pub output_name: Option<String>,
+    /// Format of pictures and grids: png, jpeg, or webp (without loss only) [default: png]
+    #[arg(long = "output_format", value_name = "FORMAT", help_heading = "Picture files")]
+    pub output_format: Option<String>,
+    /// Quality of JPEGs, 1 (smallest) to 100 (best) [default: 95]
+    #[arg(
+        long = "jpeg_quality",
+        visible_alias = "quality",
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Picture files"
+    )]
+    pub jpeg_quality: Option<u32>,
+    /// Write no texts into the pictures that say how they were made [default: false]
+    #[arg(long = "no_metadata", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Picture files")]
+    pub no_metadata: Option<bool>,
 }
 
 /// The names of all settings, as flags and as YAML keys.
