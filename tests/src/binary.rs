@@ -95,6 +95,15 @@ impl Sandbox {
         Run { code, stdout, stderr }
     }
 
+    /// The pixels of a picture. Files with the same pixels can differ in what they say about themselves.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    pub fn pixels(&self, name: &str) -> image::RgbImage {
+        let picture = image::open(self.path().join(name));
+        picture.unwrap_or_else(|error| panic!("{name}: {error}")).into_rgb8()
+    }
+
     /// Every file in the working folder but the cache, relative to it, in order.
     ///
     /// # Panics

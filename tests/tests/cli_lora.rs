@@ -26,11 +26,11 @@ fn draw(sandbox: &Sandbox, more: &[&str]) -> Run {
     sandbox.pixart(&[&["sample", "-c", "short.yaml"][..], more].concat())
 }
 
-/// The PNG of a run with these arguments.
+/// The pixels of a run with these arguments.
 fn picture(sandbox: &Sandbox, more: &[&str]) -> (Vec<u8>, Run) {
     let run = draw(sandbox, more);
     assert_eq!(run.code, 0, "{run:?}");
-    (fs::read(sandbox.path().join(run.stdout.trim())).unwrap(), run)
+    (sandbox.pixels(run.stdout.trim()).into_raw(), run)
 }
 
 fn refused(sandbox: &Sandbox, more: &[&str], code: i32, said: &[&str]) {

@@ -136,7 +136,7 @@ fn directives_in_a_prompt_set_its_size() {
     let flag =
         ["--aspect-ratio", "1:2", "--seed", "44", "--guidance_scale", "2", "--prompt", "a cat"];
     sample(&sandbox, &flag);
-    assert_eq!(read(&sandbox, "samples/2.png"), read(&sandbox, "samples/4.png"));
+    assert_eq!(sandbox.pixels("samples/2.png"), sandbox.pixels("samples/4.png"));
     // Switched off, they are words.
     let off = ["--prompt_directives", "false", "--prompt", "a cat --hw 48:80"];
     sample(&sandbox, &off);
@@ -175,7 +175,7 @@ fn every_trial_has_its_own_seed_and_a_grid_shows_all() {
     assert_eq!(prompts, ["a", "a", "b", "b", "c", "c"]);
     // The second trial of the second prompt, alone; the batch size changes nothing.
     sample(&sandbox, &["--prompt", "b", "--seed", "45", "--batch_size", "7"]);
-    assert_eq!(read(&sandbox, "samples/3.png"), read(&sandbox, "samples/6.png"));
+    assert_eq!(sandbox.pixels("samples/3.png"), sandbox.pixels("samples/6.png"));
     refuses(&sandbox, &["--prompt", "a", "--num_trials", "0"], &["num_trials: found 0"]);
     refuses(&sandbox, &["--prompt", "a", "--batch_size", "0"], &["batch_size: found 0"]);
 }

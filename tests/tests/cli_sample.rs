@@ -38,8 +38,8 @@ fn a_seed_gives_the_same_picture_alone_or_in_a_row() {
     // The second picture of seed 7 is the first one of seed 8.
     let args = ["--seed", "8", "--prompt", "a blue square", "--output_path", "again"];
     assert_eq!(sample(&sandbox, &args), "again/0.png\n");
-    assert_eq!(read(&sandbox, "samples/1.png"), read(&sandbox, "again/0.png"));
-    assert_ne!(read(&sandbox, "samples/0.png"), read(&sandbox, "samples/1.png"));
+    assert_eq!(sandbox.pixels("samples/1.png"), sandbox.pixels("again/0.png"));
+    assert_ne!(sandbox.pixels("samples/0.png"), sandbox.pixels("samples/1.png"));
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn without_binning_the_size_is_drawn_as_it_is() {
 fn settings_change_the_picture() {
     let sandbox = sandbox();
     sample(&sandbox, &[]);
-    let plain = read(&sandbox, "samples/0.png");
+    let plain = sandbox.pixels("samples/0.png");
     for (k, more) in [
         &["--seed", "43"][..],
         &["--sampling_steps", "3"],
@@ -95,7 +95,7 @@ fn settings_change_the_picture() {
     .enumerate()
     {
         sample(&sandbox, more);
-        assert_ne!(read(&sandbox, &format!("samples/{}.png", k + 1)), plain, "{more:?}");
+        assert_ne!(sandbox.pixels(&format!("samples/{}.png", k + 1)), plain, "{more:?}");
     }
 }
 
@@ -159,7 +159,7 @@ fn an_exported_folder_is_a_model() {
     }
     fs::remove_dir_all(sandbox.path().join("model")).unwrap();
     assert_eq!(sample(&sandbox, &["--model", "portable"]), "samples/1.png\n");
-    assert_eq!(read(&sandbox, "samples/1.png"), read(&sandbox, "samples/0.png"));
+    assert_eq!(sandbox.pixels("samples/1.png"), sandbox.pixels("samples/0.png"));
     // Earlier versions did not export the encoder, and sampling does not need it.
     fs::remove_dir_all(sandbox.path().join("ort/vae_encoder")).unwrap();
     assert_eq!(sample(&sandbox, &["--model", "ort", "--engine", "ort"]), "samples/2.png\n");
@@ -206,7 +206,7 @@ fn a_transformer_may_be_a_file_with_the_original_names() {
     let run = sandbox.pixart(&[&export[..], &heads].concat());
     assert_eq!(run.code, 0, "{run:?}");
     sample(&sandbox, &[&size[..], &["--checkpoint", "out/transformer"]].concat());
-    assert_eq!(read(&sandbox, "samples/0.png"), read(&sandbox, "samples/1.png"));
+    assert_eq!(sandbox.pixels("samples/0.png"), sandbox.pixels("samples/1.png"));
 }
 
 #[test]
@@ -225,7 +225,7 @@ fn compression_in_the_settings_must_be_the_transformers() {
     let run = draw(&[]);
     assert_eq!(run.code, 0, "{run:?}");
     sample(&sandbox, &[&small[..], &["--use_resolution_binning", "false"]].concat());
-    assert_ne!(read(&sandbox, "samples/0.png"), read(&sandbox, "samples/1.png"));
+    assert_ne!(sandbox.pixels("samples/0.png"), sandbox.pixels("samples/1.png"));
 
     // Exported before, without it.
     let plain = ["export", "transformer", "--source", "model", "--output", "out"];
@@ -236,7 +236,7 @@ fn compression_in_the_settings_must_be_the_transformers() {
 
     let run = draw(&["--kv_compress", "false"]);
     assert_eq!(run.code, 0, "{run:?}");
-    assert_eq!(read(&sandbox, "samples/1.png"), read(&sandbox, "samples/2.png"));
+    assert_eq!(sandbox.pixels("samples/1.png"), sandbox.pixels("samples/2.png"));
 }
 
 #[test]

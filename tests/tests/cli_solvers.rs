@@ -90,9 +90,8 @@ fn a_picture_of_any_solver_is_the_same_alone_or_in_a_row() {
         let alone = ["--seed", "8", "--prompt", "a blue square", "--output_path"];
         let alone_folder = format!("{method}-alone");
         sample(&sandbox, &[&common[..], &alone, &[&alone_folder]].concat());
-        let read = |name: String| fs::read(sandbox.path().join(name)).unwrap();
         let (second, alone) = (format!("{row_folder}/1.png"), format!("{alone_folder}/0.png"));
-        assert_eq!(read(second), read(alone), "{method}");
+        assert_eq!(sandbox.pixels(&second), sandbox.pixels(&alone), "{method}");
     }
 }
 

@@ -22,12 +22,12 @@ fn run(sandbox: &Sandbox, command: &str, more: &[&str]) -> Run {
     sandbox.pixart(&[&[command, "-c", "short.yaml"][..], more].concat())
 }
 
-/// A run that works; the last picture it made.
+/// A run that works; the pixels of the last picture it made.
 fn sample(sandbox: &Sandbox, more: &[&str]) -> (Run, Vec<u8>) {
     let run = run(sandbox, "sample", more);
     assert_eq!(run.code, 0, "{run:?}");
-    let path = run.stdout.lines().last().unwrap().to_owned();
-    (run, fs::read(sandbox.path().join(path)).unwrap())
+    let pixels = sandbox.pixels(run.stdout.lines().last().unwrap()).into_raw();
+    (run, pixels)
 }
 
 /// The entries of the cache.

@@ -2,7 +2,7 @@
 
 use super::facts::differences;
 use super::paths::expanded;
-use super::record::{FORMAT, TOOL, recorded};
+use super::record::{FORMAT, SOURCES, TOOL, recorded};
 use super::settings::{self, Settings};
 use crate::config::{given, lay_over};
 use crate::exit::Failure;
@@ -112,10 +112,8 @@ fn kept(settings: &Map<String, Value>, flags: &Mapping) -> Result<Mapping, serde
         }
         kept.insert(name.as_str().into(), serde_yaml::to_value(value)?);
     }
-    // Paths at home.
     for (name, value) in &mut kept {
-        if name.as_str().is_some_and(|name| name.starts_with("prompt") || name == "negative_prompt")
-        {
+        if !name.as_str().is_some_and(|name| SOURCES.contains(&name)) {
             continue;
         }
         match value {
@@ -126,6 +124,7 @@ fn kept(settings: &Map<String, Value>, flags: &Mapping) -> Result<Mapping, serde
     Ok(kept)
 }
 
+/// A path at home, which begins with `~`, as it is on this machine.
 fn expand(value: &mut serde_yaml::Value) {
     if let Some(text) = value.as_str().filter(|text| text.starts_with('~')) {
         *value = expanded(text).display().to_string().into();

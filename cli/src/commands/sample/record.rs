@@ -23,7 +23,7 @@ pub const TOOL: &str = concat!("pixart ", env!("CARGO_PKG_VERSION"));
 
 /// Settings that name files which a picture is made from. Other paths are never put into a picture, nor taken
 /// from one: it could come from a stranger.
-const SOURCES: [&str; 8] = [
+pub const SOURCES: [&str; 8] = [
     "model",
     "checkpoint",
     "text_encoder_root",
