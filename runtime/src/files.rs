@@ -80,6 +80,23 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1);
     }
 
+    #[test]
+    fn of_many_at_once_one_gets_the_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.png");
+        let write = &|k: u8| {
+            write_new_atomically(&path, |writer| writer.write_all(&[k; 1000])).expect("no error")
+        };
+        let written: Vec<bool> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..16).map(|k| scope.spawn(move || write(k))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        let winners: Vec<_> = (0..16).filter(|k| written[usize::from(*k)]).collect();
+        assert_eq!(winners.len(), 1, "{written:?}");
+        assert_eq!(std::fs::read(&path).expect("a file"), [winners[0]; 1000]);
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1);
+    }
+
     #[cfg(unix)]
     #[test]
     fn the_result_is_no_more_private_than_other_files() {

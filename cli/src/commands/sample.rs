@@ -62,7 +62,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         eprintln!("{note}");
     }
     let paths = sources.resolve(profile_for(opened.engine.name()))?;
-    let facts = facts::gather(&sources, &paths, opened.engine.as_ref(), &loras)?;
+    let facts = facts::gather(&sources, &paths, opened.engine.as_ref(), &loras);
     let record = Record::new(&settings, &request, facts)?;
     for warning in origin.iter().flat_map(|origin| origin.warnings(record.facts())) {
         eprintln!("warning: {warning}");

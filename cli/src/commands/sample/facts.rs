@@ -3,9 +3,7 @@
 //! Hashes come from the manifests of the exports, so that no weights are read for them.
 
 use super::paths::model_name;
-use crate::exit::Failure;
 use crate::model::Sources;
-use anyhow::Context;
 use pixart_runtime::engine::Engine;
 use pixart_runtime::lora::Lora;
 use pixart_runtime::pipeline::ModelPaths;
@@ -14,31 +12,32 @@ use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::Arc;
 
-/// The facts of a run as JSON, with the parts `engine`, `model` and `loras`.
+/// The facts of a run as JSON, with the parts `engine`, `model` and `loras`. What cannot be read is left out:
+/// the pipeline tells about it when it opens it.
 pub fn gather(
     sources: &Sources,
     paths: &ModelPaths,
     engine: &dyn Engine,
     loras: &[Arc<Lora>],
-) -> Result<Value, Failure> {
+) -> Value {
     let mut model = Map::new();
     for (part, source, export) in [
         ("transformer", sources.transformer(), &paths.transformer),
         ("text_encoder", sources.text_encoder(), &paths.text_encoder),
         ("vae_decoder", sources.vae(), &paths.vae_decoder),
     ] {
-        // There may be no text encoder; what is wrong with a manifest is told where the part is opened.
+        // There may be no text encoder.
         if let Some(facts) = component(source, export) {
             model.insert(part.to_owned(), facts);
         }
     }
     let tokenizer = ["tokenizer.json", "spiece.model"].map(|name| paths.tokenizer.join(name));
     if let Some(file) = tokenizer.iter().find(|file| file.is_file()) {
-        model.insert("tokenizer".to_owned(), json!({ "sha256": file_hash(file)? }));
+        model.insert("tokenizer".to_owned(), json!({ "sha256": file_hash(file) }));
     }
     let scheduler = paths.scheduler.iter().map(|folder| folder.join("scheduler_config.json"));
     if let Some(file) = scheduler.into_iter().find(|file| file.is_file()) {
-        model.insert("scheduler".to_owned(), json!({ "sha256": file_hash(&file)? }));
+        model.insert("scheduler".to_owned(), json!({ "sha256": file_hash(&file) }));
     }
     let loras: Vec<_> = loras
         .iter()
@@ -46,11 +45,11 @@ pub fn gather(
             json!({ "name": model_name(lora.path()), "sha256": lora.sha256(), "strength": lora.strength() })
         })
         .collect();
-    Ok(json!({
+    json!({
         "engine": { "name": engine.name(), "version": engine.describe() },
         "model": model,
         "loras": loras,
-    }))
+    })
 }
 
 /// A part of the model by the manifest of its export.
@@ -78,9 +77,8 @@ fn files_hash(files: &Value) -> Option<String> {
 }
 
 /// The SHA-256 of a small file.
-pub fn file_hash(file: &Path) -> Result<String, Failure> {
-    let content = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(hex(&Sha256::digest(content)))
+pub fn file_hash(file: &Path) -> Option<String> {
+    Some(hex(&Sha256::digest(std::fs::read(file).ok()?)))
 }
 
 fn hex(bytes: &[u8]) -> String {

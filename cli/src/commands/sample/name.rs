@@ -160,11 +160,10 @@ impl Template {
 
     /// Whether the number can be read from a name: nothing but the template's own text stands before it.
     pub fn is_countable(&self) -> bool {
-        match self.pieces.as_slice() {
-            [Piece::Number(_), ..] => true,
-            [Piece::Text(_), Piece::Number(_), ..] => true,
-            _ => false,
-        }
+        matches!(
+            self.pieces.as_slice(),
+            [Piece::Number(_), ..] | [Piece::Text(_), Piece::Number(_), ..]
+        )
     }
 
     /// The number in a name without extension, if it could come from this template.
@@ -290,7 +289,9 @@ fn utc(time: SystemTime) -> (String, String) {
     let seconds = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
     let (mut day, second) = (seconds / 86_400, seconds % 86_400);
     let mut year = 1970;
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let days = |year| if leap(year) { 366 } else { 365 };
     while day >= days(year) {
         day -= days(year);

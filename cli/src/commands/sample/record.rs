@@ -94,7 +94,7 @@ impl Record {
                 continue;
             }
             if let ("init_image" | "mask", Some(path)) = (name.as_str(), value.as_str()) {
-                inputs.insert(name.clone(), super::facts::file_hash(path.as_ref())?.into());
+                inputs.insert(name.clone(), super::facts::file_hash(path.as_ref()).into());
             }
             match value {
                 Value::Array(list) => list.iter_mut().for_each(share),

@@ -19,6 +19,9 @@ const MOST_TEXT: u64 = 16 << 20;
 /// Most bytes of all texts of a file.
 const MOST_TEXTS: u64 = 32 << 20;
 
+/// What a text counts on top of its length, so that millions of empty ones end, too.
+const OVERHEAD: u64 = 128;
+
 /// A text of a picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text {
@@ -169,7 +172,7 @@ impl Source {
             return Err(Problem::TooLong { what: what(), limit: MOST_TEXT });
         }
         let all = || Problem::TooLong { what: "all text together".into(), limit: MOST_TEXTS };
-        self.left = self.left.checked_sub(length).ok_or_else(all)?;
+        self.left = self.left.checked_sub(length + OVERHEAD).ok_or_else(all)?;
         Ok(())
     }
 

@@ -184,6 +184,10 @@ mod tests {
         let error = picture(&many).unwrap_err();
         assert!(error.contains("all text together has more than"), "{error}");
 
+        let empty = chunk(b"tEXt", b"a\0");
+        let error = picture(&[empty.repeat(300_000)]).unwrap_err();
+        assert!(error.contains("all text together has more than"), "{error}");
+
         // 100 MB are announced, and refused before any is read.
         let long = [&100_000_000u32.to_be_bytes()[..], b"tEXt"].concat();
         let error = picture(&[long]).unwrap_err();
