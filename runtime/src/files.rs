@@ -1,10 +1,12 @@
-//! Writing files so that nobody ever sees half of one.
+//! Writing files so that nobody ever sees half of one, and telling files apart.
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Read, Write},
     path::Path,
 };
+
+use sha2::{Digest, Sha256};
 
 /// Lets `content` write to a temporary file beside `path`, which then takes `path`'s place. On any
 /// error nothing is left behind and an existing file stays as it was.
@@ -29,6 +31,27 @@ pub(crate) fn write_atomically(
     }
     file.persist(path)?;
     Ok(())
+}
+
+/// SHA-256 of a file, in hexadecimal; `step` is told how many bytes were read since the last call.
+pub(crate) fn sha256_of(path: &Path, step: &mut dyn FnMut(u64)) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut block = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(hex(&hash.finalize())),
+            count => {
+                hash.update(&block[..count]);
+                step(count as u64);
+            }
+        }
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

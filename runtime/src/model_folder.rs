@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use crate::text::hex;
+use crate::files::hex;
 
 use crate::engine::is_plain_file_name;
 

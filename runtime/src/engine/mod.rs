@@ -44,28 +44,21 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// When the file or its external data is missing, broken or reaches outside its folder, or when
     /// the engine refuses the graph.
-    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError>;
+    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
+        self.load_with(model, Vec::new())
+    }
 
     /// Loads `model` as [`Engine::load`] does, with other elements for some of its initializers. The
     /// session holds these; the files stay as they are.
     ///
     /// # Errors
     /// As [`Engine::load`], and when an override names no initializer of the graph or has another type
-    /// or shape. An engine that does not implement this refuses all overrides.
+    /// or shape.
     fn load_with(
         &self,
         model: &Path,
         overrides: Vec<Override>,
-    ) -> Result<Box<dyn Session>, EngineError> {
-        match overrides.first() {
-            None => self.load(model),
-            Some(first) => Err(EngineError::Override {
-                model: model.to_path_buf(),
-                tensor: first.name.clone(),
-                reason: format!("{} takes no weights but the stored ones", self.name()),
-            }),
-        }
-    }
+    ) -> Result<Box<dyn Session>, EngineError>;
 
     /// The same engine, but computing each graph node by node as it is written: slower, without what
     /// its optimiser might get wrong, and in less memory, because the weights stay in the file.

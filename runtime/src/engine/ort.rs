@@ -61,10 +61,6 @@ impl Engine for OrtEngine {
         format!("ONNX Runtime {} (cpu{plain})", self.library.version)
     }
 
-    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
-        self.load_with(model, Vec::new())
-    }
-
     fn load_with(
         &self,
         model: &Path,

@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 use super::{Lora, LoraError, adapter::Layer, key::Network, merge, targets::Targets};
 use crate::{
     engine::{GraphWeights, Override},
+    files::hex,
     model_folder::Component,
-    text::hex,
 };
 
 /// What several LoRAs do to one component.

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    engine::{EngineError, Session},
+    engine::{EngineError, Override, Session},
     sampler::{GuidanceEnd, SamplingMethod, UncondMask},
     tensor::Tensor,
 };
@@ -62,7 +62,12 @@ impl Engine for ToyEngine {
         "toy".to_owned()
     }
 
-    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
+    fn load_with(
+        &self,
+        model: &Path,
+        overrides: Vec<Override>,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        assert!(overrides.is_empty(), "the toy has no weights");
         let folder = model.parent().and_then(Path::file_name).expect("a component's folder");
         let alive = self.0.alive.clone();
         let now = alive.fetch_add(1, Ordering::SeqCst) + 1;

@@ -60,10 +60,6 @@ impl Engine for TractEngine {
         format!("tract {VERSION} (cpu, {} {plural})", self.threads)
     }
 
-    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
-        self.load_with(model, Vec::new())
-    }
-
     fn load_with(
         &self,
         model: &Path,
