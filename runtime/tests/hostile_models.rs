@@ -6,7 +6,7 @@ mod common;
 use std::{path::Path, sync::Arc};
 
 use common::{
-    graph::{graph, write},
+    graph::{graph, node, write},
     onnx_runtime,
 };
 use ndarray::Array2;
@@ -50,16 +50,6 @@ fn refused_by_both(what: &str, graph: GraphProto) {
     for engine in engines() {
         let error = refused(&*engine, &model);
         println!("{what}: {error}");
-    }
-}
-
-fn node(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
-    NodeProto {
-        op_type: op_type.to_owned(),
-        name: format!("node_{output}"),
-        input: inputs.iter().map(|name| (*name).to_owned()).collect(),
-        output: vec![output.to_owned()],
-        ..Default::default()
     }
 }
 
