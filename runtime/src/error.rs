@@ -60,11 +60,11 @@ pub enum PipelineError {
         /// Where the text encoder should be.
         folder: std::path::PathBuf,
     },
-    /// NaN or infinity in a result.
+    /// NaN or infinity in a component's result.
     #[error(
         "the {component} ({precision}) gave values that are not finite{}; {}",
         step.map(|(step, total)| format!(" in step {step} of {total}")).unwrap_or_default(),
-        likely_cause(precision)
+        cause.advice(*component)
     )]
     NotFinite {
         /// The component.
@@ -73,7 +73,54 @@ pub enum PipelineError {
         precision: String,
         /// The step, counted from 1, and the number of steps.
         step: Option<(usize, usize)>,
+        /// What it probably comes from.
+        cause: LikelyCause,
     },
+    /// Infinity made of finite values.
+    #[error(
+        "the latents are not finite after step {} of {}, though all that the transformer gave was: with \
+         guidance_scale {guidance_scale} they outgrow fp32; take one nearer to 4.5",
+        step.0, step.1
+    )]
+    Diverged {
+        /// The step, counted from 1, and the number of steps.
+        step: (usize, usize),
+        /// The strength of guidance.
+        guidance_scale: f32,
+    },
+}
+
+/// What values that are not finite probably come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LikelyCause {
+    /// Weights that are not what they were.
+    Weights,
+    /// Too narrow a range of numbers: fp16 ends at 65504.
+    Range,
+    /// A LoRA.
+    Lora,
+}
+
+impl LikelyCause {
+    fn advice(self, component: Component) -> &'static str {
+        match (self, component) {
+            (Self::Weights, _) => {
+                "the weights are probably damaged: compare the checkpoint's hash and export it again"
+            }
+            (Self::Range, Component::VaeDecoder) => {
+                "its range is probably exceeded: export it with --vae_precision fp32"
+            }
+            (Self::Range, _) => {
+                "its range is probably exceeded: export this component with --precision fp32 (`pixart \
+                 sample --dtype fp32`), or bf16"
+            }
+            (Self::Lora, _) => {
+                "a LoRA probably drives it out of range: try with a smaller strength, or without LoRA \
+                 and, if that fails too, look at the weights and their precision"
+            }
+        }
+    }
 }
 
 /// The beginning of a text, for a message.
@@ -81,15 +128,6 @@ fn shortened(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
-    }
-}
-
-fn likely_cause(precision: &str) -> &'static str {
-    match precision {
-        "fp32" => {
-            "the weights are probably damaged: compare the checkpoint's hash and export it again"
-        }
-        _ => "its range is probably exceeded: export this component with --precision fp32",
     }
 }
 
@@ -207,6 +245,12 @@ pub enum RequestError {
          has none; take another solver"
     )]
     NoVariance(SamplingMethod),
+    /// Several pictures at once in a transformer that quantises them together.
+    #[error(
+        "batch_size: found {0}, expected 1 with this transformer: its activations are quantised (int8 \
+         dynamic) with one scale for a whole batch, so a picture would depend on the others"
+    )]
+    DynamicBatch(usize),
     /// No way of cleaning prompts of this name.
     #[error("found `{0}`, expected raw, lower or diffusers")]
     UnknownCleaning(String),

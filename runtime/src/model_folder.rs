@@ -144,6 +144,8 @@ pub struct ComponentFolder<A> {
     pub model: PathBuf,
     /// The precision of the weights, as the manifest has it: `fp32`.
     pub precision: String,
+    /// How int8 computes: `weight_only` or `dynamic`. Absent in other precisions.
+    pub int8_mode: Option<String>,
     /// What the network looks like.
     pub architecture: A,
     /// A hash of the hashes of its files, which changes whenever they do.
@@ -231,6 +233,8 @@ pub enum ModelError {
 #[derive(Deserialize)]
 struct Manifest<A> {
     precision: String,
+    #[serde(default)]
+    int8_mode: Option<String>,
     architecture: A,
     files: Vec<FileEntry>,
 }
@@ -303,7 +307,7 @@ impl<A: Architecture> ComponentFolder<A> {
             hash.update(format!("{name} {bytes} {sha256}\n"));
         }
         let identity = hex(&hash.finalize()[..8]);
-        let Manifest { precision, architecture, .. } = manifest;
-        Ok(Self { model, precision, architecture, identity })
+        let Manifest { precision, int8_mode, architecture, .. } = manifest;
+        Ok(Self { model, precision, int8_mode, architecture, identity })
     }
 }

@@ -1,30 +1,37 @@
 //! The path of one request, from prompts to pictures.
 
+mod cancel;
 mod component;
 mod decode;
 mod denoise;
 mod event;
+mod inputs;
+#[cfg(test)]
+mod live_tests;
 mod plan;
+mod preview;
 mod request;
+mod run;
 mod start;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use image::RgbImage;
 use ndarray::ArrayD;
 
+pub use cancel::Cancel;
 pub(crate) use component::{LazyComponent, LoadedComponent};
 pub(crate) use event::StageProgress;
 pub use event::{Event, Stage};
 pub use request::{PictureSize, Reference, Request};
+use run::Run;
 
 use crate::{
     engine::Engine,
     lora::{Lora, LoraMatch, match_loras},
     model_folder::{ModelError, TransformerArchitecture, VaeDecoderArchitecture},
-    noise::TorchGenerator,
     sampler::{NoiseSchedule, SchedulerConfig},
     text::{CaptionEncoder, TextCache},
 };
@@ -34,7 +41,7 @@ pub use crate::{
 };
 
 /// How a pipeline works.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct PipelineOptions {
     /// Keep every component in memory after its stage. Faster for several requests; otherwise at
     /// most one component is loaded at a time.
@@ -42,6 +49,28 @@ pub struct PipelineOptions {
     /// Where caption embeddings are kept. With it, the text encoder may be missing as long as all
     /// captions are there.
     pub text_cache: Option<TextCache>,
+    /// How many pictures of one size the transformer computes at once, 1 or more. A picture does not
+    /// depend on it but for rounding (about 1e-6 of its latents); memory does.
+    pub batch_size: usize,
+    /// After how much drawing what is drawn so far is decoded, so that no more is lost if the program
+    /// dies. Each time, transformer and VAE decoder take turns in memory. With `keep_resident`, each
+    /// batch is decoded at once.
+    pub decode_interval: Duration,
+    /// Stops requests early.
+    pub cancel: Cancel,
+}
+
+impl Default for PipelineOptions {
+    /// One component in memory, one picture at a time, no text cache, decoding every two minutes.
+    fn default() -> Self {
+        Self {
+            keep_resident: false,
+            text_cache: None,
+            batch_size: 1,
+            decode_interval: Duration::from_secs(120),
+            cancel: Cancel::new(),
+        }
+    }
 }
 
 /// A finished picture.
@@ -81,7 +110,8 @@ impl Pipeline {
         options: PipelineOptions,
     ) -> Result<Self, PipelineError> {
         let (text_encoder, cache) = (&paths.text_encoder, options.text_cache.clone());
-        let captions = CaptionEncoder::new(&engine, text_encoder, &paths.tokenizer, cache)?;
+        let mut captions = CaptionEncoder::new(&engine, text_encoder, &paths.tokenizer, cache)?;
+        captions.set_cancel(options.cancel.clone());
         let transformer = LazyComponent::open(&engine, &paths.transformer)?;
         let vae_decoder = LazyComponent::open(&engine, &paths.vae_decoder)?;
         let scheduler = match &paths.scheduler {
@@ -113,11 +143,13 @@ impl Pipeline {
         Ok(matches)
     }
 
-    /// Makes one picture for each prompt and tells `progress` about it.
+    /// Makes one picture for each prompt and tells `progress` about it. Cancelled, it gives the pictures
+    /// of the first prompts: those that were drawn by then.
     ///
     /// # Errors
     /// When the request cannot be fulfilled (before any work is done), or a component cannot be
-    /// loaded, fails, or computes something that is not a number.
+    /// loaded, fails, or computes something that is not a number. Pictures drawn before that are decoded
+    /// first, and told as [`Event::Picture`].
     pub fn sample(
         &mut self,
         request: &Request,
@@ -125,33 +157,22 @@ impl Pipeline {
     ) -> Result<Vec<Picture>, PipelineError> {
         request.check()?;
         self.check_solver(request)?;
+        self.check_batch()?;
         let sizes = self.plan_sizes(request)?;
         let width = self.transformer().caption_channels;
         let captions = self.captions.encode(request, width, progress)?;
         self.free(|pipeline| pipeline.captions.unload());
 
-        let total = captions.len() * request.sampling_steps;
-        let mut stage = StageProgress::start(Stage::Denoise, total, progress);
-        let mut latents = Vec::with_capacity(captions.len());
-        for (k, caption) in captions.iter().enumerate() {
-            let (generator, size) = (TorchGenerator::new(seed_of(request, k)), &sizes[k]);
-            latents.push(self.denoise(generator, size, caption, request, &mut || stage.step())?);
+        let mut run = Run::new(request, &sizes, &captions);
+        while !run.is_drawn() && !self.options.cancel.is_cancelled() {
+            let drawn = self.draw(&mut run, progress);
+            self.free(|pipeline| pipeline.transformer.unload());
+            // What is drawn is not lost, whatever became of the rest.
+            let decoded = self.decode_drawn(&mut run, progress);
+            self.free(|pipeline| pipeline.vae_decoder.unload());
+            drawn.and(decoded)?;
         }
-        stage.finish();
-        self.free(|pipeline| pipeline.transformer.unload());
-
-        let mut stage = StageProgress::start(Stage::Decode, latents.len(), progress);
-        let mut pictures = Vec::with_capacity(latents.len());
-        for (k, (latents, prompt)) in latents.into_iter().zip(&request.prompts).enumerate() {
-            let image = self.decode(&latents, &sizes[k], request.reference)?;
-            let (seed, prompt) = (seed_of(request, k), prompt.clone());
-            pictures.push(Picture { image, latents, seed, prompt });
-            stage.step();
-            stage.tell(Event::Picture { index: k, picture: &pictures[k] });
-        }
-        stage.finish();
-        self.free(|pipeline| pipeline.vae_decoder.unload());
-        Ok(pictures)
+        Ok(run.pictures)
     }
 
     /// The latent side the transformer was trained at: an eighth of its own picture size.

@@ -47,6 +47,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let options = PipelineOptions {
         keep_resident: settings.keep_resident.unwrap_or(false),
         text_cache: settings.text_cache()?,
+        ..PipelineOptions::default()
     };
     let mut pipeline = Pipeline::new(opened.engine.clone(), paths, options)?;
     settings.check_model(&pipeline)?;

@@ -6,7 +6,7 @@ use ndarray::ArrayD;
 
 use crate::{
     engine::{Engine, Session},
-    error::PipelineError,
+    error::{LikelyCause, PipelineError},
     lora::{Exported, LoraPlan},
     model_folder::{Architecture, Component, ComponentFolder, ModelError},
     tensor::Tensor,
@@ -24,6 +24,8 @@ pub(crate) struct LazyComponent<A> {
 pub(crate) struct LoadedComponent {
     component: Component,
     precision: String,
+    /// Whether LoRAs change its weights.
+    lora: bool,
     session: Box<dyn Session>,
 }
 
@@ -46,7 +48,7 @@ impl<A: Architecture> LazyComponent<A> {
                     .load_with(&self.folder.model, overrides)
                     .map_err(|source| PipelineError::Engine { component, source })?;
                 let precision = self.folder.precision.clone();
-                LoadedComponent { component, precision, session }
+                LoadedComponent { component, precision, lora: self.lora.is_some(), session }
             }
         };
         Ok(self.loaded.insert(loaded))
@@ -118,6 +120,11 @@ impl LoadedComponent {
             return Ok(());
         }
         let (component, precision) = (self.component, self.precision.clone());
-        Err(PipelineError::NotFinite { component, precision, step })
+        let cause = match precision.as_str() {
+            _ if self.lora => LikelyCause::Lora,
+            "fp32" => LikelyCause::Weights,
+            _ => LikelyCause::Range,
+        };
+        Err(PipelineError::NotFinite { component, precision, step, cause })
     }
 }
