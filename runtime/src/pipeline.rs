@@ -4,6 +4,7 @@ mod component;
 mod decode;
 mod denoise;
 mod event;
+mod init;
 mod plan;
 mod request;
 mod start;
@@ -18,13 +19,17 @@ use ndarray::ArrayD;
 pub(crate) use component::{LazyComponent, LoadedComponent};
 pub(crate) use event::StageProgress;
 pub use event::{Event, Stage};
-pub use request::{PictureSize, Reference, Request};
+pub use init::{InitImage, Mask};
+pub use request::{NoiseSeed, PictureSize, Reference, Request, Variation};
+
+use init::Init;
 
 use crate::{
     engine::Engine,
     lora::{Lora, LoraMatch, match_loras},
-    model_folder::{ModelError, TransformerArchitecture, VaeDecoderArchitecture},
-    noise::TorchGenerator,
+    model_folder::{
+        ModelError, TransformerArchitecture, VaeDecoderArchitecture, VaeEncoderArchitecture,
+    },
     sampler::{NoiseSchedule, SchedulerConfig},
     text::{CaptionEncoder, TextCache},
 };
@@ -52,7 +57,7 @@ pub struct Picture {
     /// The final latents as they left the sampler, before the division by the VAE's scaling
     /// factor: f32 [1, 4, height / 8, width / 8] of the size generated.
     pub latents: ArrayD<f32>,
-    /// The seed of its noise.
+    /// The seed of its noise; [`Request::noise_seed`] tells the variation too.
     pub seed: u64,
     /// Its prompt.
     pub prompt: String,
@@ -63,6 +68,7 @@ pub struct Pipeline {
     captions: CaptionEncoder,
     transformer: LazyComponent<TransformerArchitecture>,
     vae_decoder: LazyComponent<VaeDecoderArchitecture>,
+    vae_encoder: Option<LazyComponent<VaeEncoderArchitecture>>,
     scheduler: SchedulerConfig,
     schedule: NoiseSchedule,
     options: PipelineOptions,
@@ -84,12 +90,23 @@ impl Pipeline {
         let captions = CaptionEncoder::new(&engine, text_encoder, &paths.tokenizer, cache)?;
         let transformer = LazyComponent::open(&engine, &paths.transformer)?;
         let vae_decoder = LazyComponent::open(&engine, &paths.vae_decoder)?;
+        let vae_encoder = paths.vae_encoder.as_ref();
+        let vae_encoder =
+            vae_encoder.map(|folder| LazyComponent::open(&engine, folder)).transpose()?;
         let scheduler = match &paths.scheduler {
             Some(folder) => SchedulerConfig::from_file(&folder.join("scheduler_config.json"))?,
             None => SchedulerConfig::default(),
         };
         let schedule = NoiseSchedule::new(&scheduler);
-        let pipeline = Self { captions, transformer, vae_decoder, scheduler, schedule, options };
+        let pipeline = Self {
+            captions,
+            transformer,
+            vae_decoder,
+            vae_encoder,
+            scheduler,
+            schedule,
+            options,
+        };
         pipeline.check_parts()?;
         Ok(pipeline)
     }
@@ -125,17 +142,22 @@ impl Pipeline {
     ) -> Result<Vec<Picture>, PipelineError> {
         request.check()?;
         self.check_solver(request)?;
+        self.check_init(request)?;
         let sizes = self.plan_sizes(request)?;
         let width = self.transformer().caption_channels;
         let captions = self.captions.encode(request, width, progress)?;
         self.free(|pipeline| pipeline.captions.unload());
 
-        let total = captions.len() * request.sampling_steps;
+        let init = self.encode_init(request, &sizes, progress)?;
+
+        let total = captions.len() * request.steps_taken();
         let mut stage = StageProgress::start(Stage::Denoise, total, progress);
         let mut latents = Vec::with_capacity(captions.len());
         for (k, caption) in captions.iter().enumerate() {
-            let (generator, size) = (TorchGenerator::new(seed_of(request, k)), &sizes[k]);
-            latents.push(self.denoise(generator, size, caption, request, &mut || stage.step())?);
+            let (generator, size) = (request.noise_seed(k).generator(), &sizes[k]);
+            let init = init.as_ref().map(|init| init.latents(k));
+            let step_done = &mut || stage.step();
+            latents.push(self.denoise(generator, size, caption, init, request, step_done)?);
         }
         stage.finish();
         self.free(|pipeline| pipeline.transformer.unload());
@@ -143,8 +165,15 @@ impl Pipeline {
         let mut stage = StageProgress::start(Stage::Decode, latents.len(), progress);
         let mut pictures = Vec::with_capacity(latents.len());
         for (k, (latents, prompt)) in latents.into_iter().zip(&request.prompts).enumerate() {
-            let image = self.decode(&latents, &sizes[k], request.reference)?;
-            let (seed, prompt) = (seed_of(request, k), prompt.clone());
+            let size = &sizes[k];
+            let image = match &init {
+                None => self.decode(&latents, size, request.reference)?,
+                Some(init) => {
+                    let drawn = self.decode(&latents, &Init::decoded(size), request.reference)?;
+                    init.finish(&drawn, size)
+                }
+            };
+            let (seed, prompt) = (request.noise_seed(k).seed, prompt.clone());
             pictures.push(Picture { image, latents, seed, prompt });
             stage.step();
             stage.tell(Event::Picture { index: k, picture: &pictures[k] });
@@ -201,6 +230,22 @@ impl Pipeline {
                 vae.latent_channels, vae.scale_factor, transformer.in_channels
             ),
         )?;
+        if let Some(encoder) = &self.vae_encoder {
+            let encoder = &encoder.folder.architecture;
+            let numbers = |channels, pixels, factor| {
+                format!("{channels} channels of {pixels} pixels and the scaling factor {factor}")
+            };
+            let of = (encoder.latent_channels, encoder.scale_factor, encoder.scaling_factor);
+            let to = (vae.latent_channels, vae.scale_factor, vae.scaling_factor);
+            fit(
+                of == to,
+                format!(
+                    "the VAE encoder has {}, the VAE decoder {}; export both from the same checkpoint",
+                    numbers(of.0, of.1, of.2),
+                    numbers(to.0, to.1, to.2)
+                ),
+            )?;
+        }
         let (inputs, outputs) = (transformer.in_channels, transformer.out_channels);
         fit(
             outputs == inputs || outputs == 2 * inputs,
@@ -211,9 +256,4 @@ impl Pipeline {
             ),
         )
     }
-}
-
-/// Picture k has its own generator, so that it can be made again alone.
-fn seed_of(request: &Request, k: usize) -> u64 {
-    request.seed.wrapping_add(k as u64)
 }

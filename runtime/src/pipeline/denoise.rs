@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayD, Axis, Slice, concatenate};
 
-use super::{Pipeline, Request};
+use super::{Pipeline, Request, init::InitLatents, start::Start};
 use crate::{
     error::{PipelineError, RequestError},
     model_folder::TransformerArchitecture,
@@ -30,17 +30,20 @@ impl Pipeline {
     }
 
     /// Draws the latents of one picture. Its generator gives the first noise, f32
-    /// [1, 4, height, width], and then, step by step, what a stochastic solver adds.
+    /// [1, 4, height, width], and then, step by step, what a stochastic solver adds. With `init`, the
+    /// first steps may be left out.
     pub(super) fn denoise(
         &mut self,
         mut generator: TorchGenerator,
         size: &SizePlan,
         caption: &Conditioning,
+        init: Option<&InitLatents>,
         request: &Request,
         step_done: &mut dyn FnMut(),
     ) -> Result<ArrayD<f32>, PipelineError> {
         let mut solver = self.solver(request)?;
-        let mut latents = self.start(&mut generator, size);
+        let Start { mut latents, kept } =
+            self.start(&mut generator, size, request, init, solver.as_ref());
         let TransformerArchitecture {
             in_channels,
             out_channels,
@@ -51,10 +54,11 @@ impl Pipeline {
 
         let (height, width) = size.latent();
         let (steps, guided) = (request.sampling_steps, request.guided_steps());
+        let first = request.first_step();
         let mut inputs = Vec::new();
-        for (i, timestep) in solver.timesteps().to_vec().into_iter().enumerate() {
+        for (i, timestep) in solver.timesteps().to_vec().into_iter().enumerate().skip(first) {
             let batch = if i < guided { 2 } else { 1 };
-            if i == 0 || i == guided {
+            if i == first || i == guided {
                 inputs = constant_inputs(caption, batch, conditions.then_some((height, width)));
             }
             let copies = concatenate(Axis(0), &vec![latents.view(); batch]);
@@ -65,6 +69,9 @@ impl Pipeline {
             let prediction = predicted(&output, in_channels, request, solver.needs_variance());
             solver.step(i, &mut latents, &prediction, &mut generator);
             transformer.check_finite(&latents, Some((i + 1, steps)))?;
+            if let Some(kept) = &kept {
+                kept.restore(&mut latents, solver.as_ref(), i + 1);
+            }
             step_done();
         }
         Ok(latents)
