@@ -99,7 +99,8 @@ impl Sources {
         let none = VariantFlags::default();
         if !is_exported(&self.vae) {
             return exported(&self.vae, Component::VaeEncoder, profile, &none).map_err(|failure| {
-                let context = format!("init_image: needs the VAE's encoder from {}", self.vae.display());
+                let context =
+                    format!("init_image: needs the VAE's encoder from {}", self.vae.display());
                 match failure {
                     Failure::Request(error) => Failure::Request(error.context(context)),
                     Failure::Failed(error) => Failure::Failed(error.context(context)),

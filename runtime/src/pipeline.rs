@@ -98,15 +98,8 @@ impl Pipeline {
             None => SchedulerConfig::default(),
         };
         let schedule = NoiseSchedule::new(&scheduler);
-        let pipeline = Self {
-            captions,
-            transformer,
-            vae_decoder,
-            vae_encoder,
-            scheduler,
-            schedule,
-            options,
-        };
+        let pipeline =
+            Self { captions, transformer, vae_decoder, vae_encoder, scheduler, schedule, options };
         pipeline.check_parts()?;
         Ok(pipeline)
     }

@@ -137,9 +137,10 @@ fn read(path: &Path) -> Result<DynamicImage, ReadImageError> {
         ImageError::IoError(source) if source.kind() != io::ErrorKind::UnexpectedEof => {
             ReadImageError::Read { path: path.to_owned(), source }
         }
-        error => {
-            ReadImageError::Damaged { path: path.to_owned(), problem: format!("{format:?}: {error}") }
-        }
+        error => ReadImageError::Damaged {
+            path: path.to_owned(),
+            problem: format!("{format:?}: {error}"),
+        },
     };
     // The dimensions are checked below, with an error of our own. Sixteen bits of four channels, twice.
     let mut limits = Limits::no_limits();

@@ -130,7 +130,8 @@ impl InitImage {
         if let Some(mask) = self.mask.as_ref().filter(|mask| mask.paste_back) {
             let original = picture_into(&self.image, size, size);
             let share = mask_into(&mask.image, size, size);
-            for ((new, old), share) in picture.pixels_mut().zip(original.pixels()).zip(share.pixels())
+            for ((new, old), share) in
+                picture.pixels_mut().zip(original.pixels()).zip(share.pixels())
             {
                 let share = u32::from(share.0[0]);
                 for (new, old) in new.0.iter_mut().zip(old.0) {
@@ -218,7 +219,8 @@ impl Pipeline {
                 encoder.unload();
             }
         });
-        let place = |size: &SizePlan| different.iter().position(|d| d == size).expect("one of them");
+        let place =
+            |size: &SizePlan| different.iter().position(|d| d == size).expect("one of them");
         let latents = sizes.iter().map(|size| encoded[place(size)].clone()).collect();
         Ok(Some(Init { picture, latents }))
     }
@@ -231,7 +233,8 @@ impl Pipeline {
         let encoder = encoder.load()?;
         let parameters =
             encoder.run(&[("sample", from_picture(picture).into())], "latent_parameters")?;
-        let [height, width] = [picture.height(), picture.width()].map(|side| (side / CELL) as usize);
+        let [height, width] =
+            [picture.height(), picture.width()].map(|side| (side / CELL) as usize);
         encoder.check_shape(&parameters, &[1, channels, height, width])?;
         encoder.check_finite(&parameters, None)?;
         Ok(parameters)
@@ -308,7 +311,9 @@ mod tests {
         let plan = SizePlan { generated: size, requested: size };
         // The first pixel of one cell, the last of another.
         let init = masked(32, 16, |x, y| 255 * u8::from((x, y) == (8, 0) || (x, y) == (31, 15)));
-        let cells = |reference| init.latent_mask(&plan, reference).expect("a mask").into_raw_vec_and_offset().0;
+        let cells = |reference| {
+            init.latent_mask(&plan, reference).expect("a mask").into_raw_vec_and_offset().0
+        };
         assert_eq!(cells(Reference::Mindone), [0., 1., 0., 0., 0., 0., 0., 1.]);
         assert_eq!(cells(Reference::Diffusers), [0., 1., 0., 0., 0., 0., 0., 0.]);
     }
@@ -323,7 +328,8 @@ mod tests {
         for (x, y, pixel) in picture.enumerate_pixels() {
             let expected = match x {
                 0..2 => [x as u8, y as u8, 9],
-                2..4 => [x as u8, y as u8, 9].map(|old| ((200 * 51 + u32::from(old) * 204 + 127) / 255) as u8),
+                2..4 => [x as u8, y as u8, 9]
+                    .map(|old| ((200 * 51 + u32::from(old) * 204 + 127) / 255) as u8),
                 _ => [200; 3],
             };
             assert_eq!(pixel.0, expected);

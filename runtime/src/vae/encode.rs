@@ -33,7 +33,8 @@ impl Posterior {
     /// A draw from the distribution.
     pub fn sample(&self, generator: &mut TorchGenerator) -> ArrayD<f32> {
         let draw = generator.randn(self.mean.len());
-        let mut latents = ArrayD::from_shape_vec(self.mean.raw_dim(), draw).expect("as many values");
+        let mut latents =
+            ArrayD::from_shape_vec(self.mean.raw_dim(), draw).expect("as many values");
         Zip::from(&mut latents)
             .and(&self.mean)
             .and(&self.deviation)
@@ -69,7 +70,8 @@ mod tests {
 
     #[test]
     fn variances_are_cut_off_and_draws_are_torchs() {
-        let parameters = ArrayD::from_shape_vec(vec![1, 4, 1, 1], vec![1.0, -2.0, -99.0, 4f32.ln()]);
+        let parameters =
+            ArrayD::from_shape_vec(vec![1, 4, 1, 1], vec![1.0, -2.0, -99.0, 4f32.ln()]);
         let posterior = Posterior::new(&parameters.expect("four values"));
         assert!((posterior.deviation[[0, 0, 0, 0]] / (-15f32).exp() - 1.0).abs() < 1e-6);
         assert!((posterior.deviation[[0, 1, 0, 0]] - 2.0).abs() < 1e-6);
