@@ -71,8 +71,9 @@ impl Sources {
         })
     }
 
-    /// The exported folders; what is not exported yet is exported into the cache first.
-    pub fn resolve(&self, profile: Profile) -> Result<ModelPaths, Failure> {
+    /// The exported folders; what is not exported yet is exported into the cache first. The VAE's encoder is
+    /// looked for where it is needed: with a picture to begin from.
+    pub fn resolve(&self, profile: Profile, encoder: bool) -> Result<ModelPaths, Failure> {
         let mut variant = self.variant.clone();
         if self.transformer.join("config.json").is_file() {
             // There it is only a check, which follows when the model is open.
@@ -87,9 +88,37 @@ impl Sources {
                 false => self.text_encoder.clone(),
             },
             vae_decoder: exported(&self.vae, Component::VaeDecoder, profile, &none)?,
+            vae_encoder: encoder.then(|| self.vae_encoder(profile)).transpose()?,
             tokenizer: self.tokenizer.clone(),
             scheduler: self.scheduler.clone(),
         })
+    }
+
+    /// The exported encoder of the VAE, which lies beside an exported decoder.
+    fn vae_encoder(&self, profile: Profile) -> Result<PathBuf, Failure> {
+        let none = VariantFlags::default();
+        if !is_exported(&self.vae) {
+            return exported(&self.vae, Component::VaeEncoder, profile, &none).map_err(|failure| {
+                let context =
+                    format!("init_image: needs the VAE's encoder from {}", self.vae.display());
+                match failure {
+                    Failure::Request(error) => Failure::Request(error.context(context)),
+                    Failure::Failed(error) => Failure::Failed(error.context(context)),
+                }
+            });
+        }
+        let encoder = self.vae.with_file_name("vae_encoder");
+        match is_exported(&encoder) {
+            true => Ok(encoder),
+            false => Err(Failure::Failed(anyhow::anyhow!(
+                "init_image: found no VAE encoder at {}, expected one beside {}; make it with `pixart \
+                 export vae_encoder --source VAE --output {}`, where VAE is the folder the decoder was \
+                 exported from",
+                encoder.display(),
+                self.vae.display(),
+                self.vae.parent().unwrap_or(&self.vae).display()
+            ))),
+        }
     }
 }
 

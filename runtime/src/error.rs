@@ -60,6 +60,12 @@ pub enum PipelineError {
         /// Where the text encoder should be.
         folder: std::path::PathBuf,
     },
+    /// A picture to begin from, and no VAE encoder.
+    #[error(
+        "init_image: this model has no VAE encoder to turn it into latents; export one with `pixart export \
+         vae_encoder` from the checkpoint of its VAE, into the folder that holds vae_decoder"
+    )]
+    NoEncoder,
     /// NaN or infinity in a component's result.
     #[error(
         "the {component} ({precision}) gave values that are not finite{}; {}",
@@ -176,6 +182,62 @@ pub enum RequestError {
         /// The shortest side that works.
         least: usize,
     },
+    /// As many seeds as prompts are needed, or none.
+    #[error("noise_seeds: found {found} for {prompts} prompts, expected none or one for each")]
+    NoiseSeeds {
+        /// How many there are.
+        found: usize,
+        /// How many prompts there are.
+        prompts: usize,
+    },
+    /// A solver whose only step begins at plain noise.
+    #[error(
+        "init_image: the solver {0} draws in one step from plain noise and cannot begin from a picture; take \
+         another solver"
+    )]
+    InitWithoutSteps(SamplingMethod),
+    /// A strength so low that no step of the solver remains.
+    #[error(
+        "strength: {strength} of {steps} steps leaves none, expected at least {}; give a higher strength or \
+         more sampling_steps",
+        least_strength(*steps)
+    )]
+    NoStepsLeft {
+        /// The strength asked for.
+        strength: f64,
+        /// The steps asked for.
+        steps: usize,
+    },
+    /// The size of the picture to begin from cannot be that of the new one.
+    #[error(
+        "no size is given, so the picture would have that of init_image, {width}x{height}, but: {source}; or \
+         give image_width and image_height"
+    )]
+    InitSize {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Why not.
+        source: SizeError,
+    },
+    /// A mask for another picture.
+    #[error(
+        "mask: found {}x{} pixels, expected {}x{} like the init_image it belongs to",
+        found.0, found.1, expected.0, expected.1
+    )]
+    MaskSize {
+        /// Width and height of the mask.
+        found: (u32, u32),
+        /// Width and height of the picture.
+        expected: (u32, u32),
+    },
+    /// A mask that keeps everything.
+    #[error(
+        "mask: found no white in it (a level of 128 or more), so nothing would be drawn anew; expected white \
+         where the picture is to be repainted and black where it is to be kept"
+    )]
+    EmptyMask,
     /// A number outside its range.
     #[error("{field}: found {found}, expected {expected}")]
     OutOfRange {
@@ -254,6 +316,11 @@ pub enum RequestError {
     /// No way of cleaning prompts of this name.
     #[error("found `{0}`, expected raw, lower or diffusers")]
     UnknownCleaning(String),
+}
+
+/// The lowest strength, in hundredths, that leaves a step.
+fn least_strength(steps: usize) -> f64 {
+    (1..=100).map(|k| f64::from(k) / 100.0).find(|s| steps as f64 * s >= 1.0).unwrap_or(1.0)
 }
 
 fn range(accepted: &RangeInclusive<usize>) -> String {

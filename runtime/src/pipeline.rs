@@ -5,6 +5,7 @@ mod component;
 mod decode;
 mod denoise;
 mod event;
+mod init;
 mod inputs;
 #[cfg(test)]
 mod live_tests;
@@ -25,13 +26,16 @@ pub use cancel::Cancel;
 pub(crate) use component::{LazyComponent, LoadedComponent};
 pub(crate) use event::StageProgress;
 pub use event::{Event, Stage};
-pub use request::{PictureSize, Reference, Request};
+pub use init::{InitImage, Mask};
+pub use request::{NoiseSeed, PictureSize, Reference, Request, Variation};
 use run::Run;
 
 use crate::{
     engine::Engine,
     lora::{Lora, LoraMatch, match_loras},
-    model_folder::{ModelError, TransformerArchitecture, VaeDecoderArchitecture},
+    model_folder::{
+        ModelError, TransformerArchitecture, VaeDecoderArchitecture, VaeEncoderArchitecture,
+    },
     sampler::{NoiseSchedule, SchedulerConfig},
     text::{CaptionEncoder, TextCache},
 };
@@ -81,7 +85,7 @@ pub struct Picture {
     /// The final latents as they left the sampler, before the division by the VAE's scaling
     /// factor: f32 [1, 4, height / 8, width / 8] of the size generated.
     pub latents: ArrayD<f32>,
-    /// The seed of its noise.
+    /// The seed of its noise; [`Request::noise_seed`] tells the variation too.
     pub seed: u64,
     /// Its prompt.
     pub prompt: String,
@@ -92,6 +96,7 @@ pub struct Pipeline {
     captions: CaptionEncoder,
     transformer: LazyComponent<TransformerArchitecture>,
     vae_decoder: LazyComponent<VaeDecoderArchitecture>,
+    vae_encoder: Option<LazyComponent<VaeEncoderArchitecture>>,
     scheduler: SchedulerConfig,
     schedule: NoiseSchedule,
     options: PipelineOptions,
@@ -114,12 +119,16 @@ impl Pipeline {
         captions.set_cancel(options.cancel.clone());
         let transformer = LazyComponent::open(&engine, &paths.transformer)?;
         let vae_decoder = LazyComponent::open(&engine, &paths.vae_decoder)?;
+        let vae_encoder = paths.vae_encoder.as_ref();
+        let vae_encoder =
+            vae_encoder.map(|folder| LazyComponent::open(&engine, folder)).transpose()?;
         let scheduler = match &paths.scheduler {
             Some(folder) => SchedulerConfig::from_file(&folder.join("scheduler_config.json"))?,
             None => SchedulerConfig::default(),
         };
         let schedule = NoiseSchedule::new(&scheduler);
-        let pipeline = Self { captions, transformer, vae_decoder, scheduler, schedule, options };
+        let pipeline =
+            Self { captions, transformer, vae_decoder, vae_encoder, scheduler, schedule, options };
         pipeline.check_parts()?;
         Ok(pipeline)
     }
@@ -158,12 +167,15 @@ impl Pipeline {
         request.check()?;
         self.check_solver(request)?;
         self.check_batch()?;
+        self.check_init(request)?;
         let sizes = self.plan_sizes(request)?;
         let width = self.transformer().caption_channels;
         let captions = self.captions.encode(request, width, progress)?;
         self.free(|pipeline| pipeline.captions.unload());
 
-        let mut run = Run::new(request, &sizes, &captions);
+        let init = self.encode_init(request, &sizes, progress)?;
+
+        let mut run = Run::new(request, &sizes, &captions, init.as_ref());
         while !run.is_drawn() && !self.options.cancel.is_cancelled() {
             let drawn = self.draw(&mut run, progress);
             self.free(|pipeline| pipeline.transformer.unload());
@@ -222,6 +234,22 @@ impl Pipeline {
                 vae.latent_channels, vae.scale_factor, transformer.in_channels
             ),
         )?;
+        if let Some(encoder) = &self.vae_encoder {
+            let encoder = &encoder.folder.architecture;
+            let numbers = |channels, pixels, factor| {
+                format!("{channels} channels of {pixels} pixels and the scaling factor {factor}")
+            };
+            let of = (encoder.latent_channels, encoder.scale_factor, encoder.scaling_factor);
+            let to = (vae.latent_channels, vae.scale_factor, vae.scaling_factor);
+            fit(
+                of == to,
+                format!(
+                    "the VAE encoder has {}, the VAE decoder {}; export both from the same checkpoint",
+                    numbers(of.0, of.1, of.2),
+                    numbers(to.0, to.1, to.2)
+                ),
+            )?;
+        }
         let (inputs, outputs) = (transformer.in_channels, transformer.out_channels);
         fit(
             outputs == inputs || outputs == 2 * inputs,
@@ -232,9 +260,4 @@ impl Pipeline {
             ),
         )
     }
-}
-
-/// Picture k has its own generator, so that it can be made again alone.
-fn seed_of(request: &Request, k: usize) -> u64 {
-    request.seed.wrapping_add(k as u64)
 }

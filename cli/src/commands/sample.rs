@@ -3,6 +3,7 @@
 mod listing;
 pub(super) mod lora;
 mod output;
+mod pictures;
 mod prompts;
 mod sampling;
 pub(super) mod settings;
@@ -33,7 +34,8 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let settings =
         crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
     // Everything that can be wrong with the request is found before the long work starts.
-    let request = settings.request()?;
+    let mut request = settings.request()?;
+    settings.read_pictures(&mut request)?;
     let loras = lora::read(&settings.lora)?;
     let sources = settings.sources()?;
     let options = EngineOptions { threads: settings.threads()?, ..EngineOptions::default() };
@@ -43,7 +45,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     if let Some(note) = &opened.note {
         eprintln!("{note}");
     }
-    let paths = sources.resolve(profile_for(opened.engine.name()))?;
+    let paths = sources.resolve(profile_for(opened.engine.name()), request.init.is_some())?;
     let options = PipelineOptions {
         keep_resident: settings.keep_resident.unwrap_or(false),
         text_cache: settings.text_cache()?,

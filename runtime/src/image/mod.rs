@@ -1,11 +1,14 @@
 //! Pictures as files.
 
+pub(crate) mod fit;
 mod grid;
 mod png;
+mod read;
 
 pub use self::grid::grid;
 pub use self::png::write_png;
-pub use ::image::RgbImage;
+pub use self::read::{MAX_PIXELS, ReadImageError, read_mask, read_picture};
+pub use ::image::{GrayImage, RgbImage};
 
 use std::{io, path::PathBuf};
 

@@ -4,7 +4,12 @@ use std::ops::Range;
 
 use ndarray::{ArrayD, Axis, Slice, concatenate};
 
-use super::{Event, Pipeline, Request, StageProgress, inputs::constant_inputs, run::Run, seed_of};
+use super::{
+    Event, Pipeline, Request, StageProgress,
+    inputs::constant_inputs,
+    run::Run,
+    start::{Kept, Start},
+};
 use crate::{
     error::{PipelineError, RequestError},
     model_folder::TransformerArchitecture,
@@ -22,6 +27,8 @@ struct Drawing<'a> {
     generator: TorchGenerator,
     solver: Box<dyn Solver>,
     latents: ArrayD<f32>,
+    /// What of a picture to begin from is to be kept.
+    kept: Option<Kept>,
 }
 
 impl Pipeline {
@@ -56,13 +63,17 @@ impl Pipeline {
     }
 
     fn drawing<'a>(&self, run: &Run<'a>, index: usize) -> Result<Drawing<'a>, RequestError> {
-        let mut generator = TorchGenerator::new(seed_of(run.request, index));
-        let latents = self.start(&mut generator, &run.sizes[index]);
+        let mut generator = run.request.noise_seed(index).generator();
         let (caption, solver) = (&run.captions[index], self.solver(run.request)?);
-        Ok(Drawing { index, caption, generator, solver, latents })
+        let init = run.init.map(|init| init.latents(index));
+        let (size, request) = (&run.sizes[index], run.request);
+        let Start { latents, kept } =
+            self.start(&mut generator, size, request, init, solver.as_ref());
+        Ok(Drawing { index, caption, generator, solver, latents, kept })
     }
 
-    /// Draws the latents of pictures of one size; nothing if cancelled before they are done.
+    /// Draws the latents of pictures of one size; nothing if cancelled before they are done. With a picture to
+    /// begin from, the first steps may be left out.
     pub(super) fn denoise(
         &mut self,
         batch: Range<usize>,
@@ -84,13 +95,14 @@ impl Pipeline {
         let captions: Vec<_> = drawings.iter().map(|drawing| drawing.caption).collect();
         let (pictures, timesteps) = (drawings.len(), drawings[0].solver.timesteps().to_vec());
         let (steps, guided) = (request.sampling_steps, request.guided_steps());
+        let first = request.first_step();
         let mut inputs = Vec::new();
-        for (i, timestep) in timesteps.into_iter().enumerate() {
+        for (i, timestep) in timesteps.into_iter().enumerate().skip(first) {
             if cancel.is_cancelled() {
                 return Ok(None);
             }
             let halves = if i < guided { 2 } else { 1 };
-            if i == 0 || i == guided {
+            if i == first || i == guided {
                 inputs = constant_inputs(&captions, halves, conditions.then_some((height, width)));
             }
             let latents = (0..halves).flat_map(|_| &drawings).map(|drawing| drawing.latents.view());
@@ -104,7 +116,7 @@ impl Pipeline {
                 // Its rows: the unconditional one, if there is one, and the prompt's.
                 let rows: Vec<_> = (0..halves).map(|half| half * pictures + k).collect();
                 let output = output.select(Axis(0), &rows);
-                let Drawing { index, solver, generator, latents, .. } = drawing;
+                let Drawing { index, solver, generator, latents, kept, .. } = drawing;
                 let variance = solver.needs_variance();
                 let prediction = predicted(&output, in_channels, request, variance);
                 let x0 = prediction.picture(latents, solver.level(i));
@@ -116,6 +128,9 @@ impl Pipeline {
                     transformer.check_finite(&used, Some(step))?;
                     let guidance_scale = request.guidance_scale;
                     return Err(PipelineError::Diverged { step, guidance_scale });
+                }
+                if let Some(kept) = kept {
+                    kept.restore(latents, solver.as_ref(), i + 1);
                 }
                 stage.tell(Event::Latents {
                     index: *index,

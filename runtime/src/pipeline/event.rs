@@ -11,6 +11,8 @@ use super::Picture;
 pub enum Stage {
     /// The text encoder turns prompts into embeddings.
     EncodeText,
+    /// The VAE turns the picture to begin from into latents, once for every size.
+    EncodePicture,
     /// The transformer turns noise into latents.
     Denoise,
     /// The VAE turns latents into pixels.
@@ -21,6 +23,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::EncodeText => "text",
+            Self::EncodePicture => "picture",
             Self::Denoise => "denoise",
             Self::Decode => "decode",
         })
@@ -31,9 +34,9 @@ impl fmt::Display for Stage {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A stage begins; it has `total` steps: prompts, steps of the solver over all pictures, or
-    /// pictures. Where pictures are decoded before all are drawn, [`Stage::Denoise`] and
-    /// [`Stage::Decode`] come several times, and go on counting where they were.
+    /// A stage begins; it has `total` steps: prompts, sizes of the picture to begin from, steps of the
+    /// solver over all pictures, or pictures. Where pictures are decoded before all are drawn,
+    /// [`Stage::Denoise`] and [`Stage::Decode`] come several times, and go on counting where they were.
     StageStarted {
         /// The stage.
         stage: Stage,

@@ -4,7 +4,7 @@ use std::{mem, ops::Range, time::Instant};
 
 use ndarray::ArrayD;
 
-use super::{Event, Picture, Pipeline, Request, Stage, StageProgress, seed_of};
+use super::{Event, Picture, Pipeline, Request, Stage, StageProgress, init::Init};
 use crate::{error::PipelineError, size::SizePlan, text::Conditioning};
 
 /// One request under way. Pictures are drawn and decoded in the order of their prompts.
@@ -12,6 +12,8 @@ pub(super) struct Run<'a> {
     pub(super) request: &'a Request,
     pub(super) sizes: &'a [SizePlan],
     pub(super) captions: &'a [Conditioning],
+    /// The picture to begin from, if there is one.
+    pub(super) init: Option<&'a Init>,
     /// Latents that wait for the VAE; those of the first pictures are gone already.
     waiting: Vec<ArrayD<f32>>,
     pub(super) pictures: Vec<Picture>,
@@ -23,8 +25,9 @@ impl<'a> Run<'a> {
         request: &'a Request,
         sizes: &'a [SizePlan],
         captions: &'a [Conditioning],
+        init: Option<&'a Init>,
     ) -> Self {
-        Self { request, sizes, captions, waiting: Vec::new(), pictures: Vec::new() }
+        Self { request, sizes, captions, init, waiting: Vec::new(), pictures: Vec::new() }
     }
 
     /// How many pictures are drawn, decoded or not.
@@ -54,7 +57,7 @@ impl Pipeline {
         run: &mut Run<'_>,
         progress: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), PipelineError> {
-        let (started, steps) = (Instant::now(), run.request.sampling_steps);
+        let (started, steps) = (Instant::now(), run.request.steps_taken());
         let (total, done) = (run.captions.len() * steps, run.drawn() * steps);
         let mut stage = StageProgress::resume(Stage::Denoise, total, done, progress);
         let mut result = Ok(());
@@ -89,8 +92,14 @@ impl Pipeline {
         let mut stage = StageProgress::resume(Stage::Decode, total, done, progress);
         for latents in mem::take(&mut run.waiting) {
             let k = run.pictures.len();
-            let image = self.decode(&latents, &run.sizes[k], run.request.reference)?;
-            let (seed, prompt) = (seed_of(run.request, k), run.request.prompts[k].clone());
+            let (size, reference) = (&run.sizes[k], run.request.reference);
+            let image = match run.init {
+                None => self.decode(&latents, size, reference)?,
+                Some(init) => {
+                    init.finish(&self.decode(&latents, &Init::decoded(size), reference)?, size)
+                }
+            };
+            let (seed, prompt) = (run.request.noise_seed(k).seed, run.request.prompts[k].clone());
             run.pictures.push(Picture { image, latents, seed, prompt });
             stage.advance(1);
             stage.tell(Event::Picture { index: k, picture: &run.pictures[k] });

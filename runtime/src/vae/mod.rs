@@ -1,9 +1,11 @@
-//! From latents to pixels, exactly or at a glance, and latents as files.
+//! From latents to pixels, exactly or at a glance, and back, and latents as files.
 
+mod encode;
 mod latents;
 mod pixels;
 mod preview;
 
+pub use encode::{Posterior, from_picture};
 pub use latents::{LatentsError, write_latents};
 pub use pixels::to_picture;
 pub use preview::LatentPreview;

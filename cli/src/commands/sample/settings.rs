@@ -245,6 +245,63 @@ pub struct Settings {
     /// Also write the final latents, f32 of n × 4 × h × w under the key `latents`, to this file
     #[arg(long = "save_latents", value_name = "FILE", help_heading = "Output")]
     pub save_latents: Option<PathBuf>,
+
+    /// Begin from this picture (PNG, JPEG or WebP) instead of from noise; it gives the size where none is
+    /// given
+    #[arg(long = "init_image", value_name = "FILE", help_heading = "Pictures to begin from")]
+    pub init_image: Option<PathBuf>,
+    /// How much of it is drawn anew, above 0 and up to 1: that part of the steps is taken [default: 0.8,
+    /// with --mask 1]
+    #[arg(
+        long,
+        visible_alias = "denoising_strength",
+        value_name = "X",
+        allow_negative_numbers = true,
+        help_heading = "Pictures to begin from"
+    )]
+    pub strength: Option<f64>,
+    /// Draw only a part anew: a picture as large as --init_image, white there and black elsewhere
+    #[arg(long, value_name = "FILE", help_heading = "Pictures to begin from")]
+    pub mask: Option<PathBuf>,
+    /// Soften the mask's edge, a radius in its pixels, 0 to 256 [default: 0]
+    #[arg(
+        long = "mask_blur",
+        value_name = "PIXELS",
+        allow_negative_numbers = true,
+        help_heading = "Pictures to begin from"
+    )]
+    pub mask_blur: Option<f32>,
+    /// Whether what the mask keeps is put back pixel by pixel, not as the VAE gives it [default: true]
+    #[arg(long = "paste_back", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Pictures to begin from")]
+    pub paste_back: Option<bool>,
+
+    /// Vary the picture of --seed: each picture goes a step towards the noise of another seed, picture k
+    /// towards this one + k; -1 draws it
+    #[arg(long = "variation_seed", value_name = "N", allow_negative_numbers = true,
+          value_parser = seed, help_heading = "Variations")]
+    pub variation_seed: Option<i128>,
+    /// How far, 0 (the picture of --seed) to 1 (that of the other seed)
+    #[arg(
+        long = "variation_strength",
+        value_name = "X",
+        allow_negative_numbers = true,
+        help_heading = "Variations"
+    )]
+    pub variation_strength: Option<f64>,
+    /// Draw a row of pictures of each prompt, from --seed to this one; -1 draws it
+    #[arg(long = "interpolate_to", value_name = "N", allow_negative_numbers = true,
+          value_parser = seed, help_heading = "Variations")]
+    pub interpolate_to: Option<i128>,
+    /// Pictures of such a row, the first and the last included, 2 or more
+    #[arg(
+        long = "interpolate_steps",
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Variations"
+    )]
+    pub interpolate_steps: Option<usize>,
 }
 
 /// The names of all settings, as flags and as YAML keys.
@@ -265,7 +322,7 @@ impl Settings {
             sizes,
             width: self.image_width,
             height: self.image_height,
-            seed: drawn(self.seed.unwrap_or(42))?,
+            seed: drawn("seed", self.seed.unwrap_or(42))?,
             reference: parsed::<Reference>("reference", self.reference.as_deref())?,
             cleaning: self.cleaning()?,
             use_resolution_binning: self.use_resolution_binning.unwrap_or(true),
@@ -273,6 +330,7 @@ impl Settings {
             ..default
         };
         self.apply_sampling(&mut request)?;
+        self.apply_seeds(&mut request)?;
         request.check().map_err(Failure::request)?;
         Ok(request)
     }
@@ -298,7 +356,10 @@ impl Settings {
 
     /// Pictures of each prompt.
     pub fn trials(&self) -> Result<usize, Failure> {
-        at_least_one("num_trials", self.num_trials)
+        match self.row()? {
+            Some(pictures) => Ok(pictures),
+            None => at_least_one("num_trials", self.num_trials),
+        }
     }
 
     /// Prompts that share a grid.
@@ -434,13 +495,13 @@ fn seed(text: &str) -> Result<i128, String> {
 }
 
 /// Draws a seed for -1.
-fn drawn(seed: i128) -> Result<u64, Failure> {
+pub fn drawn(name: &str, seed: i128) -> Result<u64, Failure> {
     use std::hash::{BuildHasher, RandomState};
     match seed {
         // 32 bits are enough to try one's luck, and short to type again.
-        -1 => Ok(RandomState::new().hash_one(std::process::id()) >> 32),
+        -1 => Ok(RandomState::new().hash_one(name) >> 32),
         _ => seed.try_into().map_err(|_| {
-            Failure::request(format!("seed: found {seed}, expected -1 or 0 to {}", u64::MAX))
+            Failure::request(format!("{name}: found {seed}, expected -1 or 0 to {}", u64::MAX))
         }),
     }
 }
