@@ -92,7 +92,7 @@ mod tests {
         let known = ["prompt", "sampling_steps", "seed"].map(String::from);
         merge(Some(&path), &flags, &known).map_err(|failure| match failure {
             Failure::Request(error) => format!("{error:#}"),
-            Failure::Failed(error) => format!("not a request error: {error:#}"),
+            other => format!("not a request error: {other:?}"),
         })
     }
 

@@ -59,7 +59,8 @@ pub struct Settings {
         help_heading = "Prompts"
     )]
     pub num_trials: Option<usize>,
-    /// Prompts that share a grid; pictures do not depend on it [default: 1]
+    /// Pictures of one size that are computed at once, and prompts that share a grid; pictures do not
+    /// depend on it, memory does [default: 1]
     #[arg(
         long = "batch_size",
         value_name = "N",
@@ -195,7 +196,8 @@ pub struct Settings {
     /// In which blocks, counted from 0
     #[arg(long = "kv_compress_layer", value_name = "N", num_args = 1.., help_heading = "Model")]
     pub kv_compress_layer: Vec<usize>,
-    /// Precision of the graphs; fp32 is the only one so far [default: fp32]
+    /// Precision in which transformer and text encoder are exported on first use: fp32, fp16, bf16, int8,
+    /// or int4 (ONNX Runtime only); the VAE stays in fp32 [default: fp32]
     #[arg(long, value_name = "TYPE", help_heading = "Model")]
     pub dtype: Option<String>,
     /// LoRA to apply, a safetensors file or a folder with one, with its strength: FILE:0.8. Several are
@@ -302,6 +304,22 @@ pub struct Settings {
         help_heading = "Variations"
     )]
     pub interpolate_steps: Option<usize>,
+    /// Show what is being drawn: `terminal`, or a PNG file that is replaced at each step
+    #[arg(long, value_name = "FILE", help_heading = "While it runs")]
+    pub preview: Option<String>,
+    /// Steps between two previews [default: 1]
+    #[arg(long = "preview_interval", value_name = "N", help_heading = "While it runs")]
+    pub preview_interval: Option<usize>,
+    /// Seconds of drawing after which the pictures drawn so far are decoded and written; each time, the
+    /// VAE and the transformer are loaded anew. With --keep_resident, every batch is written at once
+    /// [default: 120]
+    #[arg(
+        long = "decode_interval",
+        value_name = "SECONDS",
+        allow_negative_numbers = true,
+        help_heading = "While it runs"
+    )]
+    pub decode_interval: Option<f64>,
 }
 
 /// The names of all settings, as flags and as YAML keys.
@@ -313,7 +331,7 @@ pub fn names() -> Vec<String> {
 impl Settings {
     /// What the pipeline is asked to do.
     pub fn request(&self) -> Result<Request, Failure> {
-        only("dtype", self.dtype.as_deref(), "fp32", "precision")?;
+        self.precision()?;
         let Prompts { prompts, negative_prompts, sizes } = Prompts::gather(self)?;
         let default = Request::default();
         let mut request = Request {
@@ -471,16 +489,6 @@ fn at_least_one(name: &str, value: Option<usize>) -> Result<usize, Failure> {
     match value.unwrap_or(1) {
         0 => Err(Failure::request(format!("{name}: found 0, expected 1 or more"))),
         value => Ok(value),
-    }
-}
-
-/// Refuses any value of a setting that has a single one so far.
-fn only(name: &str, value: Option<&str>, expected: &str, what: &str) -> Result<(), Failure> {
-    match value {
-        Some(value) if value != expected => Err(Failure::request(format!(
-            "{name}: found `{value}`, expected `{expected}`, the only {what} so far"
-        ))),
-        _ => Ok(()),
     }
 }
 
