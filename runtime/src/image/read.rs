@@ -1,7 +1,8 @@
 //! Pictures and masks from files.
 
 use std::{
-    io,
+    fs::File,
+    io::{self, BufReader},
     path::{Path, PathBuf},
 };
 
@@ -124,8 +125,9 @@ fn read(path: &Path) -> Result<DynamicImage, ReadImageError> {
         let found = if kind.is_dir() { "folder" } else { "pipe or device" };
         return Err(ReadImageError::NoFile { path: path.to_owned(), found });
     }
-    let mut reader =
-        ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(unread)?;
+    // By its content alone: the name may say anything.
+    let file = BufReader::new(File::open(path).map_err(unread)?);
+    let mut reader = ImageReader::new(file).with_guessed_format().map_err(unread)?;
     let format = match reader.format() {
         Some(format) if FORMATS.contains(&format) => format,
         found => {
@@ -151,6 +153,11 @@ fn read(path: &Path) -> Result<DynamicImage, ReadImageError> {
     if width.max(height) > MAX_SIDE || u64::from(width) * u64::from(height) > MAX_PIXELS {
         return Err(ReadImageError::TooLarge { path: path.to_owned(), width, height });
     }
+    // Its decoder would fill the rest with grey.
+    if format == ImageFormat::Jpeg && !ends(&std::fs::read(path).map_err(unread)?) {
+        let problem = "Jpeg: the end of the data is missing".to_owned();
+        return Err(ReadImageError::Damaged { path: path.to_owned(), problem });
+    }
     // A broken note about the orientation is no reason to refuse the picture.
     let orientation = decoder.orientation().ok();
     let mut picture = DynamicImage::from_decoder(decoder).map_err(failed)?;
@@ -158,6 +165,27 @@ fn read(path: &Path) -> Result<DynamicImage, ReadImageError> {
         picture.apply_orientation(orientation);
     }
     Ok(picture)
+}
+
+/// Whether a JPEG file goes on to its end marker. Markers inside of segments, such as those of a preview
+/// picture, do not count.
+fn ends(jpeg: &[u8]) -> bool {
+    const END: u8 = 0xd9;
+    let mut at = 0;
+    while let Some(found) = jpeg.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xff)) {
+        at += found + 1;
+        match jpeg.get(at) {
+            Some(&END) => return true,
+            // Fill bytes, escaped data, and the markers that stand alone.
+            Some(0xff | 0x00 | 0x01 | 0xd0..=0xd8) => {}
+            Some(_) => match jpeg.get(at + 1..at + 3) {
+                Some(&[high, low]) => at += 1 + usize::from(u16::from_be_bytes([high, low])),
+                _ => return false,
+            },
+            None => return false,
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -238,7 +266,9 @@ mod tests {
 
     fn refused(bytes: &[u8]) -> String {
         let (_folder, path) = written("picture.png", bytes);
-        let message = read_picture(&path).expect_err("refused").to_string();
+        // Without its pixels in the message, should it be read.
+        let result = read_picture(&path).map(|picture| picture.dimensions());
+        let message = result.expect_err("refused").to_string();
         assert!(message.contains("picture.png"), "{message}");
         message
     }
@@ -249,7 +279,11 @@ mod tests {
         let mut encoder = ::png::Encoder::new(&mut bytes, width, height);
         encoder.set_color(::png::ColorType::Rgba);
         encoder.set_depth(::png::BitDepth::Sixteen);
-        drop(encoder.write_header().expect("a header"));
+        let mut writer = encoder.write_header().expect("a header");
+        // The beginning of a stream that would go on with zeros.
+        let stream = [0x78, 0x9c, 0x62, 0, 0];
+        writer.write_chunk(::png::chunk::IDAT, &stream).expect("written");
+        drop(writer);
         bytes
     }
 
