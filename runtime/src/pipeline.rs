@@ -27,6 +27,7 @@ use crate::{
     noise::TorchGenerator,
     sampler::{NoiseSchedule, SchedulerConfig},
     text::{CaptionEncoder, TextCache},
+    vae::tiles::TilingOptions,
 };
 pub use crate::{
     error::{PipelineError, RequestError},
@@ -42,6 +43,8 @@ pub struct PipelineOptions {
     /// Where caption embeddings are kept. With it, the text encoder may be missing as long as all
     /// captions are there.
     pub text_cache: Option<TextCache>,
+    /// Whether and how pictures go through the VAE in tiles.
+    pub vae_tiling: TilingOptions,
 }
 
 /// A finished picture.
@@ -143,7 +146,13 @@ impl Pipeline {
         let mut stage = StageProgress::start(Stage::Decode, latents.len(), progress);
         let mut pictures = Vec::with_capacity(latents.len());
         for (k, (latents, prompt)) in latents.into_iter().zip(&request.prompts).enumerate() {
-            let image = self.decode(&latents, &sizes[k], request.reference)?;
+            let mut told = None;
+            let tell = &mut |text: &str| told = Some(text.to_owned());
+            let image = self.decode(&latents, &sizes[k], request.reference, tell)?;
+            // The first of a run says it for all.
+            if let Some(text) = told.as_deref().filter(|_| k == 0) {
+                stage.tell(Event::Info { text });
+            }
             let (seed, prompt) = (seed_of(request, k), prompt.clone());
             pictures.push(Picture { image, latents, seed, prompt });
             stage.step();

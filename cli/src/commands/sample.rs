@@ -7,6 +7,7 @@ mod prompts;
 mod sampling;
 pub(super) mod settings;
 mod style;
+mod tiling;
 
 use crate::exit::Failure;
 use crate::model::profile_for;
@@ -47,6 +48,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let options = PipelineOptions {
         keep_resident: settings.keep_resident.unwrap_or(false),
         text_cache: settings.text_cache()?,
+        vae_tiling: settings.vae_tiling()?,
     };
     let mut pipeline = Pipeline::new(opened.engine.clone(), paths, options)?;
     settings.check_model(&pipeline)?;
@@ -103,6 +105,7 @@ impl Reporter {
                 self.seconds.push((stage, seconds));
             }
             Event::Note { text } => eprintln!("warning: {text}"),
+            Event::Info { text } => eprintln!("{text}"),
             _ => {}
         }
     }

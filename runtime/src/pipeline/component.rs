@@ -63,6 +63,29 @@ impl<A: Architecture> LazyComponent<A> {
         Exported { model: &self.folder.model, precision: &self.folder.precision }
     }
 
+    /// An error if `output` does not have this shape.
+    pub(crate) fn check_shape(
+        &self,
+        output: &ArrayD<f32>,
+        expected: &[usize],
+    ) -> Result<(), PipelineError> {
+        check_shape(A::COMPONENT, output, expected)
+    }
+
+    /// An error if a value is NaN or infinite; `step` is for the message.
+    pub(crate) fn check_finite(
+        &self,
+        values: &ArrayD<f32>,
+        step: Option<(usize, usize)>,
+    ) -> Result<(), PipelineError> {
+        check_finite(A::COMPONENT, &self.folder.precision, values, step)
+    }
+
+    /// The engine and the graph file, for running parts of it.
+    pub(crate) fn places(&self) -> (&dyn Engine, &Path) {
+        (self.engine.as_ref(), &self.folder.model)
+    }
+
     /// Frees the memory of the weights.
     pub(crate) fn unload(&mut self) {
         self.loaded = None;
@@ -99,13 +122,7 @@ impl LoadedComponent {
         output: &ArrayD<f32>,
         expected: &[usize],
     ) -> Result<(), PipelineError> {
-        if output.shape() == expected {
-            return Ok(());
-        }
-        Err(PipelineError::Output {
-            component: self.component,
-            problem: format!("found an output of {:?}, expected {expected:?}", output.shape()),
-        })
+        check_shape(self.component, output, expected)
     }
 
     /// An error if a value is NaN or infinite; `step` is for the message.
@@ -114,10 +131,30 @@ impl LoadedComponent {
         values: &ArrayD<f32>,
         step: Option<(usize, usize)>,
     ) -> Result<(), PipelineError> {
-        if values.iter().all(|value| value.is_finite()) {
-            return Ok(());
-        }
-        let (component, precision) = (self.component, self.precision.clone());
-        Err(PipelineError::NotFinite { component, precision, step })
+        check_finite(self.component, &self.precision, values, step)
     }
+}
+
+fn check_shape(
+    component: Component,
+    output: &ArrayD<f32>,
+    expected: &[usize],
+) -> Result<(), PipelineError> {
+    if output.shape() == expected {
+        return Ok(());
+    }
+    let problem = format!("found an output of {:?}, expected {expected:?}", output.shape());
+    Err(PipelineError::Output { component, problem })
+}
+
+fn check_finite(
+    component: Component,
+    precision: &str,
+    values: &ArrayD<f32>,
+    step: Option<(usize, usize)>,
+) -> Result<(), PipelineError> {
+    if values.iter().all(|value| value.is_finite()) {
+        return Ok(());
+    }
+    Err(PipelineError::NotFinite { component, precision: precision.to_owned(), step })
 }

@@ -2,6 +2,7 @@
 
 mod latents;
 mod pixels;
+pub mod tiles;
 
 pub use latents::{LatentsError, write_latents};
 pub use pixels::to_picture;

@@ -245,6 +245,30 @@ pub struct Settings {
     /// Also write the final latents, f32 of n × 4 × h × w under the key `latents`, to this file
     #[arg(long = "save_latents", value_name = "FILE", help_heading = "Output")]
     pub save_latents: Option<PathBuf>,
+
+    /// Decode in tiles: auto (when the whole picture would not fit into free memory), true, false, or
+    /// blend (faster, but tiles differ slightly) [default: auto]
+    #[arg(long = "vae_tiling", value_name = "WHEN", num_args = 0..=1,
+          default_missing_value = "true", help_heading = "Large pictures")]
+    #[serde(deserialize_with = "word_or_boolean")]
+    pub vae_tiling: Option<String>,
+    /// Side of a tile in pixels of the picture, 64 to 4096, a multiple of 8 [default: 512]
+    #[arg(
+        long = "vae_tile_size",
+        value_name = "PIXELS",
+        allow_negative_numbers = true,
+        help_heading = "Large pictures"
+    )]
+    pub vae_tile_size: Option<usize>,
+    /// Pixels that neighbouring tiles share with --vae_tiling blend, a multiple of 8, at most half a
+    /// tile [default: 128]
+    #[arg(
+        long = "vae_tile_overlap",
+        value_name = "PIXELS",
+        allow_negative_numbers = true,
+        help_heading = "Large pictures"
+    )]
+    pub vae_tile_overlap: Option<usize>,
 }
 
 /// The names of all settings, as flags and as YAML keys.
@@ -475,4 +499,18 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
         OneOrMany::One(text) => vec![text],
         OneOrMany::Many(texts) => texts,
     })
+}
+
+/// YAML's true and false are words on the command line.
+fn word_or_boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a word, true or false")]
+    enum WordOrBoolean {
+        Boolean(bool),
+        Word(String),
+    }
+    Ok(Option::deserialize(deserializer)?.map(|value| match value {
+        WordOrBoolean::Boolean(value) => value.to_string(),
+        WordOrBoolean::Word(word) => word,
+    }))
 }
