@@ -8,6 +8,7 @@ mod sampling;
 pub(super) mod settings;
 mod style;
 mod tiling;
+mod upstream;
 
 use crate::exit::Failure;
 use crate::model::profile_for;
@@ -34,6 +35,8 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let settings =
         crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
     // Everything that can be wrong with the request is found before the long work starts.
+    let notes = settings.upstream_notes()?;
+    let vae_tiling = settings.vae_tiling()?;
     let request = settings.request()?;
     let loras = lora::read(&settings.lora)?;
     let sources = settings.sources()?;
@@ -41,14 +44,14 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let opened = engine::open(settings.engine()?, &options)?;
     let mut output = Output::prepare(&settings)?;
 
-    if let Some(note) = &opened.note {
+    for note in opened.note.iter().chain(&notes) {
         eprintln!("{note}");
     }
     let paths = sources.resolve(profile_for(opened.engine.name()))?;
     let options = PipelineOptions {
         keep_resident: settings.keep_resident.unwrap_or(false),
         text_cache: settings.text_cache()?,
-        vae_tiling: settings.vae_tiling()?,
+        vae_tiling,
     };
     let mut pipeline = Pipeline::new(opened.engine.clone(), paths, options)?;
     settings.check_model(&pipeline)?;

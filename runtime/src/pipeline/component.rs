@@ -86,6 +86,13 @@ impl<A: Architecture> LazyComponent<A> {
         (self.engine.as_ref(), &self.folder.model)
     }
 
+    /// Bytes of its graph and weights on disk.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        let data = self.folder.model.with_file_name("model.onnx_data");
+        let size = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        size(&self.folder.model) + size(&data)
+    }
+
     /// Frees the memory of the weights.
     pub(crate) fn unload(&mut self) {
         self.loaded = None;

@@ -181,6 +181,8 @@ fn choose<A: Architecture>(
         // The numbers of the SDXL auto-encoder.
         None => plan::PEAK * 256 * 4 * pixels.iter().product::<usize>() as u64,
     };
+    // Engines lay out weights anew beside those they read.
+    let needed = needed + 2 * component.stored_bytes();
     let chain = chain.filter(|chain| plan::plan(chain, sides, 0).is_some());
     let free = options.free();
     let auto = options.mode == TilingMode::Auto;
