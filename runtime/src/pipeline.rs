@@ -38,6 +38,7 @@ use crate::{
     },
     sampler::{NoiseSchedule, SchedulerConfig},
     text::{CaptionEncoder, TextCache},
+    vae::tiles::TilingOptions,
 };
 pub use crate::{
     error::{PipelineError, RequestError},
@@ -60,6 +61,8 @@ pub struct PipelineOptions {
     /// dies. Each time, transformer and VAE decoder take turns in memory. With `keep_resident`, each
     /// batch is decoded at once.
     pub decode_interval: Duration,
+    /// Whether and how pictures go through the VAE in tiles.
+    pub vae_tiling: TilingOptions,
     /// Stops requests early.
     pub cancel: Cancel,
 }
@@ -72,6 +75,7 @@ impl Default for PipelineOptions {
             text_cache: None,
             batch_size: 1,
             decode_interval: Duration::from_secs(120),
+            vae_tiling: TilingOptions::default(),
             cancel: Cancel::new(),
         }
     }

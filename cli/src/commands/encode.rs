@@ -24,6 +24,7 @@ pub struct EncodeArgs {
 pub fn run(args: EncodeArgs) -> Result<(), Failure> {
     let settings =
         crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
+    let notes = settings.upstream_notes()?;
     let request = settings.request()?;
     let loras = lora::read(&settings.lora)?;
     let Some(cache) = settings.text_cache()? else {
@@ -34,7 +35,7 @@ pub fn run(args: EncodeArgs) -> Result<(), Failure> {
     let folder = cache.folder().to_owned();
     let options = EngineOptions { threads: settings.threads()?, ..EngineOptions::default() };
     let opened = engine::open(settings.engine()?, &options)?;
-    if let Some(note) = &opened.note {
+    for note in opened.note.iter().chain(&notes) {
         eprintln!("{note}");
     }
     let (text_encoder, tokenizer) = text_side(

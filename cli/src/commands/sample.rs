@@ -11,6 +11,8 @@ mod sampling;
 pub(super) mod settings;
 mod style;
 mod terminal;
+mod tiling;
+mod upstream;
 
 use crate::exit::Failure;
 use crate::interrupt::on_ctrl_c;
@@ -39,24 +41,27 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let settings =
         crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
     // Everything that can be wrong with the request is found before the long work starts.
+    let notes = settings.upstream_notes()?;
     let mut request = settings.request()?;
     settings.read_pictures(&mut request)?;
     let loras = lora::read(&settings.lora)?;
     let sources = settings.sources()?;
     let preview = settings.preview_target()?;
-    let options = EngineOptions { threads: settings.threads()?, ..EngineOptions::default() };
-    let opened = engine::open(settings.engine()?, &options)?;
+    let mut options = settings.options()?;
+    let threads = settings.threads()?;
+    let opened =
+        engine::open(settings.engine()?, &EngineOptions { threads, ..EngineOptions::default() })?;
     let precision = Wanted::new(settings.precision()?, opened.engine.name())?;
     let mut output = Output::prepare(&settings)?;
 
-    if let Some(note) = &opened.note {
+    for note in opened.note.iter().chain(&notes) {
         eprintln!("{note}");
     }
     let profile = profile_for(opened.engine.name());
     let paths = sources.resolve(profile, precision, request.init.is_some())?;
     // Until here, Ctrl-C ends the program at once; exports are written so that nothing is lost by it.
     let cancel = on_ctrl_c()?;
-    let options = settings.options(&cancel)?;
+    options.cancel = cancel.clone();
     let mut pipeline = Pipeline::new(opened.engine.clone(), paths, options)?;
     settings.check_model(&pipeline)?;
     lora::apply(&mut pipeline, &loras, settings.lora_allow_unmatched.unwrap_or(false))?;
@@ -142,6 +147,7 @@ impl Reporter {
                 }
             }
             Event::Note { text } => self.line(&format!("warning: {text}")),
+            Event::Info { text } => self.line(text),
             _ => {}
         }
     }

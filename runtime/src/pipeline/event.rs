@@ -77,6 +77,11 @@ pub enum Event<'a> {
         /// One line.
         text: &'a str,
     },
+    /// Something the user may like to know: a choice made, and why.
+    Info {
+        /// One line.
+        text: &'a str,
+    },
     /// A picture is done.
     Picture {
         /// Its number, from 0.

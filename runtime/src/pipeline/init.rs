@@ -11,7 +11,7 @@ use crate::{
     image::fit::{mask_into, picture_into, stretch},
     sampler::SamplingMethod,
     size::{Size, SizePlan},
-    vae::{Posterior, from_picture},
+    vae::{Posterior, from_picture, tiles},
 };
 
 /// Mask values from this one on are drawn anew.
@@ -209,7 +209,12 @@ impl Pipeline {
                 return Err(RequestError::EmptyMask.into());
             }
             let fitted = picture_into(&picture.image, size.requested, size.generated);
-            let posterior = Posterior::new(&self.encode(&fitted)?);
+            let mut told = None;
+            let tell = &mut |text: &str| told = Some(text.to_owned());
+            let posterior = Posterior::new(&self.encode(&fitted, tell)?);
+            if let Some(text) = &told {
+                stage.tell(Event::Info { text });
+            }
             encoded.push(Arc::new(InitLatents { posterior, mask }));
             stage.advance(1);
         }
@@ -226,13 +231,17 @@ impl Pipeline {
     }
 
     /// What the VAE's encoder makes of a picture, whose sides are multiples of 8: f32 [1, 8, h, w], means
-    /// and logarithms of variances.
-    fn encode(&mut self, picture: &RgbImage) -> Result<ArrayD<f32>, PipelineError> {
+    /// and logarithms of variances. `tell` is [`tiles::run`]'s.
+    fn encode(
+        &mut self,
+        picture: &RgbImage,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<ArrayD<f32>, PipelineError> {
         let encoder = self.vae_encoder.as_mut().ok_or(PipelineError::NoEncoder)?;
         let channels = 2 * encoder.folder.architecture.latent_channels;
-        let encoder = encoder.load()?;
-        let parameters =
-            encoder.run(&[("sample", from_picture(picture).into())], "latent_parameters")?;
+        let (input, tiling) = (("sample", from_picture(picture)), &self.options.vae_tiling);
+        let scale = (1, CELL as usize);
+        let parameters = tiles::run(encoder, input, "latent_parameters", scale, tiling, tell)?;
         let [height, width] =
             [picture.height(), picture.width()].map(|side| (side / CELL) as usize);
         encoder.check_shape(&parameters, &[1, channels, height, width])?;

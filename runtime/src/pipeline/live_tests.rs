@@ -28,7 +28,7 @@ fn told(event: Event<'_>) -> String {
         Event::StageFinished { stage, .. } => format!("{stage} done"),
         Event::Picture { index, .. } => format!("#{index}"),
         Event::Latents { .. } => String::new(),
-        Event::Note { text } => text.to_owned(),
+        Event::Note { text } | Event::Info { text } => text.to_owned(),
     }
 }
 

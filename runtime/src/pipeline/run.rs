@@ -93,12 +93,19 @@ impl Pipeline {
         for latents in mem::take(&mut run.waiting) {
             let k = run.pictures.len();
             let (size, reference) = (&run.sizes[k], run.request.reference);
+            let mut told = None;
+            let tell = &mut |text: &str| told = Some(text.to_owned());
             let image = match run.init {
-                None => self.decode(&latents, size, reference)?,
+                None => self.decode(&latents, size, reference, tell)?,
                 Some(init) => {
-                    init.finish(&self.decode(&latents, &Init::decoded(size), reference)?, size)
+                    let drawn = self.decode(&latents, &Init::decoded(size), reference, tell)?;
+                    init.finish(&drawn, size)
                 }
             };
+            // The first of a run says it for all.
+            if let Some(text) = told.as_deref().filter(|_| k == 0) {
+                stage.tell(Event::Info { text });
+            }
             let (seed, prompt) = (run.request.noise_seed(k).seed, run.request.prompts[k].clone());
             run.pictures.push(Picture { image, latents, seed, prompt });
             stage.advance(1);

@@ -465,6 +465,7 @@ fn progress_counts_every_stage_to_its_end() {
     pipeline(&folder, &toy, false)
         .sample(&request, &mut |event| {
             log.push(match event {
+                Event::Info { text } => format!("info: {text}"),
                 Event::StageStarted { stage, total } => format!("{stage} of {total}"),
                 Event::Step { index, total } => format!("{index}/{total}"),
                 Event::StageFinished { stage, .. } => format!("{stage} done"),

@@ -4,6 +4,7 @@ mod encode;
 mod latents;
 mod pixels;
 mod preview;
+pub mod tiles;
 
 pub use encode::{Posterior, from_picture};
 pub use latents::{LatentsError, write_latents};

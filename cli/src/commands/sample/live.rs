@@ -5,12 +5,12 @@ use super::settings::Settings;
 use crate::exit::Failure;
 use crate::model::cache_folder;
 use pixart_exporter::Precision;
-use pixart_runtime::pipeline::{Cancel, Pipeline, PipelineOptions};
+use pixart_runtime::pipeline::{Pipeline, PipelineOptions};
 use std::time::Duration;
 
 impl Settings {
     /// How the pipeline works.
-    pub fn options(&self, cancel: &Cancel) -> Result<PipelineOptions, Failure> {
+    pub fn options(&self) -> Result<PipelineOptions, Failure> {
         let default = PipelineOptions::default();
         Ok(PipelineOptions {
             keep_resident: self.keep_resident.unwrap_or(false),
@@ -24,7 +24,8 @@ impl Settings {
                     ))
                 })?,
             },
-            cancel: cancel.clone(),
+            vae_tiling: self.vae_tiling()?,
+            ..default
         })
     }
 

@@ -54,6 +54,7 @@ pub struct Settings {
     /// Pictures of each prompt, each with the next seed [default: 1]
     #[arg(
         long = "num_trials",
+        alias = "nrows",
         value_name = "N",
         allow_negative_numbers = true,
         help_heading = "Prompts"
@@ -63,6 +64,7 @@ pub struct Settings {
     /// depend on it, memory does [default: 1]
     #[arg(
         long = "batch_size",
+        alias = "ncols",
         value_name = "N",
         allow_negative_numbers = true,
         help_heading = "Prompts"
@@ -320,6 +322,54 @@ pub struct Settings {
         help_heading = "While it runs"
     )]
     pub decode_interval: Option<f64>,
+    /// Decode in tiles: auto (when the whole picture would not fit into free memory), true, false, or
+    /// blend (faster, but tiles differ slightly) [default: auto]
+    #[arg(long = "vae_tiling", value_name = "WHEN", num_args = 0..=1,
+          default_missing_value = "true", help_heading = "Large pictures")]
+    #[serde(deserialize_with = "word_or_boolean")]
+    pub vae_tiling: Option<String>,
+    /// Side of a tile in pixels of the picture, 64 to 4096, a multiple of 8 [default: 512]
+    #[arg(
+        long = "vae_tile_size",
+        value_name = "PIXELS",
+        allow_negative_numbers = true,
+        help_heading = "Large pictures"
+    )]
+    pub vae_tile_size: Option<usize>,
+    /// Pixels that neighbouring tiles share with --vae_tiling blend, a multiple of 8, at most half a
+    /// tile [default: 128]
+    #[arg(
+        long = "vae_tile_overlap",
+        value_name = "PIXELS",
+        allow_negative_numbers = true,
+        help_heading = "Large pictures"
+    )]
+    pub vae_tile_overlap: Option<usize>,
+
+    /// Device to compute on: CPU is the only one so far [default: CPU]
+    #[arg(long = "device_target", value_name = "NAME", help_heading = "Known to upstream")]
+    pub device_target: Option<String>,
+    /// No effect: attention never holds all its scores, and is exact
+    #[arg(long = "enable_flash_attention", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Known to upstream")]
+    pub enable_flash_attention: Option<bool>,
+    /// No effect: MindSpore's way of running, 0 or 1
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Known to upstream"
+    )]
+    pub mode: Option<u32>,
+    /// No effect: MindSpore's way of compiling, O0 or O1
+    #[arg(long = "jit_level", value_name = "LEVEL", help_heading = "Known to upstream")]
+    pub jit_level: Option<String>,
+    /// Several devices at once: only false so far
+    #[arg(long = "use_parallel", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Known to upstream")]
+    pub use_parallel: Option<bool>,
 }
 
 /// The names of all settings, as flags and as YAML keys.
@@ -443,6 +493,12 @@ impl Settings {
 
     /// Where the model's parts are.
     pub fn sources(&self) -> Result<Sources, Failure> {
+        if self.checkpoint.as_deref().is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err(Failure::request(
+                "checkpoint: it is empty, as in the configs of the KV-compressed 2K and 4K models, whose \
+                 weights were never released; name a transformer of your own with --checkpoint PATH",
+            ));
+        }
         Sources::locate(
             self.model.as_deref(),
             self.checkpoint.as_deref(),
@@ -544,4 +600,18 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
         OneOrMany::One(text) => vec![text],
         OneOrMany::Many(texts) => texts,
     })
+}
+
+/// YAML's true and false are words on the command line.
+fn word_or_boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a word, true or false")]
+    enum WordOrBoolean {
+        Boolean(bool),
+        Word(String),
+    }
+    Ok(Option::deserialize(deserializer)?.map(|value| match value {
+        WordOrBoolean::Boolean(value) => value.to_string(),
+        WordOrBoolean::Word(word) => word,
+    }))
 }
