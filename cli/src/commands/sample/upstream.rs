@@ -67,7 +67,7 @@ mod tests {
         match result.expect_err("refused") {
             Failure::Request(error) => format!("{error:#}"),
             Failure::Failed(error) => panic!("not a request error: {error:#}"),
-            Failure::Interrupted(line) => panic!(\"{line}\"),
+            Failure::Interrupted(line) => panic!("{line}"),
         }
     }
 
