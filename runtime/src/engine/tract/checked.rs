@@ -3,7 +3,7 @@
 //! tract's kernels for these functions cut their input off to the range their polynomials are for, and so
 //! make a number of NaN: a VAE whose values overflow would give an even grey picture instead of an
 //! error. So what is not finite is looked for before, and makes all of the result NaN; anybody who
-//! gets it will look for that. The look costs a pass over the input, under a hundredth of a convolution.
+//! gets it will look for that. The look is one more pass over the input.
 
 use tract_onnx::tract_hir::{
     internal::*,
