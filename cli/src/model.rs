@@ -216,6 +216,18 @@ fn is_exported(folder: &Path) -> bool {
     folder.join("model.onnx").is_file()
 }
 
+/// Whether an export has all files that its manifest names, in their sizes.
+fn is_whole(export: &Path) -> bool {
+    let manifest = std::fs::read(export.join("manifest.json")).unwrap_or_default();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap_or_default();
+    let whole = |file: &serde_json::Value| {
+        let path = export.join(file["name"].as_str().unwrap_or_default());
+        std::fs::metadata(path).is_ok_and(|found| file["bytes"] == found.len())
+    };
+    let files = manifest["files"].as_array();
+    is_exported(export) && files.is_some_and(|files| files.iter().all(whole))
+}
+
 fn folder(setting: &str, path: &Path) -> Result<PathBuf, Failure> {
     if path.is_dir() {
         return Ok(path.to_owned());
@@ -254,7 +266,7 @@ fn exported(
     let output =
         cache_folder()?.join("exports").join(fingerprint(source, profile, precision, variant)?);
     let target = output.join(component.to_string());
-    if is_exported(&target) {
+    if is_whole(&target) {
         return Ok(target);
     }
     eprintln!("exporting {} to {} in {precision} (once)", source.display(), target.display());

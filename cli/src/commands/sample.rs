@@ -75,7 +75,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
             && unwritten.is_none()
         {
             let negative = request.negative_prompts.get(index).map_or("", String::as_str);
-            unwritten = output.write(picture, negative).err();
+            reporter.aside(|| unwritten = output.write(picture, negative).err());
             if unwritten.is_some() {
                 // Whatever comes could not be written either.
                 cancel.cancel();
@@ -88,7 +88,9 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         return Err(failure);
     }
     let pictures = result.inspect_err(|_| output.tell_kept())?;
-    output.finish(&pictures)?;
+    if !pictures.is_empty() {
+        output.finish(&pictures)?;
+    }
     let (seed, wanted) = (request.seed, request.prompts.len());
     if cancel.is_cancelled() {
         let made = output.summary();
@@ -146,16 +148,17 @@ impl Reporter {
                     None => self.seconds.push((stage, seconds)),
                 }
             }
-            Event::Note { text } => self.line(&format!("warning: {text}")),
-            Event::Info { text } => self.line(text),
+            Event::Note { text } => self.aside(|| eprintln!("warning: {text}")),
+            Event::Info { text } => self.aside(|| eprintln!("{text}")),
             _ => {}
         }
     }
 
-    fn line(&self, text: &str) {
+    /// Does something that writes lines, with the bar out of the way.
+    fn aside(&self, write: impl FnOnce()) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(write),
+            None => write(),
         }
     }
 

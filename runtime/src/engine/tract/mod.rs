@@ -4,6 +4,7 @@
 //! sizes, and a plan is made for each combination of input shapes; the plans used last are kept.
 
 mod apart;
+mod checked;
 mod plan;
 mod replaced;
 mod weights;
