@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let tiling = TilingOptions {
         mode: TilingMode::Exact,
         tile_size: tile_size.parse()?,
+        overlap: 0,
         free_memory: free.first().map(|bytes| bytes.parse()).transpose()?,
         ..TilingOptions::default()
     };
