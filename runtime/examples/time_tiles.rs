@@ -26,7 +26,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         tile_size: tile_size.parse()?,
         overlap: 0,
         free_memory: free.first().map(|bytes| bytes.parse()).transpose()?,
-        ..TilingOptions::default()
     };
     tiling.check()?;
     let engine = engine::open(name.parse()?, &options)?.engine;
