@@ -4,6 +4,7 @@ use ndarray::{Array4, ArrayD};
 use pixart_exporter::{Component, Profile};
 use pixart_runtime::{
     engine::Engine,
+    pipeline::{Event, ModelPaths, Pipeline, PipelineOptions, Request},
     tensor::Tensor,
     vae::tiles::{TilingMode, TilingOptions, blend, exact},
 };
@@ -160,4 +161,41 @@ fn blended_tiles_have_no_seams() {
     };
     let (with, without) = (steepest(&tiled), steepest(&whole));
     assert!(with < 1.5 * without, "the steepest column rises by {with}, as a whole by {without}");
+}
+
+#[test]
+fn where_memory_is_short_the_pipeline_decodes_in_tiles_and_says_so_once() {
+    let export = Export::pipeline(&fixtures::tiny(), Profile::Portable);
+    let draw = |free: u64| {
+        let paths = ModelPaths::from_folder(export.path());
+        let vae_tiling = TilingOptions {
+            tile_size: 64,
+            overlap: 0,
+            free_memory: Some(free),
+            ..Default::default()
+        };
+        let options = PipelineOptions { vae_tiling, ..Default::default() };
+        let mut pipeline = Pipeline::new(engines::tract(), paths, options).expect("a pipeline");
+        let prompts = vec!["a red circle".to_owned(), "a blue star".to_owned()];
+        let request = Request { prompts, sampling_steps: 2, ..Default::default() };
+        let mut told = Vec::new();
+        let pictures = pipeline.sample(&request, &mut |event| {
+            if let Event::Info { text } = event {
+                told.push(text.to_owned());
+            }
+        });
+        (pictures.expect("pictures"), told)
+    };
+    let (whole, told) = draw(u64::MAX);
+    assert_eq!(told, [""; 0]);
+    let (tiled, told) = draw(0);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].contains("in tiles of 64 pixels") && told[0].contains("0.0 GB are free"),
+        "{told:?}"
+    );
+    for (a, b) in whole.iter().zip(&tiled) {
+        let most = a.image.iter().zip(b.image.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(most <= Some(1), "a pixel differs by {most:?} levels");
+    }
 }

@@ -57,9 +57,7 @@ impl GraphBuilder {
                 let op = "MultiHeadAttention";
                 Ok(self.push_microsoft(op, &inputs, attributes, DType::F32, shape))
             }
-            // Here the bias keeps ONNX Runtime from its flash kernels, and all scores of the
-            // cross-attention at once are 2.5 GB at 4096 px.
-            (Profile::Ort | Profile::Portable, bias) if bias.is_none_or(same_for_all_queries) => {
+            (Profile::Portable, bias) if bias.is_none_or(same_for_all_queries) => {
                 self.chunked_attention(query, key, value, bias, scale, &sizes)
             }
             (_, bias) => self.plain_attention(query, key, value, bias, scale, &sizes),

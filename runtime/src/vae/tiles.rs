@@ -1,7 +1,7 @@
 //! Pictures that go through an auto-encoder tile by tile, because they are too large for the memory
 //! as a whole. Both directions work the same way.
 //!
-//! Two ways are known. The [exact](exact) one gives what the whole picture would have given: tiles go
+//! Two ways are known. The [exact] one gives what the whole picture would have given: tiles go
 //! through short parts of the graph, with all that the convolutions reach around them, and the norms
 //! use the statistics of the whole picture. The [blended](blend) one is that of other programs: each
 //! tile goes through the whole graph with statistics of its own, and overlaps are blended; colours and

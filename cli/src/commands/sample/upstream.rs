@@ -115,11 +115,7 @@ mod tests {
             ] {
                 assert!(path.is_some());
             }
-            assert_eq!(
-                settings.upstream_notes().ok().expect("accepted").len(),
-                2,
-                "mode, jit_level"
-            );
+            assert_eq!(settings.upstream_notes().expect("accepted").len(), 2, "mode, jit_level");
         }
         let old = typed("--nrows 2 --ncols 3").expect("older names");
         assert_eq!((old.num_trials, old.batch_size), (Some(2), Some(3)));
@@ -138,9 +134,9 @@ mod tests {
             assert!(message.contains(said), "{message}");
         }
         let quiet = typed("--device_target cpu --enable_flash_attention True --use_parallel false");
-        assert!(quiet.expect("read").upstream_notes().ok().expect("accepted").is_empty());
+        assert!(quiet.expect("read").upstream_notes().expect("accepted").is_empty());
         let off = typed("--enable_flash_attention False").expect("read").upstream_notes();
-        assert!(off.ok().expect("accepted")[0].contains("has no effect"));
+        assert!(off.expect("accepted")[0].contains("has no effect"));
     }
 
     /// Name of a config, latent side, and whether keys and values are compressed.
@@ -161,7 +157,7 @@ mod tests {
             let settings =
                 crate::config::merge(Some(&path), &Settings::default(), &settings::names());
             let settings = settings.unwrap_or_else(|_| panic!("{name} is not read"));
-            assert!(settings.upstream_notes().ok().expect("accepted").is_empty(), "{name}");
+            assert!(settings.upstream_notes().expect("accepted").is_empty(), "{name}");
             let side = Some(8 * sample_size);
             assert_eq!((settings.image_height, settings.image_width), (side, side), "{name}");
             assert_eq!(settings.sample_size, Some(sample_size));
@@ -177,7 +173,7 @@ mod tests {
                 let Err(Failure::Request(error)) = settings.sources() else { panic!("{name}") };
                 assert!(error.to_string().contains("never released"), "{error}");
             }
-            let request = settings.request().ok().expect("a request");
+            let request = settings.request().expect("a request");
             assert_eq!((request.sampling_steps, request.guidance_scale), (20, 4.5), "{name}");
             assert_eq!((request.seed, request.prompts.len()), (42, 1), "{name}");
             assert_eq!(request.sampling_method, pixart_runtime::sampler::SamplingMethod::Dpm);

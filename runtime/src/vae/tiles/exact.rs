@@ -62,8 +62,8 @@ impl Run<'_> {
     /// `picture` is f32 `[1, channels, height, width]`.
     fn run(&self, picture: Array4<f32>) -> Result<Array4<f32>, EngineError> {
         let sides = [picture.dim().2, picture.dim().3];
-        // The other half is for the tiles.
-        let stretches = plan::plan(self.chain, sides, self.free / 2).unwrap_or_default();
+        let budget = plan::budget(self.chain, sides, self.options.tile_size, self.free);
+        let stretches = plan::plan(self.chain, sides, budget).unwrap_or_default();
         let knots = &self.chain.knots;
         let original = picture.clone();
         let mut value = picture;
