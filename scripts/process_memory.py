@@ -17,6 +17,10 @@ class Measured:
     # The most resident memory, mapped files included, as the system kept count.
     peak_mb: float
     output: str
+    # What it told on standard error.
+    messages: str
+    # Seconds since the start and megabytes of memory of its own, at every sample.
+    series: list
 
 
 def status(pid):
@@ -34,6 +38,7 @@ def run(command, interval=0.005):
         start = time.perf_counter()
         process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=messages)
         anonymous = peak = 0.0
+        series = []
         ended = threading.Event()
 
         def sample():
@@ -42,6 +47,7 @@ def run(command, interval=0.005):
                 now = status(process.pid)
                 anonymous = max(anonymous, now.get("RssAnon", 0.0))
                 peak = max(peak, now.get("VmHWM", 0.0))
+                series.append((time.perf_counter() - start, now.get("RssAnon", 0.0)))
                 time.sleep(interval)
 
         sampler = threading.Thread(target=sample)
@@ -52,6 +58,7 @@ def run(command, interval=0.005):
         sampler.join()
         output.seek(0)
         messages.seek(0)
+        told = messages.read().decode()
         if code:
-            raise SystemExit(f"{' '.join(map(str, command))} ended with {code}:\n{messages.read().decode()[-3000:]}")
-        return Measured(seconds, anonymous, peak, output.read().decode())
+            raise SystemExit(f"{' '.join(map(str, command))} ended with {code}:\n{told[-3000:]}")
+        return Measured(seconds, anonymous, peak, output.read().decode(), told, series)

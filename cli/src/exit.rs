@@ -13,7 +13,11 @@ use std::io;
 use std::process::ExitCode;
 
 /// Shown under `pixart --help`.
-pub const CODES: &str = "Exit codes: 0 done, 1 failed, 2 the request was wrong";
+pub const CODES: &str =
+    "Exit codes: 0 done, 1 failed, 2 the request was wrong, 130 ended early by Ctrl-C";
+
+/// The exit code of what Ctrl-C ended: 128 and the number of its signal, as shells have it.
+pub const INTERRUPTED: u8 = 130;
 
 /// Why a command did not succeed.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub enum Failure {
     Request(Error),
     /// The request was fine, carrying it out failed: files, engine, disk. Exit code 1.
     Failed(Error),
+    /// Ctrl-C ended it early; what was done by then is there. Exit code 130.
+    Interrupted(String),
 }
 
 impl Failure {
@@ -72,6 +78,10 @@ pub fn report(result: Result<(), Failure>) -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Request(error)) => (error, 2),
         Err(Failure::Failed(error)) => (error, 1),
+        Err(Failure::Interrupted(done)) => {
+            eprintln!("interrupted: {done}");
+            return ExitCode::from(INTERRUPTED);
+        }
     };
     eprintln!("error: {error:#}");
     ExitCode::from(code)

@@ -3,6 +3,7 @@
 mod commands;
 mod config;
 mod exit;
+mod interrupt;
 mod model;
 mod progress;
 mod spelling;

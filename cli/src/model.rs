@@ -4,7 +4,9 @@
 use crate::exit::Failure;
 use crate::progress::{Progress, Unit};
 use anyhow::Context;
-use pixart_exporter::{Component, ExportOptions, Profile, VariantFlags, export_component};
+use pixart_exporter::{
+    Component, ExportOptions, Precision, Profile, VariantFlags, export_component,
+};
 use pixart_runtime::pipeline::ModelPaths;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -86,25 +88,63 @@ impl Sources {
         &self.vae
     }
 
-    /// The exported folders; what is not exported yet is exported into the cache first.
-    pub fn resolve(&self, profile: Profile) -> Result<ModelPaths, Failure> {
+    /// The exported folders; what is not exported yet is exported into the cache first. The VAE's encoder is
+    /// looked for where it is needed: with a picture to begin from.
+    pub fn resolve(
+        &self,
+        profile: Profile,
+        wanted: Wanted,
+        encoder: bool,
+    ) -> Result<ModelPaths, Failure> {
         let mut variant = self.variant.clone();
         if self.transformer.join("config.json").is_file() {
             // There it is only a check, which follows when the model is open.
             variant.sample_size = None;
         }
-        let transformer = exported(&self.transformer, Component::Transformer, profile, &variant)?;
+        let find =
+            |source, component, variant| exported(source, component, profile, wanted, variant);
+        let transformer = find(&self.transformer, Component::Transformer, &variant)?;
         let none = VariantFlags::default();
         Ok(ModelPaths {
             transformer,
             text_encoder: match self.text_encoder.is_dir() {
-                true => exported(&self.text_encoder, Component::TextEncoder, profile, &none)?,
+                true => find(&self.text_encoder, Component::TextEncoder, &none)?,
                 false => self.text_encoder.clone(),
             },
-            vae_decoder: exported(&self.vae, Component::VaeDecoder, profile, &none)?,
+            vae_decoder: find(&self.vae, Component::VaeDecoder, &none)?,
+            vae_encoder: encoder.then(|| self.vae_encoder(profile, wanted)).transpose()?,
             tokenizer: self.tokenizer.clone(),
             scheduler: self.scheduler.clone(),
         })
+    }
+
+    /// The exported encoder of the VAE, which lies beside an exported decoder.
+    fn vae_encoder(&self, profile: Profile, wanted: Wanted) -> Result<PathBuf, Failure> {
+        let none = VariantFlags::default();
+        if !is_exported(&self.vae) {
+            let encoder = exported(&self.vae, Component::VaeEncoder, profile, wanted, &none);
+            return encoder.map_err(|failure| {
+                let context =
+                    format!("init_image: needs the VAE's encoder from {}", self.vae.display());
+                match failure {
+                    Failure::Request(error) => Failure::Request(error.context(context)),
+                    Failure::Failed(error) => Failure::Failed(error.context(context)),
+                    Failure::Interrupted(_) => failure,
+                }
+            });
+        }
+        let encoder = self.vae.with_file_name("vae_encoder");
+        match is_exported(&encoder) {
+            true => Ok(encoder),
+            false => Err(Failure::Failed(anyhow::anyhow!(
+                "init_image: found no VAE encoder at {}, expected one beside {}; make it with `pixart \
+                 export vae_encoder --source VAE --output {}`, where VAE is the folder the decoder was \
+                 exported from",
+                encoder.display(),
+                self.vae.display(),
+                self.vae.parent().unwrap_or(&self.vae).display()
+            ))),
+        }
     }
 }
 
@@ -114,6 +154,7 @@ pub fn text_side(
     text_encoder: Option<&Path>,
     tokenizer: Option<&Path>,
     profile: Profile,
+    wanted: Wanted,
 ) -> Result<(PathBuf, PathBuf), Failure> {
     let base = match (model, text_encoder, tokenizer) {
         (Some(model), ..) => folder("model", model)?,
@@ -132,8 +173,50 @@ pub fn text_side(
     };
     let text_encoder = part("text_encoder_root", text_encoder, "text_encoder")?;
     let none = VariantFlags::default();
-    let text_encoder = exported(&text_encoder, Component::TextEncoder, profile, &none)?;
+    let text_encoder = exported(&text_encoder, Component::TextEncoder, profile, wanted, &none)?;
     Ok((text_encoder, part("tokenizer_root", tokenizer, "tokenizer")?))
+}
+
+/// The precision in which what is not exported yet is exported.
+#[derive(Clone, Copy)]
+pub struct Wanted(Option<Precision>);
+
+impl Wanted {
+    /// This one, or fp32, for an engine.
+    pub fn new(precision: Option<Precision>, engine: &str) -> Result<Self, Failure> {
+        if precision == Some(Precision::Int4) && profile_for(engine) != Profile::Ort {
+            return Err(Failure::request(format!(
+                "dtype: found int4 with the engine {engine}, expected fp32, fp16, bf16 or int8; int4 is for \
+                 ONNX Runtime (pixart engine install cpu, --engine ort)"
+            )));
+        }
+        Ok(Self(precision))
+    }
+
+    fn of(self, component: Component) -> Precision {
+        match component {
+            // Its values reach beyond fp16, and it is small.
+            Component::VaeDecoder | Component::VaeEncoder => Precision::Fp32,
+            _ => self.0.unwrap_or_default(),
+        }
+    }
+
+    /// Tells where a graph that is there already has another precision than the one asked for. It is no
+    /// error: a config names one precision, but an 8-bit T5 beside it is common.
+    fn compare(self, folder: &Path, component: Component) {
+        let manifest = std::fs::read(folder.join("manifest.json")).unwrap_or_default();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap_or_default();
+        let wanted = self.0.filter(|_| !matches!(component, Component::VaeDecoder));
+        if let (Some(wanted), Some(found)) = (wanted, manifest["precision"].as_str())
+            && found != wanted.as_str()
+        {
+            eprintln!(
+                "note: dtype asks for {wanted}, but the {component} in {} is exported in {found} and used as \
+                 it is",
+                folder.display()
+            );
+        }
+    }
 }
 
 /// The profile whose graphs suit an engine.
@@ -146,6 +229,18 @@ pub fn profile_for(engine: &str) -> Profile {
 
 fn is_exported(folder: &Path) -> bool {
     folder.join("model.onnx").is_file()
+}
+
+/// Whether an export has all files that its manifest names, in their sizes.
+fn is_whole(export: &Path) -> bool {
+    let manifest = std::fs::read(export.join("manifest.json")).unwrap_or_default();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap_or_default();
+    let whole = |file: &serde_json::Value| {
+        let path = export.join(file["name"].as_str().unwrap_or_default());
+        std::fs::metadata(path).is_ok_and(|found| file["bytes"] == found.len())
+    };
+    let files = manifest["files"].as_array();
+    is_exported(export) && files.is_some_and(|files| files.iter().all(whole))
 }
 
 fn folder(setting: &str, path: &Path) -> Result<PathBuf, Failure> {
@@ -175,20 +270,24 @@ fn exported(
     source: &Path,
     component: Component,
     profile: Profile,
+    wanted: Wanted,
     variant: &VariantFlags,
 ) -> Result<PathBuf, Failure> {
     if is_exported(source) {
+        wanted.compare(source, component);
         return Ok(source.to_owned());
     }
-    let output = cache_folder()?.join("exports").join(fingerprint(source, profile, variant)?);
+    let precision = wanted.of(component);
+    let output =
+        cache_folder()?.join("exports").join(fingerprint(source, profile, precision, variant)?);
     let target = output.join(component.to_string());
-    if is_exported(&target) {
+    if is_whole(&target) {
         return Ok(target);
     }
-    eprintln!("exporting {} to {} (once)", source.display(), target.display());
+    eprintln!("exporting {} to {} in {precision} (once)", source.display(), target.display());
     // What stands there without a model.onnx is no export of ours to keep.
     let variant = variant.clone();
-    let options = ExportOptions { profile, force: true, variant, ..Default::default() };
+    let options = ExportOptions { profile, precision, force: true, variant, ..Default::default() };
     let mut bar = Progress::start(format!("export {component}"), 0, Unit::Bytes);
     let result = export_component(source, component, &output, &options, &mut |progress| {
         bar.update(progress.bytes_done, progress.bytes_total);
@@ -198,9 +297,14 @@ fn exported(
     Ok(target)
 }
 
-/// Names an export by all it depends on: path, sizes and times of the files, profile, version.
+/// Names an export by all it depends on: path, sizes and times of the files, profile, precision, version.
 /// Hashing 19 GB of weights at every start would cost more than it protects from.
-fn fingerprint(source: &Path, profile: Profile, variant: &VariantFlags) -> anyhow::Result<String> {
+fn fingerprint(
+    source: &Path,
+    profile: Profile,
+    precision: Precision,
+    variant: &VariantFlags,
+) -> anyhow::Result<String> {
     let path = source.display();
     let context = || format!("{path}: cannot list this folder");
     let mut paths = Vec::new();
@@ -221,8 +325,10 @@ fn fingerprint(source: &Path, profile: Profile, variant: &VariantFlags) -> anyho
     files.sort();
     let source = std::fs::canonicalize(source).with_context(context)?;
     let version = env!("CARGO_PKG_VERSION");
-    let digest =
-        Sha256::digest(format!("{version} {profile} {variant:?} {} {files:?}", source.display()));
+    let digest = Sha256::digest(format!(
+        "{version} {profile} {precision} {variant:?} {} {files:?}",
+        source.display()
+    ));
     Ok(digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 

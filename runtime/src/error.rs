@@ -60,11 +60,17 @@ pub enum PipelineError {
         /// Where the text encoder should be.
         folder: std::path::PathBuf,
     },
-    /// NaN or infinity in a result.
+    /// A picture to begin from, and no VAE encoder.
+    #[error(
+        "init_image: this model has no VAE encoder to turn it into latents; export one with `pixart export \
+         vae_encoder` from the checkpoint of its VAE, into the folder that holds vae_decoder"
+    )]
+    NoEncoder,
+    /// NaN or infinity in a component's result.
     #[error(
         "the {component} ({precision}) gave values that are not finite{}; {}",
         step.map(|(step, total)| format!(" in step {step} of {total}")).unwrap_or_default(),
-        likely_cause(precision)
+        cause.advice(*component)
     )]
     NotFinite {
         /// The component.
@@ -73,7 +79,54 @@ pub enum PipelineError {
         precision: String,
         /// The step, counted from 1, and the number of steps.
         step: Option<(usize, usize)>,
+        /// What it probably comes from.
+        cause: LikelyCause,
     },
+    /// Infinity made of finite values.
+    #[error(
+        "the latents are not finite after step {} of {}, though all that the transformer gave was: with \
+         guidance_scale {guidance_scale} they outgrow fp32; take one nearer to 4.5",
+        step.0, step.1
+    )]
+    Diverged {
+        /// The step, counted from 1, and the number of steps.
+        step: (usize, usize),
+        /// The strength of guidance.
+        guidance_scale: f32,
+    },
+}
+
+/// What values that are not finite probably come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LikelyCause {
+    /// Weights that are not what they were.
+    Weights,
+    /// Too narrow a range of numbers: fp16 ends at 65504.
+    Range,
+    /// A LoRA.
+    Lora,
+}
+
+impl LikelyCause {
+    fn advice(self, component: Component) -> &'static str {
+        match (self, component) {
+            (Self::Weights, _) => {
+                "the weights are probably damaged: compare the checkpoint's hash and export it again"
+            }
+            (Self::Range, Component::VaeDecoder) => {
+                "its range is probably exceeded: export it with --vae_precision fp32"
+            }
+            (Self::Range, _) => {
+                "its range is probably exceeded: export this component with --precision fp32 (`pixart \
+                 sample --dtype fp32`), or bf16"
+            }
+            (Self::Lora, _) => {
+                "a LoRA probably drives it out of range: try with a smaller strength, or without LoRA \
+                 and, if that fails too, look at the weights and their precision"
+            }
+        }
+    }
 }
 
 /// The beginning of a text, for a message.
@@ -81,15 +134,6 @@ fn shortened(text: &str) -> String {
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
-    }
-}
-
-fn likely_cause(precision: &str) -> &'static str {
-    match precision {
-        "fp32" => {
-            "the weights are probably damaged: compare the checkpoint's hash and export it again"
-        }
-        _ => "its range is probably exceeded: export this component with --precision fp32",
     }
 }
 
@@ -138,6 +182,62 @@ pub enum RequestError {
         /// The shortest side that works.
         least: usize,
     },
+    /// As many seeds as prompts are needed, or none.
+    #[error("noise_seeds: found {found} for {prompts} prompts, expected none or one for each")]
+    NoiseSeeds {
+        /// How many there are.
+        found: usize,
+        /// How many prompts there are.
+        prompts: usize,
+    },
+    /// A solver whose only step begins at plain noise.
+    #[error(
+        "init_image: the solver {0} draws in one step from plain noise and cannot begin from a picture; take \
+         another solver"
+    )]
+    InitWithoutSteps(SamplingMethod),
+    /// A strength so low that no step of the solver remains.
+    #[error(
+        "strength: {strength} of {steps} steps leaves none, expected at least {}; give a higher strength or \
+         more sampling_steps",
+        least_strength(*steps)
+    )]
+    NoStepsLeft {
+        /// The strength asked for.
+        strength: f64,
+        /// The steps asked for.
+        steps: usize,
+    },
+    /// The size of the picture to begin from cannot be that of the new one.
+    #[error(
+        "no size is given, so the picture would have that of init_image, {width}x{height}, but: {source}; or \
+         give image_width and image_height"
+    )]
+    InitSize {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Why not.
+        source: SizeError,
+    },
+    /// A mask for another picture.
+    #[error(
+        "mask: found {}x{} pixels, expected {}x{} like the init_image it belongs to",
+        found.0, found.1, expected.0, expected.1
+    )]
+    MaskSize {
+        /// Width and height of the mask.
+        found: (u32, u32),
+        /// Width and height of the picture.
+        expected: (u32, u32),
+    },
+    /// A mask that keeps everything.
+    #[error(
+        "mask: found no white in it (a level of 128 or more), so nothing would be drawn anew; expected white \
+         where the picture is to be repainted and black where it is to be kept"
+    )]
+    EmptyMask,
     /// A number outside its range.
     #[error("{field}: found {found}, expected {expected}")]
     OutOfRange {
@@ -207,9 +307,20 @@ pub enum RequestError {
          has none; take another solver"
     )]
     NoVariance(SamplingMethod),
+    /// Several pictures at once in a transformer that quantises them together.
+    #[error(
+        "batch_size: found {0}, expected 1 with this transformer: its activations are quantised (int8 \
+         dynamic) with one scale for a whole batch, so a picture would depend on the others"
+    )]
+    DynamicBatch(usize),
     /// No way of cleaning prompts of this name.
     #[error("found `{0}`, expected raw, lower or diffusers")]
     UnknownCleaning(String),
+}
+
+/// The lowest strength, in hundredths, that leaves a step.
+fn least_strength(steps: usize) -> f64 {
+    (1..=100).map(|k| f64::from(k) / 100.0).find(|s| steps as f64 * s >= 1.0).unwrap_or(1.0)
 }
 
 fn range(accepted: &RangeInclusive<usize>) -> String {

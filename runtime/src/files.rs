@@ -1,11 +1,12 @@
-//! Writing files so that nobody ever sees half of one.
+//! Writing files so that nobody ever sees half of one, and telling files apart.
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Read, Write},
     path::Path,
 };
 
+use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 /// Lets `content` write to a temporary file beside `path`, which then takes `path`'s place. On any
@@ -60,6 +61,27 @@ fn temporary(
         writer.flush()?;
     }
     Ok(file)
+}
+
+/// SHA-256 of a file, in hexadecimal; `step` is told how many bytes were read since the last call.
+pub(crate) fn sha256_of(path: &Path, step: &mut dyn FnMut(u64)) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut block = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(hex(&hash.finalize())),
+            count => {
+                hash.update(&block[..count]);
+                step(count as u64);
+            }
+        }
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ pub mod error;
 mod files;
 pub mod image;
 pub mod lora;
+pub mod memory;
 pub mod model_folder;
 pub mod noise;
 pub mod pipeline;

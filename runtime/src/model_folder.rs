@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
-use crate::text::hex;
+use crate::files::hex;
 
 use crate::engine::is_plain_file_name;
 
@@ -25,6 +25,8 @@ pub struct ModelPaths {
     pub text_encoder: PathBuf,
     /// The exported VAE decoder.
     pub vae_decoder: PathBuf,
+    /// The exported VAE encoder, which only requests with a picture to begin from need.
+    pub vae_encoder: Option<PathBuf>,
     /// The folder with `spiece.model` or `tokenizer.json`.
     pub tokenizer: PathBuf,
     /// The folder with `scheduler_config.json`; the released values are used where not given.
@@ -32,21 +34,22 @@ pub struct ModelPaths {
 }
 
 impl ModelPaths {
-    /// The parts in the subfolders of one exported folder.
+    /// The parts in the subfolders of one exported folder. VAE encoder and scheduler may be missing.
     pub fn from_folder(folder: impl AsRef<Path>) -> Self {
         let folder = folder.as_ref();
-        let scheduler = folder.join("scheduler");
+        let present = |name: &str| Some(folder.join(name)).filter(|folder| folder.is_dir());
         Self {
             transformer: folder.join("transformer"),
             text_encoder: folder.join("text_encoder"),
             vae_decoder: folder.join("vae_decoder"),
+            vae_encoder: present("vae_encoder"),
             tokenizer: folder.join("tokenizer"),
-            scheduler: scheduler.is_dir().then_some(scheduler),
+            scheduler: present("scheduler"),
         }
     }
 }
 
-/// The three networks of a model.
+/// The networks of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Component {
@@ -56,6 +59,8 @@ pub enum Component {
     Transformer,
     /// The decoder of the VAE.
     VaeDecoder,
+    /// The encoder of the VAE.
+    VaeEncoder,
 }
 
 impl fmt::Display for Component {
@@ -64,6 +69,7 @@ impl fmt::Display for Component {
             Self::TextEncoder => "text_encoder",
             Self::Transformer => "transformer",
             Self::VaeDecoder => "vae_decoder",
+            Self::VaeEncoder => "vae_encoder",
         })
     }
 }
@@ -121,6 +127,17 @@ pub struct VaeDecoderArchitecture {
     pub scaling_factor: f32,
 }
 
+/// What a manifest says about a VAE encoder.
+#[derive(Clone, Debug, Deserialize)]
+pub struct VaeEncoderArchitecture {
+    /// Channels of the latents; the output has as many means and as many logarithms of variances.
+    pub latent_channels: usize,
+    /// Pixels per latent pixel.
+    pub scale_factor: usize,
+    /// Latents are multiplied by this after encoding.
+    pub scaling_factor: f32,
+}
+
 /// The architecture of one kind of component.
 pub trait Architecture: DeserializeOwned {
     /// The kind.
@@ -136,6 +153,9 @@ impl Architecture for TextEncoderArchitecture {
 impl Architecture for VaeDecoderArchitecture {
     const COMPONENT: Component = Component::VaeDecoder;
 }
+impl Architecture for VaeEncoderArchitecture {
+    const COMPONENT: Component = Component::VaeEncoder;
+}
 
 /// An exported component whose manifest was read and whose files are there.
 #[derive(Clone, Debug)]
@@ -144,6 +164,8 @@ pub struct ComponentFolder<A> {
     pub model: PathBuf,
     /// The precision of the weights, as the manifest has it: `fp32`.
     pub precision: String,
+    /// How int8 computes: `weight_only` or `dynamic`. Absent in other precisions.
+    pub int8_mode: Option<String>,
     /// What the network looks like.
     pub architecture: A,
     /// A hash of the hashes of its files, which changes whenever they do.
@@ -231,6 +253,8 @@ pub enum ModelError {
 #[derive(Deserialize)]
 struct Manifest<A> {
     precision: String,
+    #[serde(default)]
+    int8_mode: Option<String>,
     architecture: A,
     files: Vec<FileEntry>,
 }
@@ -303,7 +327,7 @@ impl<A: Architecture> ComponentFolder<A> {
             hash.update(format!("{name} {bytes} {sha256}\n"));
         }
         let identity = hex(&hash.finalize()[..8]);
-        let Manifest { precision, architecture, .. } = manifest;
-        Ok(Self { model, precision, architecture, identity })
+        let Manifest { precision, int8_mode, architecture, .. } = manifest;
+        Ok(Self { model, precision, int8_mode, architecture, identity })
     }
 }

@@ -1,32 +1,44 @@
 //! The path of one request, from prompts to pictures.
 
+mod cancel;
 mod component;
 mod decode;
 mod denoise;
 mod event;
+mod init;
+mod inputs;
+#[cfg(test)]
+mod live_tests;
 mod plan;
+mod preview;
 mod request;
+mod run;
 mod start;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use image::RgbImage;
 use ndarray::ArrayD;
 
+pub use cancel::Cancel;
 pub(crate) use component::{LazyComponent, LoadedComponent};
 pub(crate) use event::StageProgress;
 pub use event::{Event, Stage};
-pub use request::{PictureSize, Reference, Request};
+pub use init::{InitImage, Mask};
+pub use request::{NoiseSeed, PictureSize, Reference, Request, Variation};
+use run::Run;
 
 use crate::{
     engine::Engine,
     lora::{Lora, LoraMatch, match_loras},
-    model_folder::{ModelError, TransformerArchitecture, VaeDecoderArchitecture},
-    noise::TorchGenerator,
+    model_folder::{
+        ModelError, TransformerArchitecture, VaeDecoderArchitecture, VaeEncoderArchitecture,
+    },
     sampler::{NoiseSchedule, SchedulerConfig},
     text::{CaptionEncoder, TextCache},
+    vae::tiles::TilingOptions,
 };
 pub use crate::{
     error::{PipelineError, RequestError},
@@ -34,7 +46,7 @@ pub use crate::{
 };
 
 /// How a pipeline works.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct PipelineOptions {
     /// Keep every component in memory after its stage. Faster for several requests; otherwise at
     /// most one component is loaded at a time.
@@ -42,6 +54,31 @@ pub struct PipelineOptions {
     /// Where caption embeddings are kept. With it, the text encoder may be missing as long as all
     /// captions are there.
     pub text_cache: Option<TextCache>,
+    /// How many pictures of one size the transformer computes at once, 1 or more. A picture does not
+    /// depend on it but for rounding (about 1e-6 of its latents); memory does.
+    pub batch_size: usize,
+    /// After how much drawing what is drawn so far is decoded, so that no more is lost if the program
+    /// dies. Each time, transformer and VAE decoder take turns in memory. With `keep_resident`, each
+    /// batch is decoded at once.
+    pub decode_interval: Duration,
+    /// Whether and how pictures go through the VAE in tiles.
+    pub vae_tiling: TilingOptions,
+    /// Stops requests early.
+    pub cancel: Cancel,
+}
+
+impl Default for PipelineOptions {
+    /// One component in memory, one picture at a time, no text cache, decoding every two minutes.
+    fn default() -> Self {
+        Self {
+            keep_resident: false,
+            text_cache: None,
+            batch_size: 1,
+            decode_interval: Duration::from_secs(120),
+            vae_tiling: TilingOptions::default(),
+            cancel: Cancel::new(),
+        }
+    }
 }
 
 /// A finished picture.
@@ -52,7 +89,7 @@ pub struct Picture {
     /// The final latents as they left the sampler, before the division by the VAE's scaling
     /// factor: f32 [1, 4, height / 8, width / 8] of the size generated.
     pub latents: ArrayD<f32>,
-    /// The seed of its noise.
+    /// The seed of its noise; [`Request::noise_seed`] tells the variation too.
     pub seed: u64,
     /// Its prompt.
     pub prompt: String,
@@ -63,6 +100,7 @@ pub struct Pipeline {
     captions: CaptionEncoder,
     transformer: LazyComponent<TransformerArchitecture>,
     vae_decoder: LazyComponent<VaeDecoderArchitecture>,
+    vae_encoder: Option<LazyComponent<VaeEncoderArchitecture>>,
     scheduler: SchedulerConfig,
     schedule: NoiseSchedule,
     options: PipelineOptions,
@@ -81,15 +119,20 @@ impl Pipeline {
         options: PipelineOptions,
     ) -> Result<Self, PipelineError> {
         let (text_encoder, cache) = (&paths.text_encoder, options.text_cache.clone());
-        let captions = CaptionEncoder::new(&engine, text_encoder, &paths.tokenizer, cache)?;
+        let mut captions = CaptionEncoder::new(&engine, text_encoder, &paths.tokenizer, cache)?;
+        captions.set_cancel(options.cancel.clone());
         let transformer = LazyComponent::open(&engine, &paths.transformer)?;
         let vae_decoder = LazyComponent::open(&engine, &paths.vae_decoder)?;
+        let vae_encoder = paths.vae_encoder.as_ref();
+        let vae_encoder =
+            vae_encoder.map(|folder| LazyComponent::open(&engine, folder)).transpose()?;
         let scheduler = match &paths.scheduler {
             Some(folder) => SchedulerConfig::from_file(&folder.join("scheduler_config.json"))?,
             None => SchedulerConfig::default(),
         };
         let schedule = NoiseSchedule::new(&scheduler);
-        let pipeline = Self { captions, transformer, vae_decoder, scheduler, schedule, options };
+        let pipeline =
+            Self { captions, transformer, vae_decoder, vae_encoder, scheduler, schedule, options };
         pipeline.check_parts()?;
         Ok(pipeline)
     }
@@ -113,11 +156,13 @@ impl Pipeline {
         Ok(matches)
     }
 
-    /// Makes one picture for each prompt and tells `progress` about it.
+    /// Makes one picture for each prompt and tells `progress` about it. Cancelled, it gives the pictures
+    /// of the first prompts: those that were drawn by then.
     ///
     /// # Errors
     /// When the request cannot be fulfilled (before any work is done), or a component cannot be
-    /// loaded, fails, or computes something that is not a number.
+    /// loaded, fails, or computes something that is not a number. Pictures drawn before that are decoded
+    /// first, and told as [`Event::Picture`].
     pub fn sample(
         &mut self,
         request: &Request,
@@ -125,33 +170,25 @@ impl Pipeline {
     ) -> Result<Vec<Picture>, PipelineError> {
         request.check()?;
         self.check_solver(request)?;
+        self.check_batch()?;
+        self.check_init(request)?;
         let sizes = self.plan_sizes(request)?;
         let width = self.transformer().caption_channels;
         let captions = self.captions.encode(request, width, progress)?;
         self.free(|pipeline| pipeline.captions.unload());
 
-        let total = captions.len() * request.sampling_steps;
-        let mut stage = StageProgress::start(Stage::Denoise, total, progress);
-        let mut latents = Vec::with_capacity(captions.len());
-        for (k, caption) in captions.iter().enumerate() {
-            let (generator, size) = (TorchGenerator::new(seed_of(request, k)), &sizes[k]);
-            latents.push(self.denoise(generator, size, caption, request, &mut || stage.step())?);
-        }
-        stage.finish();
-        self.free(|pipeline| pipeline.transformer.unload());
+        let init = self.encode_init(request, &sizes, progress)?;
 
-        let mut stage = StageProgress::start(Stage::Decode, latents.len(), progress);
-        let mut pictures = Vec::with_capacity(latents.len());
-        for (k, (latents, prompt)) in latents.into_iter().zip(&request.prompts).enumerate() {
-            let image = self.decode(&latents, &sizes[k], request.reference)?;
-            let (seed, prompt) = (seed_of(request, k), prompt.clone());
-            pictures.push(Picture { image, latents, seed, prompt });
-            stage.step();
-            stage.tell(Event::Picture { index: k, picture: &pictures[k] });
+        let mut run = Run::new(request, &sizes, &captions, init.as_ref());
+        while !run.is_drawn() && !self.options.cancel.is_cancelled() {
+            let drawn = self.draw(&mut run, progress);
+            self.free(|pipeline| pipeline.transformer.unload());
+            // What is drawn is not lost, whatever became of the rest.
+            let decoded = self.decode_drawn(&mut run, progress);
+            self.free(|pipeline| pipeline.vae_decoder.unload());
+            drawn.and(decoded)?;
         }
-        stage.finish();
-        self.free(|pipeline| pipeline.vae_decoder.unload());
-        Ok(pictures)
+        Ok(run.pictures)
     }
 
     /// The latent side the transformer was trained at: an eighth of its own picture size.
@@ -201,6 +238,22 @@ impl Pipeline {
                 vae.latent_channels, vae.scale_factor, transformer.in_channels
             ),
         )?;
+        if let Some(encoder) = &self.vae_encoder {
+            let encoder = &encoder.folder.architecture;
+            let numbers = |channels, pixels, factor| {
+                format!("{channels} channels of {pixels} pixels and the scaling factor {factor}")
+            };
+            let of = (encoder.latent_channels, encoder.scale_factor, encoder.scaling_factor);
+            let to = (vae.latent_channels, vae.scale_factor, vae.scaling_factor);
+            fit(
+                of == to,
+                format!(
+                    "the VAE encoder has {}, the VAE decoder {}; export both from the same checkpoint",
+                    numbers(of.0, of.1, of.2),
+                    numbers(to.0, to.1, to.2)
+                ),
+            )?;
+        }
         let (inputs, outputs) = (transformer.in_channels, transformer.out_channels);
         fit(
             outputs == inputs || outputs == 2 * inputs,
@@ -211,9 +264,4 @@ impl Pipeline {
             ),
         )
     }
-}
-
-/// Picture k has its own generator, so that it can be made again alone.
-fn seed_of(request: &Request, k: usize) -> u64 {
-    request.seed.wrapping_add(k as u64)
 }

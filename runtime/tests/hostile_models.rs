@@ -6,7 +6,7 @@ mod common;
 use std::{path::Path, sync::Arc};
 
 use common::{
-    graph::{graph, write},
+    graph::{graph, node, write},
     onnx_runtime,
 };
 use ndarray::Array2;
@@ -50,16 +50,6 @@ fn refused_by_both(what: &str, graph: GraphProto) {
     for engine in engines() {
         let error = refused(&*engine, &model);
         println!("{what}: {error}");
-    }
-}
-
-fn node(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
-    NodeProto {
-        op_type: op_type.to_owned(),
-        name: format!("node_{output}"),
-        input: inputs.iter().map(|name| (*name).to_owned()).collect(),
-        output: vec![output.to_owned()],
-        ..Default::default()
     }
 }
 
@@ -271,5 +261,27 @@ fn versions_from_the_future_are_refused() {
         // tract reads operators of any version as it knows them.
         let input = Tensor::from(Array2::<f32>::zeros((1, 3)));
         let _ = tract.load(&path).and_then(|mut session| session.run(&[("x", &input)]));
+    }
+}
+
+#[test]
+fn names_in_a_file_cannot_control_the_terminal() {
+    const NAME: &str = "\u{1b}[2Jx\n";
+    let mut tensor = graph();
+    tensor.initializer[0].name = NAME.to_owned();
+    tensor.initializer[0].external_data[0].value = "../secret".to_owned();
+    tensor.node[0].input[1] = NAME.to_owned();
+    let mut location = graph();
+    location.initializer[0].external_data[0].value = NAME.to_owned();
+    let mut input = graph();
+    input.input[0].r#type = None;
+    input.input[0].name = NAME.to_owned();
+    input.node[0].input[0] = NAME.to_owned();
+    for hostile in [tensor, location, input] {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = write(folder.path(), hostile);
+        let bytes = std::fs::read(&path).expect("model");
+        let message = check_model(&path, &bytes).expect_err("refused").to_string();
+        assert!(!message.contains(char::is_control) && message.contains("[2Jx"), "{message:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
 };
 
 use tempfile::TempDir;
@@ -24,6 +24,20 @@ pub struct Run {
     pub stdout: String,
     /// What was reported.
     pub stderr: String,
+}
+
+impl Run {
+    /// What a command did that has ended.
+    ///
+    /// # Panics
+    /// When it was killed.
+    pub fn new(output: &Output) -> Self {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        let code = output.status.code();
+        let code = code.unwrap_or_else(|| panic!("killed: {}\n{stderr}", output.status));
+        Self { code, stdout, stderr }
+    }
 }
 
 /// A temporary working folder. The cache lies in it; ONNX Runtime is the one that tests use.
@@ -79,6 +93,15 @@ impl Sandbox {
     /// # Panics
     /// When the binary has not been built, or was killed.
     pub fn pixart<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Run {
+        let output = self.command(arguments).output().expect("the binary starts");
+        Run::new(&output)
+    }
+
+    /// The same, to be run in another way.
+    ///
+    /// # Panics
+    /// When the binary has not been built.
+    pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = Command::new(binary());
         command.args(arguments).current_dir(self.path());
         for (name, value) in &self.variables {
@@ -87,12 +110,7 @@ impl Sandbox {
                 None => command.env_remove(name),
             };
         }
-        let output = command.output().expect("the binary starts");
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-        let code = output.status.code();
-        let code = code.unwrap_or_else(|| panic!("killed: {}\n{stderr}", output.status));
-        Run { code, stdout, stderr }
+        command
     }
 
     /// The pixels of a picture. Files with the same pixels can differ in what they say about themselves.

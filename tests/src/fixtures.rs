@@ -10,6 +10,9 @@ use ndarray::ArrayD;
 use pixart_runtime::tensor::Tensor;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+
+use crate::binary::copy_folder;
 
 /// The tensors of one case by name.
 pub type Case = BTreeMap<String, Tensor>;
@@ -28,6 +31,34 @@ pub fn tiny() -> PathBuf {
 /// had it, and an auto-encoder with three levels.
 pub fn wide() -> PathBuf {
     root().join("wide")
+}
+
+/// The auto-encoder of [`tiny`], with the names that its attention weights had before diffusers 0.17.
+///
+/// # Panics
+/// When the fixture is not what it should be.
+pub fn tiny_with_old_vae_names() -> TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let vae = folder.path().join("vae");
+    copy_folder(&tiny().join("vae"), &vae);
+    let file = vae.join("diffusion_pytorch_model.safetensors");
+    let bytes = fs::read(&file).expect("the weights");
+    let parsed = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let mut renamed = 0;
+    let tensors: Vec<(String, TensorView)> = parsed
+        .iter()
+        .map(|(name, view)| {
+            let old = ["to_q", "to_k", "to_v", "to_out.0"]
+                .into_iter()
+                .zip(["query", "key", "value", "proj_attn"])
+                .fold(name.to_owned(), |name, (new, old)| name.replace(new, old));
+            renamed += usize::from(old != name);
+            (old, view)
+        })
+        .collect();
+    assert_eq!(renamed, 16, "four matrices with bias in the encoder and in the decoder");
+    fs::write(&file, safetensors::serialize(tensors, None).expect("bytes")).expect("written");
+    folder
 }
 
 /// The folder of T5's own tokenizer, where it lies beside the repository.

@@ -282,12 +282,48 @@ fn onnx_runtime_asked_for_but_not_there() {
 fn an_engine_or_flag_that_does_not_exist() {
     refuses_sample(&["--engine", "torch"], WRONG_REQUEST, &["torch", "ort", "tract"]);
     refuses_sample(&["--image_widht", "64"], WRONG_REQUEST, &["--image_widht", "--image_width"]);
-    refuses_sample(&["--dtype", "fp16"], WRONG_REQUEST, &["fp16", "fp32"]);
+    refuses_sample(&["--dtype", "fp8"], WRONG_REQUEST, &["dtype", "fp8", "fp16"]);
     refuses_sample(&["--guidance_scale", "nan"], WRONG_REQUEST, &["guidance_scale"]);
     refuses_sample(&["--seed", "-2"], WRONG_REQUEST, &["seed", "-2"]);
     let huge = "18446744073709551616";
     refuses_sample(&["--seed", huge], WRONG_REQUEST, &["seed", huge]);
     refuses_sample(&["--negative_prompt", "a", "b"], WRONG_REQUEST, &["negative_prompt"]);
+}
+
+#[test]
+fn a_cache_folder_that_is_none() {
+    let sandbox = sandbox();
+    fs::write(sandbox.path().join("taken"), "a file").unwrap();
+    let before = sandbox.files();
+    let sandbox = sandbox.with("PIXART_CACHE_DIR", "taken");
+    let run = sample(&sandbox, &[]);
+    let before: Vec<_> = before.into_iter().filter(|file| !file.starts_with("samples")).collect();
+    assert_refused(&sandbox, &run, FAILED, &["taken"], &before);
+}
+
+#[test]
+fn a_damaged_export_in_the_cache_is_made_again() {
+    let sandbox = sandbox();
+    assert_eq!(sample(&sandbox, &[]).code, 0);
+    let weights: Vec<_> = walk(&sandbox.path().join(".cache"))
+        .into_iter()
+        .filter(|path| path.ends_with("transformer/model.onnx_data"))
+        .collect();
+    let [file] = weights.as_slice() else { panic!("{weights:?}") };
+    let whole = fs::metadata(file).unwrap().len();
+    fs::OpenOptions::new().write(true).open(file).unwrap().set_len(whole / 2).unwrap();
+    let run = sample(&sandbox, &[]);
+    assert_eq!(run.code, 0, "{run:?}");
+    assert_eq!(run.stderr.matches("exporting").count(), 1, "{}", run.stderr);
+    assert_eq!(fs::metadata(file).unwrap().len(), whole);
+    let pictures =
+        ["samples/0.png", "samples/1.png"].map(|name| fs::read(sandbox.path().join(name)));
+    let [first, second] = pictures.map(Result::unwrap);
+    assert!(first == second);
+    // Not even a manifest that can be read.
+    fs::write(file.with_file_name("manifest.json"), "{").unwrap();
+    let run = sample(&sandbox, &[]);
+    assert_eq!((run.code, run.stderr.matches("exporting").count()), (0, 1), "{run:?}");
 }
 
 #[test]

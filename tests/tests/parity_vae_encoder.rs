@@ -1,16 +1,12 @@
 //! The exported VAE encoder against diffusers, on both engines.
 
-use std::fs;
-
 use pixart_exporter::{Component, Profile};
 use pixart_tests::{
-    binary::copy_folder,
     component::{assert_parity, assert_rows_are_independent},
     engines,
     exports::Export,
     fixtures,
 };
-use safetensors::{SafeTensors, tensor::TensorView};
 
 const COMPONENT: Component = Component::VaeEncoder;
 const FILE: &str = "vae_encoder_tiny.safetensors";
@@ -39,22 +35,7 @@ fn a_batch_of_two_equals_two_batches_of_one() {
 
 #[test]
 fn the_old_names_of_the_attention_weights_are_read() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let vae = folder.path().join("vae");
-    copy_folder(&fixtures::tiny().join("vae"), &vae);
-    let file = vae.join("diffusion_pytorch_model.safetensors");
-    let bytes = fs::read(&file).expect("the weights");
-    let parsed = SafeTensors::deserialize(&bytes).expect("a safetensors file");
-    let old = |name: &str| {
-        ["to_q", "to_k", "to_v", "to_out.0"]
-            .into_iter()
-            .zip(["query", "key", "value", "proj_attn"])
-            .fold(name.to_owned(), |name, (new, old)| name.replace(new, old))
-    };
-    let tensors: Vec<(String, TensorView)> =
-        parsed.iter().map(|(name, view)| (old(name), view)).collect();
-    fs::write(&file, safetensors::serialize(tensors, None).expect("bytes")).expect("written");
-    assert_parity(folder.path(), COMPONENT, FILE);
+    assert_parity(fixtures::tiny_with_old_vae_names().path(), COMPONENT, FILE);
 }
 
 #[test]

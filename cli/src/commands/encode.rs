@@ -3,7 +3,8 @@
 use super::sample::settings::{self, Settings};
 use super::sample::{Reporter, lora};
 use crate::exit::{Failure, print_line};
-use crate::model::{profile_for, text_side};
+use crate::interrupt::on_ctrl_c;
+use crate::model::{Wanted, profile_for, text_side};
 use clap::Args;
 use pixart_runtime::engine::{self, EngineOptions};
 use pixart_runtime::text::CaptionEncoder;
@@ -23,6 +24,7 @@ pub struct EncodeArgs {
 pub fn run(args: EncodeArgs) -> Result<(), Failure> {
     let settings =
         crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
+    let notes = settings.upstream_notes()?;
     let request = settings.request()?;
     let loras = lora::read(&settings.lora)?;
     let Some(cache) = settings.text_cache()? else {
@@ -33,7 +35,7 @@ pub fn run(args: EncodeArgs) -> Result<(), Failure> {
     let folder = cache.folder().to_owned();
     let options = EngineOptions { threads: settings.threads()?, ..EngineOptions::default() };
     let opened = engine::open(settings.engine()?, &options)?;
-    if let Some(note) = &opened.note {
+    for note in opened.note.iter().chain(&notes) {
         eprintln!("{note}");
     }
     let (text_encoder, tokenizer) = text_side(
@@ -41,15 +43,18 @@ pub fn run(args: EncodeArgs) -> Result<(), Failure> {
         settings.text_encoder_root.as_deref(),
         settings.tokenizer_root.as_deref(),
         profile_for(opened.engine.name()),
+        Wanted::new(settings.precision()?, opened.engine.name())?,
     )?;
     let cache = Some(cache);
     let mut captions = CaptionEncoder::new(&opened.engine, &text_encoder, &tokenizer, cache)?;
+    let cancel = on_ctrl_c()?;
+    captions.set_cancel(cancel.clone());
     let allow_unmatched = settings.lora_allow_unmatched.unwrap_or(false);
     lora::tell(&loras, &captions.set_loras(&loras, allow_unmatched)?);
     let width = captions.width().unwrap_or_default();
     let mut reporter = Reporter::default();
     let mut problem = None;
-    captions.encode(&request, width, &mut |event| {
+    let encoded = captions.encode(&request, width, &mut |event| {
         // A full disk is no mere warning here: to fill the cache is all there is to do.
         if let pixart_runtime::pipeline::Event::Note { text } = event
             && text.starts_with("cannot keep")
@@ -64,6 +69,10 @@ pub fn run(args: EncodeArgs) -> Result<(), Failure> {
     }
     print_line(folder.display())?;
     let prompts = request.prompts.len();
+    if cancel.is_cancelled() {
+        let done = encoded.len();
+        return Err(Failure::Interrupted(format!("{done} of {prompts} prompts are in the cache")));
+    }
     eprintln!("{prompts} prompts, {}, {}", reporter.summary(), opened.engine.describe());
     Ok(())
 }

@@ -4,23 +4,31 @@ mod facts;
 mod files;
 mod from;
 mod listing;
+mod live;
 pub(super) mod lora;
 mod name;
 mod output;
 mod paths;
+mod pictures;
+mod preview;
 mod prompts;
 pub(super) mod record;
 mod sampling;
 pub(super) mod settings;
 mod style;
+mod terminal;
+mod tiling;
+mod upstream;
 
 use crate::exit::Failure;
-use crate::model::profile_for;
+use crate::interrupt::on_ctrl_c;
+use crate::model::{Wanted, profile_for};
 use crate::progress::{Progress, Unit};
 use clap::Args;
 use output::Output;
 use pixart_runtime::engine::{self, EngineOptions};
-use pixart_runtime::pipeline::{Event, Pipeline, PipelineOptions, Stage};
+use pixart_runtime::pipeline::{Event, Pipeline, Stage};
+use preview::Preview;
 use record::Record;
 use settings::Settings;
 use std::path::PathBuf;
@@ -51,49 +59,71 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         }
     };
     // Everything that can be wrong with the request is found before the long work starts.
-    let request = settings.request()?;
+    let notes = settings.upstream_notes()?;
+    let mut request = settings.request()?;
+    settings.read_pictures(&mut request)?;
     let loras = lora::read(&settings.lora)?;
     let sources = settings.sources()?;
-    let options = EngineOptions { threads: settings.threads()?, ..EngineOptions::default() };
-    let opened = engine::open(settings.engine()?, &options)?;
+    let preview = settings.preview_target()?;
+    let mut options = settings.options()?;
+    let threads = settings.threads()?;
+    let opened =
+        engine::open(settings.engine()?, &EngineOptions { threads, ..EngineOptions::default() })?;
+    let precision = Wanted::new(settings.precision()?, opened.engine.name())?;
     let mut output = Output::prepare(&settings)?;
 
-    if let Some(note) = &opened.note {
+    for note in opened.note.iter().chain(&notes) {
         eprintln!("{note}");
     }
-    let paths = sources.resolve(profile_for(opened.engine.name()))?;
+    let profile = profile_for(opened.engine.name());
+    let paths = sources.resolve(profile, precision, request.init.is_some())?;
     let facts = facts::gather(&sources, &paths, opened.engine.as_ref(), &loras);
     let record = Record::new(&settings, &request, facts)?;
     for warning in origin.iter().flat_map(|origin| origin.warnings(record.facts())) {
         eprintln!("warning: {warning}");
     }
-    let options = PipelineOptions {
-        keep_resident: settings.keep_resident.unwrap_or(false),
-        text_cache: settings.text_cache()?,
-    };
+    // Until here, Ctrl-C ends the program at once; exports are written so that nothing is lost by it.
+    let cancel = on_ctrl_c()?;
+    options.cancel = cancel.clone();
     let mut pipeline = Pipeline::new(opened.engine.clone(), paths, options)?;
     settings.check_model(&pipeline)?;
     lora::apply(&mut pipeline, &loras, settings.lora_allow_unmatched.unwrap_or(false))?;
 
-    let mut reporter = Reporter::default();
+    let preview = settings.preview(preview, &mut pipeline)?;
+    let mut reporter = Reporter { preview, ..Reporter::default() };
     let mut unwritten = None;
-    let pictures = pipeline.sample(&request, &mut |event| {
+    let result = pipeline.sample(&request, &mut |event| {
         // A finished picture is kept even if a later one fails.
         if let Event::Picture { picture, index } = event
             && unwritten.is_none()
         {
-            unwritten = output.write(picture, index, &request, &record).err();
+            reporter.aside(|| unwritten = output.write(picture, index, &request, &record).err());
+            if unwritten.is_some() {
+                // Whatever comes could not be written either.
+                cancel.cancel();
+            }
         }
         reporter.report(event);
-    })?;
+    });
+    reporter.clear();
     if let Some(failure) = unwritten {
         return Err(failure);
     }
-    output.finish(&pictures)?;
+    let pictures = result.inspect_err(|_| output.tell_kept())?;
+    if !pictures.is_empty() {
+        output.finish(&pictures)?;
+    }
+    let (seed, wanted) = (request.seed, request.prompts.len());
+    if cancel.is_cancelled() {
+        let made = output.summary();
+        return Err(Failure::Interrupted(format!(
+            "{made}, {} of {wanted}, seed {seed}",
+            pictures.len()
+        )));
+    }
     eprintln!(
-        "{}, seed {}, {}, {}",
+        "{}, seed {seed}, {}, {}",
         output.summary(),
-        request.seed,
         reporter.summary(),
         opened.engine.describe()
     );
@@ -105,27 +135,59 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
 pub(super) struct Reporter {
     bar: Option<Progress>,
     seconds: Vec<(Stage, f64)>,
+    preview: Option<Preview>,
 }
 
 impl Reporter {
     pub(super) fn report(&mut self, event: Event<'_>) {
         match event {
             Event::StageStarted { stage, total } => {
-                self.bar = Some(Progress::start(stage.to_string(), total as u64, Unit::Count));
+                let unit = match stage {
+                    Stage::EncodeText => Unit::Count("prompt"),
+                    Stage::Denoise => Unit::Count("step"),
+                    Stage::EncodePicture | Stage::Decode => Unit::Count("picture"),
+                };
+                self.bar = Some(Progress::start(stage.to_string(), total as u64, unit));
+            }
+            Event::Latents { index, step, steps, predicted, .. } => {
+                if let Some(preview) = &mut self.preview {
+                    preview.note(index, step, steps, predicted);
+                }
             }
             Event::Step { index, total } => {
                 if let Some(bar) = &mut self.bar {
                     bar.update(index as u64, total as u64);
+                    if let Some(preview) = &mut self.preview {
+                        bar.suspend(|| preview.show());
+                    }
                 }
             }
             Event::StageFinished { stage, seconds } => {
-                if let Some(bar) = self.bar.take() {
-                    bar.finish();
+                self.clear();
+                // Where pictures are decoded in groups, a stage comes several times.
+                match self.seconds.iter_mut().find(|(known, _)| *known == stage) {
+                    Some((_, sum)) => *sum += seconds,
+                    None => self.seconds.push((stage, seconds)),
                 }
-                self.seconds.push((stage, seconds));
             }
-            Event::Note { text } => eprintln!("warning: {text}"),
+            Event::Note { text } => self.aside(|| eprintln!("warning: {text}")),
+            Event::Info { text } => self.aside(|| eprintln!("{text}")),
             _ => {}
+        }
+    }
+
+    /// Does something that writes lines, with the bar out of the way.
+    fn aside(&self, write: impl FnOnce()) {
+        match &self.bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    /// Removes the bar.
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish();
         }
     }
 

@@ -43,6 +43,19 @@ pub(crate) fn text_encoder_config() -> TextEncoderConfig {
     }
 }
 
+/// T5 v1.1 XXL.
+pub(crate) fn released_text_encoder_config() -> TextEncoderConfig {
+    TextEncoderConfig {
+        d_model: 4096,
+        num_layers: 24,
+        num_heads: 64,
+        d_kv: 64,
+        d_ff: 10240,
+        vocab_size: 32128,
+        ..text_encoder_config()
+    }
+}
+
 pub(crate) fn vae_config() -> VaeConfig {
     VaeConfig {
         latent_channels: 4,
@@ -99,15 +112,7 @@ fn the_released_transformer_has_603_tensors() {
 
 #[test]
 fn the_released_text_encoder_has_219_tensors() {
-    let config = TextEncoderConfig {
-        d_model: 4096,
-        num_layers: 24,
-        num_heads: 64,
-        d_kv: 64,
-        d_ff: 10240,
-        vocab_size: 32128,
-        ..text_encoder_config()
-    };
+    let config = released_text_encoder_config();
     let graph = text_encoder::build(&config, Profile::Portable).unwrap();
     assert_eq!(graph.weights().count(), 219);
     let numbers: usize = graph.weights().map(|w| w.shape.iter().product::<usize>()).sum();

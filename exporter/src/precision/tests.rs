@@ -9,10 +9,11 @@ use crate::graph::dim::Dim;
 use crate::graph::ir::{Attribute, DType, Graph, Node};
 use crate::graph::run::{floats, integers, noise, run};
 use crate::models::tests::{
-    max_relative_error, text_encoder_config, transformer_config, vae_config, weights,
+    max_relative_error, released_text_encoder_config, text_encoder_config, transformer_config,
+    vae_config, weights,
 };
 use crate::models::{text_encoder, transformer, vae};
-use crate::naming::{TextEncoderConfig, TransformerConfig};
+use crate::naming::TransformerConfig;
 use crate::profile::Profile;
 use tract_onnx::prelude::Tensor;
 
@@ -317,16 +318,7 @@ fn the_released_models_have_their_blocks_quantised() {
     // share one for all blocks.
     assert_eq!(count(&dynamic, "DynamicQuantizeLinear"), 28 * 6 + 1);
 
-    let config = TextEncoderConfig {
-        d_model: 4096,
-        num_layers: 24,
-        num_heads: 64,
-        d_kv: 64,
-        d_ff: 10240,
-        vocab_size: 32128,
-        ..text_encoder_config()
-    };
-    let graph = text_encoder::build(&config, Profile::Ort).unwrap();
+    let graph = text_encoder::build(&released_text_encoder_config(), Profile::Ort).unwrap();
     let int8 = apply(graph, Component::TextEncoder, Profile::Ort, Scheme::Int8WeightOnly).unwrap();
     assert_eq!(count(&int8, "MatMulNBits"), 24 * 7);
     let table = int8.initializers.iter().find(|entry| entry.name == "shared.weight").unwrap();

@@ -31,6 +31,14 @@ fn tensors(path: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
     parsed.iter().map(|(name, view)| (name.to_owned(), content(view))).collect()
 }
 
+/// The tensors of a fixture, to be changed and written.
+fn stored(name: &str) -> BTreeMap<String, Stored> {
+    tensors(&fixture(name))
+        .into_iter()
+        .map(|(name, (dtype, shape, bytes))| (name, Stored { dtype, shape, bytes }))
+        .collect()
+}
+
 fn run(
     source: &Path,
     target: &Path,
@@ -170,10 +178,7 @@ fn targets_that_cannot_be_written_are_refused() {
 fn other_names_need_a_whole_transformer() {
     let root = tempfile::tempdir().unwrap();
     let source = root.path().join("source.safetensors");
-    let mut content: BTreeMap<String, Stored> = tensors(&fixture("kv_conv.safetensors"))
-        .into_iter()
-        .map(|(name, (dtype, shape, bytes))| (name, Stored { dtype, shape, bytes }))
-        .collect();
+    let mut content = stored("kv_conv.safetensors");
     content.remove("blocks.1.mlp.fc1.weight");
     content.insert("extra".to_owned(), Stored::new("extra", Dtype::F32, &[2]));
     write_tensors(&content, &source);
@@ -196,11 +201,7 @@ fn other_names_need_a_whole_transformer() {
 fn matrices_of_different_types_cannot_be_joined() {
     let root = tempfile::tempdir().unwrap();
     let source = root.path().join("source.safetensors");
-    let fixture = fixture("alpha/transformer/diffusion_pytorch_model.safetensors");
-    let mut content: BTreeMap<String, Stored> = tensors(&fixture)
-        .into_iter()
-        .map(|(name, (dtype, shape, bytes))| (name, Stored { dtype, shape, bytes }))
-        .collect();
+    let mut content = stored("alpha/transformer/diffusion_pytorch_model.safetensors");
     let name = "transformer_blocks.0.attn1.to_k.weight";
     content.insert(name.to_owned(), Stored::new(name, Dtype::F32, &[24, 24]));
     write_tensors(&content, &source);
@@ -249,10 +250,7 @@ fn an_inspection_tells_variants_apart() {
 fn an_inspection_finds_what_is_wrong() {
     let root = tempfile::tempdir().unwrap();
     let source = root.path().join("source.safetensors");
-    let mut content: BTreeMap<String, Stored> = tensors(&fixture("kv_conv.safetensors"))
-        .into_iter()
-        .map(|(name, (dtype, shape, bytes))| (name, Stored { dtype, shape, bytes }))
-        .collect();
+    let mut content = stored("kv_conv.safetensors");
     content.get_mut("t_block.1.bias").unwrap().bytes[6..8].copy_from_slice(&[0, 0x7e]);
     content.get_mut("t_block.1.weight").unwrap().bytes[..2].copy_from_slice(&[0, 0xfc]);
     content.get_mut("blocks.0.attn.proj.bias").unwrap().bytes.fill(0);

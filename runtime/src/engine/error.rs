@@ -146,8 +146,8 @@ pub enum EngineError {
 
     /// The weights of a tensor lie where they must not, or not where they should.
     #[error(
-        "{}: the external data of tensor \"{tensor}\" is refused: {reason}; export the model again",
-        model.display()
+        "{}: the external data of tensor \"{}\" is refused: {reason}; export the model again",
+        model.display(), tensor.escape_debug()
     )]
     ExternalData {
         /// The `model.onnx`.
@@ -159,7 +159,9 @@ pub enum EngineError {
     },
 
     /// Other elements for an initializer do not fit the graph.
-    #[error("{}: the tensor \"{tensor}\" cannot be replaced: {reason}", model.display())]
+    #[error(
+        "{}: the tensor \"{}\" cannot be replaced: {reason}", model.display(), tensor.escape_debug()
+    )]
     Override {
         /// The `model.onnx`.
         model: PathBuf,
@@ -181,7 +183,7 @@ pub enum EngineError {
     },
 
     /// An input is missing, unknown or of the wrong type or shape.
-    #[error("{}: input \"{input}\": {reason}", model.display())]
+    #[error("{}: input \"{}\": {reason}", model.display(), input.escape_debug())]
     Input {
         /// The `model.onnx`.
         model: PathBuf,

@@ -168,13 +168,15 @@ impl Rules<'_> {
         let size = self.size(location, &file)?;
         let offset = number("offset")?.unwrap_or(0);
         let rest = size.checked_sub(offset).ok_or_else(|| {
+            let location = location.escape_debug();
             format!("its offset {offset} lies beyond the end of {location} ({size} bytes)")
         })?;
         let length = number("length")?.unwrap_or(rest);
         if length > rest {
             return Err(format!(
-                "its {length} bytes from offset {offset} reach beyond the end of {location} \
-                 ({size} bytes); the file is cut short"
+                "its {length} bytes from offset {offset} reach beyond the end of {} ({size} bytes); the \
+                 file is cut short",
+                location.escape_debug()
             ));
         }
         let needed = byte_size(tensor)?;
@@ -192,9 +194,9 @@ impl Rules<'_> {
             return Ok(*size);
         }
         let metadata = std::fs::metadata(file)
-            .map_err(|error| format!("{} cannot be read: {error}", file.display()))?;
+            .map_err(|error| format!("\"{}\" cannot be read: {error}", location.escape_debug()))?;
         if !metadata.is_file() {
-            return Err(format!("{} is not a file", file.display()));
+            return Err(format!("\"{}\" is not a file", location.escape_debug()));
         }
         self.sizes.insert(location.to_owned(), metadata.len());
         Ok(metadata.len())

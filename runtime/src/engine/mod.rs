@@ -4,6 +4,7 @@
 //! in. Both sit behind the traits [`Engine`] and [`Session`], so nothing else in the crate knows
 //! which one is at work.
 
+mod chain;
 mod data_folder;
 mod error;
 mod external_data;
@@ -11,6 +12,7 @@ pub mod install;
 pub mod library;
 mod model_file;
 mod ort;
+mod part;
 mod signature;
 mod tract;
 mod weights;
@@ -22,9 +24,11 @@ use std::{
     sync::Arc,
 };
 
+pub(crate) use chain::{Chain, Knot, Norm, Part};
 pub use data_folder::data_folder;
 pub use error::EngineError;
 pub(crate) use external_data::is_plain_file_name;
+pub use part::GraphPart;
 pub(crate) use signature::{Dim, Input, Signature};
 pub use weights::{GraphWeight, GraphWeights, Layout, Override, WeightType};
 
@@ -44,27 +48,34 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// When the file or its external data is missing, broken or reaches outside its folder, or when
     /// the engine refuses the graph.
-    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError>;
+    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
+        self.load_with(model, Vec::new())
+    }
 
     /// Loads `model` as [`Engine::load`] does, with other elements for some of its initializers. The
     /// session holds these; the files stay as they are.
     ///
     /// # Errors
     /// As [`Engine::load`], and when an override names no initializer of the graph or has another type
-    /// or shape. An engine that does not implement this refuses all overrides.
+    /// or shape.
     fn load_with(
         &self,
         model: &Path,
         overrides: Vec<Override>,
-    ) -> Result<Box<dyn Session>, EngineError> {
-        match overrides.first() {
-            None => self.load(model),
-            Some(first) => Err(EngineError::Override {
-                model: model.to_path_buf(),
-                tensor: first.name.clone(),
-                reason: format!("{} takes no weights but the stored ones", self.name()),
-            }),
-        }
+    ) -> Result<Box<dyn Session>, EngineError>;
+
+    /// Loads a stretch of `model` alone.
+    ///
+    /// # Errors
+    /// As [`Engine::load`], and when the graph has no such stretch. An engine that does not implement
+    /// this refuses.
+    fn load_part(&self, model: &Path, part: &GraphPart) -> Result<Box<dyn Session>, EngineError> {
+        let _ = part;
+        Err(EngineError::Load {
+            engine: self.name(),
+            model: model.to_path_buf(),
+            reason: "it loads no parts of graphs".to_owned(),
+        })
     }
 
     /// The same engine, but computing each graph node by node as it is written: slower, without what

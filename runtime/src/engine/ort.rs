@@ -21,9 +21,10 @@ use ort::{
 use prost::Message as _;
 
 use super::{
-    Engine, EngineError, Session,
+    Engine, EngineError, GraphPart, Session,
     library::Library,
     model_file::ModelFile,
+    part,
     signature::{Signature, describe_all},
     weights::{self, Override, WeightType},
 };
@@ -61,10 +62,6 @@ impl Engine for OrtEngine {
         format!("ONNX Runtime {} (cpu{plain})", self.library.version)
     }
 
-    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
-        self.load_with(model, Vec::new())
-    }
-
     fn load_with(
         &self,
         model: &Path,
@@ -81,6 +78,17 @@ impl Engine for OrtEngine {
             engine: NAME,
             model: path.clone(),
             reason: error.to_string(),
+        })?;
+        Ok(Box::new(OrtSession { model: path, signature, session }))
+    }
+
+    fn load_part(&self, model: &Path, part: &GraphPart) -> Result<Box<dyn Session>, EngineError> {
+        let mut file = ModelFile::open(model)?;
+        part::cut(&mut file, part)?;
+        let ModelFile { path, proto, signature, .. } = file;
+        let graph = proto.encode_to_vec();
+        let session = self.build(&path, Some(graph), Vec::new()).map_err(|error| {
+            EngineError::Load { engine: NAME, model: path.clone(), reason: error.to_string() }
         })?;
         Ok(Box::new(OrtSession { model: path, signature, session }))
     }

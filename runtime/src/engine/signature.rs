@@ -67,8 +67,8 @@ impl Signature {
         for (index, (name, _)) in given.iter().enumerate() {
             let mismatch = |reason: String| Mismatch { input: (*name).to_owned(), reason };
             if !self.inputs.iter().any(|input| input.name == *name) {
-                let names: Vec<&str> =
-                    self.inputs.iter().map(|input| input.name.as_str()).collect();
+                let names: Vec<String> =
+                    self.inputs.iter().map(|input| input.name.escape_debug().to_string()).collect();
                 return Err(mismatch(format!(
                     "the model has no such input; it has {}",
                     names.join(", ")
@@ -95,7 +95,7 @@ impl Signature {
 
 impl Input {
     fn of(info: &ValueInfoProto) -> Result<Self, String> {
-        let unusable = |what: &str| format!("input \"{}\" {what}", info.name);
+        let unusable = |what: &str| format!("input \"{}\" {what}", info.name.escape_debug());
         let Some(type_proto::Value::TensorType(tensor)) =
             info.r#type.as_ref().and_then(|kind| kind.value.as_ref())
         else {
@@ -122,7 +122,7 @@ impl Input {
         let Some(dims) = &self.dims else { return dtype_name(self.dtype) };
         let dims = dims.iter().map(|dim| match dim {
             Dim::Fixed(size) => size.to_string(),
-            Dim::Symbol(symbol) => symbol.clone(),
+            Dim::Symbol(symbol) => symbol.escape_debug().to_string(),
             Dim::Any => "?".to_owned(),
         });
         format!("{}[{}]", dtype_name(self.dtype), dims.collect::<Vec<_>>().join(", "))
@@ -153,8 +153,10 @@ impl Input {
                     let (first, owner) = symbols.entry(symbol).or_insert((size, &self.name));
                     if *first != size {
                         return Err(format!(
-                            "found {found}, expected {}, where {symbol} is {first} in \"{owner}\"",
-                            self.expected()
+                            "found {found}, expected {}, where {} is {first} in \"{}\"",
+                            self.expected(),
+                            symbol.escape_debug(),
+                            owner.escape_debug()
                         ));
                     }
                 }

@@ -13,8 +13,10 @@
 //! [`read_texts`] reads these and the texts of other programs back.
 
 mod exif;
+pub(crate) mod fit;
 mod format;
 mod grid;
+mod input;
 mod metadata;
 mod png;
 mod read;
@@ -22,11 +24,12 @@ mod save;
 
 pub use self::format::{ImageFormat, UnknownFormat};
 pub use self::grid::grid;
+pub use self::input::{MAX_PIXELS, ReadImageError, read_mask, read_picture};
 pub use self::metadata::{Metadata, PARAMETERS, Parameters, RECORD};
 pub use self::png::write_png;
 pub use self::read::{PictureTexts, ReadError, Text, is_picture, read_texts};
 pub use self::save::{SaveOptions, save_image, save_new_image};
-pub use ::image::RgbImage;
+pub use ::image::{GrayImage, RgbImage};
 
 use std::{io, path::PathBuf};
 

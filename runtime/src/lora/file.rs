@@ -9,6 +9,8 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 
+use crate::files::hex;
+
 use super::LoraError;
 
 /// What PEFT and diffusers call their files.
@@ -73,8 +75,7 @@ pub(super) fn read(path: &Path) -> Result<Contents, LoraError> {
     if tensors.is_empty() {
         return Err(unusable("it holds no tensors".to_owned()));
     }
-    let digest = Sha256::digest(&bytes);
-    let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hex(&Sha256::digest(&bytes));
     Ok(Contents { path, tensors, metadata, sha256 })
 }
 

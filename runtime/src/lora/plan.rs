@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 use super::{Lora, LoraError, adapter::Layer, key::Network, merge, targets::Targets};
 use crate::{
     engine::{GraphWeights, Override},
+    files::hex,
     model_folder::Component,
-    text::hex,
 };
 
 /// What several LoRAs do to one component.
@@ -212,7 +212,7 @@ impl LoraPlan {
         let network = match self.component {
             Component::TextEncoder => Network::TextEncoder,
             Component::Transformer => Network::Transformer,
-            Component::VaeDecoder => return None,
+            Component::VaeDecoder | Component::VaeEncoder => return None,
         };
         let (mut hash, mut any) = (Sha256::new(), false);
         for lora in self.loras.iter().filter(|lora| lora.strength() != 0.0) {

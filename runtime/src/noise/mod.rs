@@ -9,8 +9,10 @@
 
 mod cephes;
 mod mersenne;
+mod slerp;
 
 use mersenne::Mt19937;
+use slerp::slerp;
 
 /// How many values torch transforms at once.
 const BLOCK: usize = 16;
@@ -20,12 +22,24 @@ pub struct TorchGenerator {
     bits: Mt19937,
     /// Drawing one by one makes two values at a time; this is the second, waiting to be used.
     spare: Option<f64>,
+    /// A second generator, and how far each draw lies on the way to its own.
+    towards: Option<(Box<TorchGenerator>, f64)>,
 }
 
 impl TorchGenerator {
     /// Only the low 32 bits of `seed` matter, as in torch.
     pub fn new(seed: u64) -> Self {
-        Self { bits: Mt19937::new(seed as u32), spare: None }
+        Self { bits: Mt19937::new(seed as u32), spare: None, towards: None }
+    }
+
+    /// Draws from two seeds and gives what lies between, by spherical interpolation of each draw as a
+    /// whole. At `weight` 0 it is the generator of `from`, at 1 that of `to`, bit for bit.
+    ///
+    /// # Panics
+    /// When `weight` is not within 0 and 1.
+    pub fn between(from: u64, to: u64, weight: f64) -> Self {
+        assert!((0.0..=1.0).contains(&weight), "a weight of {weight}");
+        Self { towards: Some((Box::new(Self::new(to)), weight)), ..Self::new(from) }
     }
 
     /// `torch.randn(count, generator=self)`: the next `count` values of N(0, 1), float32.
@@ -33,6 +47,15 @@ impl TorchGenerator {
     /// A tensor of another shape is filled in the same order, last dimension fastest. What is drawn
     /// depends on `count`: one call for 32 values is not two calls for 16.
     pub fn randn(&mut self, count: usize) -> Vec<f32> {
+        let mut values = self.own(count);
+        if let Some((other, weight)) = &mut self.towards {
+            slerp(&mut values, &other.own(count), *weight);
+        }
+        values
+    }
+
+    /// What this generator draws by itself.
+    fn own(&mut self, count: usize) -> Vec<f32> {
         if count < BLOCK {
             return (0..count).map(|_| self.normal() as f32).collect();
         }
@@ -129,6 +152,29 @@ mod tests {
             assert_eq!(hash(seed, 15), fifteen, "15 values of seed {seed}");
             assert_eq!(hash(seed, 100), hundred, "100 values of seed {seed}");
             assert_eq!(hash(seed, 16384 + 5), many, "16389 values of seed {seed}");
+        }
+    }
+
+    #[test]
+    fn between_two_seeds_the_ends_are_the_seeds_in_every_draw() {
+        let draws = |mut generator: TorchGenerator| {
+            let draws = [64, 3, 17, 256].map(|count| generator.randn(count));
+            draws.concat().into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        };
+        let (a, b) = (draws(TorchGenerator::new(7)), draws(TorchGenerator::new(8)));
+        assert_eq!(draws(TorchGenerator::between(7, 8, 0.0)), a);
+        assert_eq!(draws(TorchGenerator::between(7, 8, 1.0)), b);
+        let middle = draws(TorchGenerator::between(7, 8, 0.5));
+        assert!(middle != a && middle != b);
+        assert_eq!(draws(TorchGenerator::between(7, 7, 0.5)), a);
+    }
+
+    #[test]
+    fn what_lies_between_two_seeds_is_normal_noise() {
+        for weight in [0.1, 0.5, 0.8] {
+            let values = TorchGenerator::between(1, 2, weight).randn(1 << 16);
+            let variance = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / 65536.0;
+            assert!((variance - 1.0).abs() < 0.02, "{weight}: {variance}");
         }
     }
 

@@ -6,7 +6,7 @@ use ndarray::ArrayD;
 
 use crate::{
     engine::{Engine, Session},
-    error::PipelineError,
+    error::{LikelyCause, PipelineError},
     lora::{Exported, LoraPlan},
     model_folder::{Architecture, Component, ComponentFolder, ModelError},
     tensor::Tensor,
@@ -24,6 +24,8 @@ pub(crate) struct LazyComponent<A> {
 pub(crate) struct LoadedComponent {
     component: Component,
     precision: String,
+    /// Whether LoRAs change its weights.
+    lora: bool,
     session: Box<dyn Session>,
 }
 
@@ -46,7 +48,7 @@ impl<A: Architecture> LazyComponent<A> {
                     .load_with(&self.folder.model, overrides)
                     .map_err(|source| PipelineError::Engine { component, source })?;
                 let precision = self.folder.precision.clone();
-                LoadedComponent { component, precision, session }
+                LoadedComponent { component, precision, lora: self.lora.is_some(), session }
             }
         };
         Ok(self.loaded.insert(loaded))
@@ -61,6 +63,37 @@ impl<A: Architecture> LazyComponent<A> {
     /// What LoRAs are matched with.
     pub(crate) fn exported(&self) -> Exported<'_> {
         Exported { model: &self.folder.model, precision: &self.folder.precision }
+    }
+
+    /// An error if `output` does not have this shape.
+    pub(crate) fn check_shape(
+        &self,
+        output: &ArrayD<f32>,
+        expected: &[usize],
+    ) -> Result<(), PipelineError> {
+        check_shape(A::COMPONENT, output, expected)
+    }
+
+    /// An error if a value is NaN or infinite; `step` is for the message.
+    pub(crate) fn check_finite(
+        &self,
+        values: &ArrayD<f32>,
+        step: Option<(usize, usize)>,
+    ) -> Result<(), PipelineError> {
+        let lora = self.lora.is_some();
+        check_finite(A::COMPONENT, &self.folder.precision, lora, values, step)
+    }
+
+    /// The engine and the graph file, for running parts of it.
+    pub(crate) fn places(&self) -> (&dyn Engine, &Path) {
+        (self.engine.as_ref(), &self.folder.model)
+    }
+
+    /// Bytes of its graph and weights on disk.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        let data = self.folder.model.with_file_name("model.onnx_data");
+        let size = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        size(&self.folder.model) + size(&data)
     }
 
     /// Frees the memory of the weights.
@@ -99,13 +132,7 @@ impl LoadedComponent {
         output: &ArrayD<f32>,
         expected: &[usize],
     ) -> Result<(), PipelineError> {
-        if output.shape() == expected {
-            return Ok(());
-        }
-        Err(PipelineError::Output {
-            component: self.component,
-            problem: format!("found an output of {:?}, expected {expected:?}", output.shape()),
-        })
+        check_shape(self.component, output, expected)
     }
 
     /// An error if a value is NaN or infinite; `step` is for the message.
@@ -114,10 +141,36 @@ impl LoadedComponent {
         values: &ArrayD<f32>,
         step: Option<(usize, usize)>,
     ) -> Result<(), PipelineError> {
-        if values.iter().all(|value| value.is_finite()) {
-            return Ok(());
-        }
-        let (component, precision) = (self.component, self.precision.clone());
-        Err(PipelineError::NotFinite { component, precision, step })
+        check_finite(self.component, &self.precision, self.lora, values, step)
     }
+}
+
+fn check_shape(
+    component: Component,
+    output: &ArrayD<f32>,
+    expected: &[usize],
+) -> Result<(), PipelineError> {
+    if output.shape() == expected {
+        return Ok(());
+    }
+    let problem = format!("found an output of {:?}, expected {expected:?}", output.shape());
+    Err(PipelineError::Output { component, problem })
+}
+
+fn check_finite(
+    component: Component,
+    precision: &str,
+    lora: bool,
+    values: &ArrayD<f32>,
+    step: Option<(usize, usize)>,
+) -> Result<(), PipelineError> {
+    if values.iter().all(|value| value.is_finite()) {
+        return Ok(());
+    }
+    let cause = match precision {
+        _ if lora => LikelyCause::Lora,
+        "fp32" => LikelyCause::Weights,
+        _ => LikelyCause::Range,
+    };
+    Err(PipelineError::NotFinite { component, precision: precision.to_owned(), step, cause })
 }

@@ -1,17 +1,35 @@
-//! From noise to latents under one caption.
+//! From noise to latents, a batch of pictures at a time.
+
+use std::ops::Range;
 
 use ndarray::{ArrayD, Axis, Slice, concatenate};
 
-use super::{Pipeline, Request};
+use super::{
+    Event, Pipeline, Request, StageProgress,
+    inputs::constant_inputs,
+    run::Run,
+    start::{Kept, Start},
+};
 use crate::{
     error::{PipelineError, RequestError},
     model_folder::TransformerArchitecture,
     noise::TorchGenerator,
     sampler::{Prediction, Solver, guide, rescale},
-    size::SizePlan,
-    tensor::Tensor,
     text::Conditioning,
 };
+
+/// One picture on its way from noise to latents.
+struct Drawing<'a> {
+    /// Its number in the request.
+    index: usize,
+    caption: &'a Conditioning,
+    /// Gives the first noise and then, step by step, what a stochastic solver adds.
+    generator: TorchGenerator,
+    solver: Box<dyn Solver>,
+    latents: ArrayD<f32>,
+    /// What of a picture to begin from is to be kept.
+    kept: Option<Kept>,
+}
 
 impl Pipeline {
     /// The solver of a request, for one picture.
@@ -29,18 +47,43 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Draws the latents of one picture. Its generator gives the first noise, f32
-    /// [1, 4, height, width], and then, step by step, what a stochastic solver adds.
+    /// Whether pictures can share a batch, if they are to.
+    pub(super) fn check_batch(&self) -> Result<(), RequestError> {
+        let dynamic = self.transformer.folder.int8_mode.as_deref() == Some("dynamic");
+        match self.options.batch_size {
+            1 => Ok(()),
+            0 => Err(RequestError::OutOfRange {
+                field: "batch_size",
+                found: "0".to_owned(),
+                expected: "1 or more",
+            }),
+            found if dynamic => Err(RequestError::DynamicBatch(found)),
+            _ => Ok(()),
+        }
+    }
+
+    fn drawing<'a>(&self, run: &Run<'a>, index: usize) -> Result<Drawing<'a>, RequestError> {
+        let mut generator = run.request.noise_seed(index).generator();
+        let (caption, solver) = (&run.captions[index], self.solver(run.request)?);
+        let init = run.init.map(|init| init.latents(index));
+        let (size, request) = (&run.sizes[index], run.request);
+        let Start { latents, kept } =
+            self.start(&mut generator, size, request, init, solver.as_ref());
+        Ok(Drawing { index, caption, generator, solver, latents, kept })
+    }
+
+    /// Draws the latents of pictures of one size; nothing if cancelled before they are done. With a picture to
+    /// begin from, the first steps may be left out.
     pub(super) fn denoise(
         &mut self,
-        mut generator: TorchGenerator,
-        size: &SizePlan,
-        caption: &Conditioning,
-        request: &Request,
-        step_done: &mut dyn FnMut(),
-    ) -> Result<ArrayD<f32>, PipelineError> {
-        let mut solver = self.solver(request)?;
-        let mut latents = self.start(&mut generator, size);
+        batch: Range<usize>,
+        run: &Run<'_>,
+        stage: &mut StageProgress<'_>,
+    ) -> Result<Option<Vec<ArrayD<f32>>>, PipelineError> {
+        let (request, cancel) = (run.request, self.options.cancel.clone());
+        let (height, width) = run.sizes[batch.start].latent();
+        let mut drawings =
+            batch.map(|index| self.drawing(run, index)).collect::<Result<Vec<_>, _>>()?;
         let TransformerArchitecture {
             in_channels,
             out_channels,
@@ -49,59 +92,57 @@ impl Pipeline {
         } = self.transformer.folder.architecture;
         let transformer = self.transformer.load()?;
 
-        let (height, width) = size.latent();
+        let captions: Vec<_> = drawings.iter().map(|drawing| drawing.caption).collect();
+        let (pictures, timesteps) = (drawings.len(), drawings[0].solver.timesteps().to_vec());
         let (steps, guided) = (request.sampling_steps, request.guided_steps());
+        let first = request.first_step();
         let mut inputs = Vec::new();
-        for (i, timestep) in solver.timesteps().to_vec().into_iter().enumerate() {
-            let batch = if i < guided { 2 } else { 1 };
-            if i == 0 || i == guided {
-                inputs = constant_inputs(caption, batch, conditions.then_some((height, width)));
+        for (i, timestep) in timesteps.into_iter().enumerate().skip(first) {
+            if cancel.is_cancelled() {
+                return Ok(None);
             }
-            let copies = concatenate(Axis(0), &vec![latents.view(); batch]);
-            inputs[0].1 = copies.expect("copies have one shape").into();
-            inputs[1].1 = ArrayD::from_elem(vec![batch], timestep).into();
+            let halves = if i < guided { 2 } else { 1 };
+            if i == first || i == guided {
+                inputs = constant_inputs(&captions, halves, conditions.then_some((height, width)));
+            }
+            let latents = (0..halves).flat_map(|_| &drawings).map(|drawing| drawing.latents.view());
+            let latents = concatenate(Axis(0), &latents.collect::<Vec<_>>());
+            inputs[0].1 = latents.expect("pictures of a batch have one shape").into();
+            inputs[1].1 = ArrayD::from_elem(vec![halves * pictures], timestep).into();
             let output = transformer.run(&inputs, "out_hidden_states")?;
-            transformer.check_shape(&output, &[batch, out_channels, height, width])?;
-            let prediction = predicted(&output, in_channels, request, solver.needs_variance());
-            solver.step(i, &mut latents, &prediction, &mut generator);
-            transformer.check_finite(&latents, Some((i + 1, steps)))?;
-            step_done();
+            transformer.check_shape(&output, &[halves * pictures, out_channels, height, width])?;
+
+            for (k, drawing) in drawings.iter_mut().enumerate() {
+                // Its rows: the unconditional one, if there is one, and the prompt's.
+                let rows: Vec<_> = (0..halves).map(|half| half * pictures + k).collect();
+                let output = output.select(Axis(0), &rows);
+                let Drawing { index, solver, generator, latents, kept, .. } = drawing;
+                let variance = solver.needs_variance();
+                let prediction = predicted(&output, in_channels, request, variance);
+                let x0 = prediction.picture(latents, solver.level(i));
+                solver.step(i, latents, &prediction, generator);
+                let step = (i + 1, steps);
+                if !latents.iter().all(|value| value.is_finite()) {
+                    let used = if variance { out_channels } else { in_channels };
+                    let used = output.slice_axis(Axis(1), Slice::from(..used)).to_owned();
+                    transformer.check_finite(&used, Some(step))?;
+                    let guidance_scale = request.guidance_scale;
+                    return Err(PipelineError::Diverged { step, guidance_scale });
+                }
+                if let Some(kept) = kept {
+                    kept.restore(latents, solver.as_ref(), i + 1);
+                }
+                stage.tell(Event::Latents {
+                    index: *index,
+                    step: i + 1,
+                    steps,
+                    latents,
+                    predicted: &x0,
+                });
+            }
+            stage.advance(pictures);
         }
-        Ok(latents)
-    }
-}
-
-/// The transformer's inputs. The first two, latents and time, are to be replaced in every step. A batch
-/// of 2 has the unconditional half first, a batch of 1 is the prompt's half.
-fn constant_inputs(
-    caption: &Conditioning,
-    batch: usize,
-    latent_size: Option<(usize, usize)>,
-) -> Vec<(&'static str, Tensor)> {
-    let nothing = || Tensor::F32(ArrayD::zeros(vec![batch]));
-    let mut inputs = vec![
-        ("hidden_states", nothing()),
-        ("timestep", nothing()),
-        ("encoder_hidden_states", last_rows(&caption.embeddings, batch)),
-        ("encoder_attention_mask", last_rows(&caption.mask, batch)),
-    ];
-    if let Some((height, width)) = latent_size {
-        // In pixels, and height first.
-        let (height, width) = (8.0 * height as f32, 8.0 * width as f32);
-        let sizes = [height, width].repeat(batch);
-        let sizes = ArrayD::from_shape_vec(vec![batch, 2], sizes).expect("two numbers a row");
-        inputs.push(("resolution", sizes.into()));
-        inputs.push(("aspect_ratio", ArrayD::from_elem(vec![batch, 1], height / width).into()));
-    }
-    inputs
-}
-
-/// The last `count` entries along the first dimension.
-fn last_rows(tensor: &Tensor, count: usize) -> Tensor {
-    let rows = Slice::from(-(count as isize)..);
-    match tensor {
-        Tensor::F32(values) => values.slice_axis(Axis(0), rows).to_owned().into(),
-        Tensor::I64(values) => values.slice_axis(Axis(0), rows).to_owned().into(),
+        Ok(Some(drawings.into_iter().map(|drawing| drawing.latents).collect()))
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::{fmt, str::FromStr};
 
+use super::InitImage;
 use crate::{
     error::RequestError,
+    noise::TorchGenerator,
     sampler::{GuidanceEnd, SamplingMethod, UncondMask},
-    size::check_sides,
+    size::{Size, check_sides},
     text::PromptCleaning,
 };
 
@@ -55,6 +57,40 @@ pub struct PictureSize {
     pub aspect_ratio: Option<(u32, u32)>,
 }
 
+/// Where the noise of one picture comes from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NoiseSeed {
+    /// The seed.
+    pub seed: u64,
+    /// A second seed to go towards, if any.
+    pub variation: Option<Variation>,
+}
+
+/// A step from one seed's noise towards another's: all that is drawn for a picture lies between what the two
+/// draw, by spherical interpolation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Variation {
+    /// The other seed.
+    pub seed: u64,
+    /// How far to go, 0 (not at all) to 1 (the other seed's own noise, bit for bit).
+    pub strength: f64,
+}
+
+impl NoiseSeed {
+    /// A seed alone.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, variation: None }
+    }
+
+    /// The generator.
+    pub(super) fn generator(self) -> TorchGenerator {
+        match self.variation {
+            None => TorchGenerator::new(self.seed),
+            Some(to) => TorchGenerator::between(self.seed, to.seed, to.strength),
+        }
+    }
+}
+
 /// The pictures wanted: one for each prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -83,6 +119,10 @@ pub struct Request {
     pub uncond_mask: Option<UncondMask>,
     /// Seed of the first picture's noise; picture k has `seed` + k.
     pub seed: u64,
+    /// None, or one for each prompt, in place of `seed`.
+    pub noise_seeds: Vec<NoiseSeed>,
+    /// A picture to begin from. It gives the sides that are not given: both, or one by its sides' ratio.
+    pub init: Option<InitImage>,
     /// The implementation to follow.
     pub reference: Reference,
     /// What is done to prompts; what the reference does where not given.
@@ -111,6 +151,8 @@ impl Default for Request {
             guidance_rescale: 0.0,
             uncond_mask: None,
             seed: 42,
+            noise_seeds: Vec::new(),
+            init: None,
             reference: Reference::default(),
             cleaning: None,
             use_resolution_binning: true,
@@ -139,6 +181,10 @@ impl Request {
         if found != 0 && found != prompts {
             return Err(RequestError::Sizes { found, prompts });
         }
+        let found = self.noise_seeds.len();
+        if found != 0 && found != prompts {
+            return Err(RequestError::NoiseSeeds { found, prompts });
+        }
         let range = |field, accepted: bool, found: &dyn fmt::Display, expected| match accepted {
             true => Ok(()),
             false => Err(RequestError::OutOfRange { field, found: found.to_string(), expected }),
@@ -164,21 +210,71 @@ impl Request {
         if self.guided() && !method.takes_guidance() {
             return Err(RequestError::Guided { method, found: self.guidance_scale });
         }
+        for Variation { strength, .. } in self.noise_seeds.iter().filter_map(|s| s.variation) {
+            let accepted = (0.0..=1.0).contains(&strength);
+            range("variation_strength", accepted, &strength, "0 to 1")?;
+        }
+        if let Some(init) = &self.init {
+            init.check(method, steps)?;
+        }
         let length = &self.max_length;
         range("max_length", (1..=4096).contains(length), length, "1 to 4096")?;
-        for size in (0..prompts).map(|k| self.size(k)) {
+        for (k, size) in (0..prompts).map(|k| (k, self.size(k))) {
             if size.aspect_ratio.is_some() && !self.use_resolution_binning {
                 return Err(RequestError::RatioWithoutBins);
             }
-            check_sides(size.width, size.height, self.use_resolution_binning)?;
+            let checked = check_sides(size.width, size.height, self.use_resolution_binning);
+            checked.map_err(|source| match (&self.init, self.given_size(k)) {
+                (Some(init), PictureSize { width: None, height: None, .. }) => {
+                    let Size { width, height } = init.size();
+                    RequestError::InitSize { width, height, source }
+                }
+                _ => source.into(),
+            })?;
         }
         Ok(())
     }
 
     /// The size of picture `k`.
     pub(super) fn size(&self, k: usize) -> PictureSize {
+        let mut size = self.given_size(k);
+        if let (Some(init), None) = (&self.init, size.aspect_ratio) {
+            let own = init.size();
+            // The other side by the ratio, rounded; what is too long is refused like any other side.
+            let other = |side: u32, a: u32, b: u32| {
+                let exact = (u64::from(side) * u64::from(a) + u64::from(b) / 2) / u64::from(b);
+                u32::try_from(exact.max(1)).unwrap_or(u32::MAX)
+            };
+            (size.width, size.height) = match (size.width, size.height) {
+                (None, None) => (Some(own.width), Some(own.height)),
+                (Some(width), None) => (Some(width), Some(other(width, own.height, own.width))),
+                (None, Some(height)) => (Some(other(height, own.width, own.height)), Some(height)),
+                both => both,
+            };
+        }
+        size
+    }
+
+    /// The size of picture `k` as far as it is given.
+    fn given_size(&self, k: usize) -> PictureSize {
         let all = PictureSize { width: self.width, height: self.height, aspect_ratio: None };
         self.sizes.get(k).copied().unwrap_or(all)
+    }
+
+    /// Where the noise of picture `k` comes from.
+    pub fn noise_seed(&self, k: usize) -> NoiseSeed {
+        let own = NoiseSeed::new(self.seed.wrapping_add(k as u64));
+        self.noise_seeds.get(k).copied().unwrap_or(own)
+    }
+
+    /// The first step that is taken; those before it are left out with a picture to begin from.
+    pub(super) fn first_step(&self) -> usize {
+        self.init.as_ref().map_or(0, |init| init.first_step(self.sampling_steps))
+    }
+
+    /// How many steps each picture takes: all, but for a picture to begin from.
+    pub fn steps_taken(&self) -> usize {
+        self.sampling_steps - self.first_step()
     }
 
     /// What is done to the prompts.

@@ -1,5 +1,7 @@
 //! The pipeline on an engine that computes next to nothing.
 
+mod init;
+
 use std::{
     path::Path,
     sync::{
@@ -15,22 +17,24 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    engine::{EngineError, Session},
+    engine::{EngineError, Override, Session},
     sampler::{GuidanceEnd, SamplingMethod, UncondMask},
     tensor::Tensor,
 };
 
 /// What a toy session is asked: which graph, with which inputs.
-type Call = (String, Vec<(String, Tensor)>);
+pub(super) type Call = (String, Vec<(String, Tensor)>);
 
-struct Toy {
-    calls: Mutex<Vec<Call>>,
-    alive: Arc<AtomicUsize>,
-    most_alive: AtomicUsize,
+pub(super) struct Toy {
+    pub(super) calls: Mutex<Vec<Call>>,
+    pub(super) alive: Arc<AtomicUsize>,
+    pub(super) most_alive: AtomicUsize,
     /// The component whose results are not numbers.
-    broken: Option<&'static str>,
+    pub(super) broken: Option<&'static str>,
+    /// How often it still gives numbers.
+    pub(super) sound_calls: AtomicUsize,
     /// The transformer's variance channels; far outside their range where nothing reads them.
-    variance: Mutex<f32>,
+    pub(super) variance: Mutex<f32>,
 }
 
 impl Default for Toy {
@@ -40,6 +44,7 @@ impl Default for Toy {
             alive: Arc::default(),
             most_alive: AtomicUsize::default(),
             broken: None,
+            sound_calls: AtomicUsize::default(),
             variance: Mutex::new(1e30),
         }
     }
@@ -51,7 +56,7 @@ struct ToySession {
     alive: Arc<AtomicUsize>,
 }
 
-struct ToyEngine(Arc<Toy>);
+pub(super) struct ToyEngine(pub(super) Arc<Toy>);
 
 impl Engine for ToyEngine {
     fn name(&self) -> &'static str {
@@ -62,7 +67,12 @@ impl Engine for ToyEngine {
         "toy".to_owned()
     }
 
-    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
+    fn load_with(
+        &self,
+        model: &Path,
+        overrides: Vec<Override>,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        assert!(overrides.is_empty(), "the toy has no weights");
         let folder = model.parent().and_then(Path::file_name).expect("a component's folder");
         let alive = self.0.alive.clone();
         let now = alive.fetch_add(1, Ordering::SeqCst) + 1;
@@ -106,6 +116,16 @@ impl Session for ToySession {
                 });
                 ("out_hidden_states", value.into_dyn())
             }
+            "vae_encoder" => {
+                // The mean is the average of each cell; four channels of hardly any variance follow.
+                let x = input("sample").as_f32().expect("a picture");
+                let s = x.shape();
+                let value = Array4::from_shape_fn((s[0], 8, s[2] / 8, s[3] / 8), |(b, c, y, w)| {
+                    let cell = |i: usize| x[[b, c % 3, 8 * y + i / 8, 8 * w + i % 8]];
+                    if c < 4 { (0..64).map(cell).sum::<f32>() / 64.0 } else { -99.0 }
+                });
+                ("latent_parameters", value.into_dyn())
+            }
             _ => {
                 let z = input("latent_sample").as_f32().expect("latents");
                 let s = z.shape();
@@ -114,7 +134,11 @@ impl Session for ToySession {
                 ("sample", value.into_dyn())
             }
         };
-        if self.toy.broken == Some(self.name.as_str()) {
+        if self.toy.broken == Some(self.name.as_str())
+            && (self.toy.sound_calls)
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+                .is_err()
+        {
             *value.first_mut().expect("a value") = f32::NAN;
         }
         Ok(vec![(name.to_owned(), value.into())])
@@ -138,12 +162,12 @@ struct Piece {
     kind: i32,
 }
 
-fn write_json(path: &Path, value: &serde_json::Value) {
+pub(super) fn write_json(path: &Path, value: &serde_json::Value) {
     std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
     std::fs::write(path, value.to_string()).expect("written");
 }
 
-fn manifest(component: &str, architecture: serde_json::Value) -> serde_json::Value {
+pub(super) fn manifest(component: &str, architecture: serde_json::Value) -> serde_json::Value {
     json!({
         "format": 1, "tool": "pixart", "component": component, "profile": "portable",
         "precision": "fp32", "architecture": architecture,
@@ -152,7 +176,7 @@ fn manifest(component: &str, architecture: serde_json::Value) -> serde_json::Val
 }
 
 /// A model folder without weights: pictures of 64 pixels.
-fn model() -> TempDir {
+pub(super) fn model() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |name: &str| folder.path().join(name);
     for (component, architecture) in [
@@ -181,7 +205,7 @@ fn pipeline(folder: &TempDir, toy: &Arc<Toy>, keep_resident: bool) -> Pipeline {
     Pipeline::new(Arc::new(ToyEngine(toy.clone())), paths, options).expect("a pipeline")
 }
 
-fn request(prompts: &[&str]) -> Request {
+pub(super) fn request(prompts: &[&str]) -> Request {
     Request {
         prompts: prompts.iter().map(|prompt| prompt.to_string()).collect(),
         sampling_steps: 3,
@@ -189,7 +213,7 @@ fn request(prompts: &[&str]) -> Request {
     }
 }
 
-fn sample(pipeline: &mut Pipeline, request: &Request) -> Vec<Picture> {
+pub(super) fn sample(pipeline: &mut Pipeline, request: &Request) -> Vec<Picture> {
     pipeline.sample(request, &mut |_| ()).expect("pictures")
 }
 
@@ -262,7 +286,7 @@ fn without_guidance_the_batch_is_one() {
 }
 
 /// Batch sizes of the transformer's calls.
-fn batches(toy: &Toy) -> Vec<usize> {
+pub(super) fn batches(toy: &Toy) -> Vec<usize> {
     let calls = toy.calls.lock().expect("one thread");
     let ours = calls.iter().filter(|(name, _)| name == "transformer");
     ours.map(|(_, inputs)| inputs[0].1.shape()[0]).collect()
@@ -441,15 +465,18 @@ fn progress_counts_every_stage_to_its_end() {
     pipeline(&folder, &toy, false)
         .sample(&request, &mut |event| {
             log.push(match event {
+                Event::Info { text } => format!("info: {text}"),
                 Event::StageStarted { stage, total } => format!("{stage} of {total}"),
                 Event::Step { index, total } => format!("{index}/{total}"),
                 Event::StageFinished { stage, .. } => format!("{stage} done"),
                 Event::Picture { index, picture } => format!("#{index} {}", picture.prompt),
+                Event::Latents { index, step, steps, .. } => format!("#{index} {step} of {steps}"),
                 Event::Note { text } => text.to_owned(),
             });
         })
         .expect("pictures");
-    let expected = "text of 2|1/2|2/2|text done|denoise of 6|1/6|2/6|3/6|4/6|5/6|6/6|denoise done|\
+    let expected = "text of 2|1/2|2/2|text done|denoise of 6|#0 1 of 3|1/6|#0 2 of 3|2/6|#0 3 of 3|3/6|\
+                    #1 1 of 3|4/6|#1 2 of 3|5/6|#1 3 of 3|6/6|denoise done|\
                     decode of 2|1/2|#0 red|2/2|#1 a|decode done";
     assert_eq!(log.join("|"), expected);
 }

@@ -58,29 +58,98 @@ const BINS: [Bin; 40] = [
     (4.0, 32, 8, true),
 ];
 
+/// The table for 2880 pixels, of about 8.3 million pixels each, in units of [`UNIT_2880`]. It is no
+/// scaled copy of the others.
+const BINS_2880: [(f64, u32, u32); 40] = [
+    (0.25, 22, 90),
+    (0.26, 22, 87),
+    (0.27, 22, 84),
+    (0.28, 22, 81),
+    (0.32, 25, 78),
+    (0.33, 25, 75),
+    (0.34, 25, 73),
+    (0.4, 28, 70),
+    (0.42, 28, 67),
+    (0.47, 30, 64),
+    (0.49, 30, 61),
+    (0.51, 30, 59),
+    (0.55, 33, 60),
+    (0.59, 33, 56),
+    (0.68, 36, 53),
+    (0.72, 36, 50),
+    (0.78, 39, 50),
+    (0.83, 39, 47),
+    (0.89, 42, 47),
+    (0.93, 42, 45),
+    (1.0, 45, 45),
+    (1.07, 45, 42),
+    (1.12, 47, 42),
+    (1.21, 47, 39),
+    (1.28, 50, 39),
+    (1.39, 50, 36),
+    (1.47, 53, 36),
+    (1.7, 56, 33),
+    (1.82, 60, 33),
+    (2.03, 61, 30),
+    (2.13, 64, 30),
+    (2.39, 67, 28),
+    (2.5, 70, 28),
+    (2.92, 73, 25),
+    (3.0, 75, 25),
+    (3.12, 78, 25),
+    (3.68, 81, 22),
+    (3.82, 84, 22),
+    (3.95, 87, 22),
+    (4.0, 90, 22),
+];
+
+/// Pixels of a unit of [`BINS_2880`].
+const UNIT_2880: u32 = 64;
+
+/// Whether a model of this latent side has a row of [`BINS`].
+///
+/// 256 (2048 px) has all 40, as in diffusers and mindone. 512 (4096 px) has the 33 of the official
+/// table that is this one times four; the official code calls it the test table of 2880, and it has
+/// 0.26 where the other short lists have 0.28. All others have the 33 of diffusers and mindone.
+fn is_listed(&(ratio, .., short): &Bin, sample_size: u32) -> bool {
+    match sample_size {
+        256 => true,
+        512 => ratio == 0.26 || (short && ratio != 0.28),
+        _ => short,
+    }
+}
+
 /// The size to generate at for a picture of `request`, by a model of this latent side.
 ///
-/// A model of 256 latent pixels (2048 px) has all 40 sizes, the others the 33 of the short list, as
-/// in diffusers and mindone. Models of other sizes than 32, 64, 128 and 256 have no published table:
-/// theirs is the 256-pixel table scaled to the model's side, each side rounded to the nearest
-/// multiple of 16.
+/// Published tables are there for 32, 64, 128, 256, 360 (2880 px) and 512. Models of other sizes get
+/// the 256-pixel table scaled to their side, each side rounded to the nearest multiple of 16.
 pub(super) fn nearest(request: Size, sample_size: u32) -> Size {
     nearest_ratio(f64::from(request.height) / f64::from(request.width), sample_size)
 }
 
 /// The same for a ratio, height to width.
 pub(super) fn nearest_ratio(ratio: f64, sample_size: u32) -> Size {
-    let distance = |bin: &&Bin| (bin.0 - ratio).abs();
-    let (_, height, width, _) = BINS
-        .iter()
-        .filter(|bin| bin.3 || sample_size == 256)
-        .min_by(|a, b| distance(a).total_cmp(&distance(b)))
-        .expect("the table is not empty");
+    if sample_size == 360 {
+        let (_, height, width) = nearest_row(BINS_2880.iter(), |row| row.0, ratio);
+        return Size { height: height * UNIT_2880, width: width * UNIT_2880 };
+    }
+    let listed = BINS.iter().filter(|row| is_listed(row, sample_size));
+    let (_, height, width, _) = nearest_row(listed, |row| row.0, ratio);
     let pixels = |sixteenths: &u32| {
         let exact = sixteenths * sample_size * LATENT_SCALE / 16;
         ((exact + SIDE_MULTIPLE / 2) / SIDE_MULTIPLE * SIDE_MULTIPLE).max(SIDE_MULTIPLE)
     };
     Size { height: pixels(height), width: pixels(width) }
+}
+
+/// The row whose label is nearest to `ratio`, the first of two that are as near.
+fn nearest_row<'a, T>(
+    rows: impl Iterator<Item = &'a T>,
+    label: impl Fn(&T) -> f64,
+    ratio: f64,
+) -> &'a T {
+    rows.min_by(|a, b| (label(a) - ratio).abs().total_cmp(&(label(b) - ratio).abs()))
+        .expect("the table is not empty")
 }
 
 #[cfg(test)]
@@ -103,7 +172,16 @@ mod tests {
     }
 
     #[test]
-    fn only_the_largest_model_has_the_long_list() {
+    fn models_above_2048_pixels_have_tables_of_their_own() {
+        assert_eq!(bin(4096, 4096, 512), (4096, 4096));
+        assert_eq!(bin(3840, 2160, 512), (3072, 5376));
+        assert_eq!(bin(1000, 265, 512), (2048, 7936));
+        assert_eq!(bin(3840, 2160, 360), (2112, 3840));
+        assert_eq!(bin(2880, 2880, 360), (2880, 2880));
+    }
+
+    #[test]
+    fn only_2048_pixels_have_the_long_list() {
         // The ratio 0.27 belongs to the long list alone.
         assert_eq!(bin(1000, 270, 256), (1024, 3840));
         assert_eq!(bin(1000, 270, 128), (512, 1856));
@@ -120,7 +198,7 @@ mod tests {
         assert_eq!(bin(128, 128, 16), (128, 128));
         assert_eq!(bin(160, 96, 16), (96, 160));
         assert_eq!(bin(96, 160, 16), (160, 96));
-        for sample_size in [1, 2, 8, 12, 16, 17, 48, 512] {
+        for sample_size in [1, 2, 8, 12, 16, 17, 48, 360, 512, 1024] {
             for (ratio, ..) in BINS {
                 let (height, width) = bin(10_000, (ratio * 10_000.0) as u32, sample_size);
                 assert!(height % 16 == 0 && width % 16 == 0 && height > 0 && width > 0);

@@ -16,7 +16,7 @@ use ndarray::ArrayD;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 
-use crate::files::write_atomically;
+use crate::files::{hex, write_atomically};
 
 /// Where caption embeddings are kept, and how many.
 #[derive(Clone, Debug)]
@@ -194,11 +194,6 @@ fn parsed(bytes: &[u8], shape: &[usize]) -> Result<ArrayD<f32>, String> {
     }
     let values = view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     ArrayD::from_shape_vec(shape, values).map_err(|error| error.to_string())
-}
-
-/// Bytes as hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

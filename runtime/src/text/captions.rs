@@ -15,7 +15,7 @@ use crate::{
     error::PipelineError,
     lora::{Exported, Lora, LoraMatch, LoraPlan, match_loras},
     model_folder::{ModelError, TextEncoderArchitecture},
-    pipeline::{Event, LazyComponent, Request, Stage, StageProgress},
+    pipeline::{Cancel, Event, LazyComponent, Request, Stage, StageProgress},
 };
 
 /// A tokenizer and a text encoder, the latter perhaps only in the form of what it once gave.
@@ -27,6 +27,7 @@ pub struct CaptionEncoder {
     cache: Option<TextCache>,
     /// The fingerprint of the LoRAs that change the encoder.
     lora: Option<String>,
+    cancel: Cancel,
 }
 
 impl CaptionEncoder {
@@ -57,7 +58,13 @@ impl CaptionEncoder {
             );
             return Err(ModelError::Mismatch(problem).into());
         }
-        Ok(Self { tokenizer, encoder, folder: text_encoder.to_owned(), cache, lora: None })
+        let (folder, cancel) = (text_encoder.to_owned(), Cancel::new());
+        Ok(Self { tokenizer, encoder, folder, cache, lora: None, cancel })
+    }
+
+    /// Sets the token that stops [`encode`](Self::encode) early.
+    pub fn set_cancel(&mut self, cancel: Cancel) {
+        self.cancel = cancel;
     }
 
     /// Numbers a token in the embeddings; unknown without the text encoder.
@@ -94,8 +101,8 @@ impl CaptionEncoder {
         }
     }
 
-    /// The captions of a request, one for each prompt. `width` is the number of values of a token, for
-    /// captions from the cache.
+    /// The captions of a request, one for each prompt; those of the first prompts if it is cancelled.
+    /// `width` is the number of values of a token, for captions from the cache.
     ///
     /// # Errors
     /// When the tokenizer or the encoder fails, or a caption is not cached and there is no encoder.
@@ -109,6 +116,9 @@ impl CaptionEncoder {
         let mut stage = StageProgress::start(Stage::EncodeText, prompts.len(), progress);
         let mut captions: Vec<Conditioning> = Vec::with_capacity(prompts.len());
         for (k, ids) in prompts.iter().enumerate() {
+            if self.cancel.is_cancelled() {
+                break;
+            }
             captions.push(match prompts[..k].iter().position(|earlier| earlier == ids) {
                 Some(same) => captions[same].clone(),
                 None => {
@@ -117,7 +127,7 @@ impl CaptionEncoder {
                     self.one(ids, prompt, request, width, tell)?
                 }
             });
-            stage.step();
+            stage.advance(1);
         }
         stage.finish();
         Ok(captions)

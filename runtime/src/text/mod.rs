@@ -10,7 +10,6 @@ mod sentencepiece;
 mod tokenizer;
 
 pub use cache::TextCache;
-pub(crate) use cache::hex;
 pub use captions::CaptionEncoder;
 pub use clean::CleanError;
 pub use encode::Conditioning;

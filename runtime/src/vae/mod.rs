@@ -1,7 +1,12 @@
-//! From latents to pixels, and latents as files.
+//! From latents to pixels, exactly or at a glance, and back, and latents as files.
 
+mod encode;
 mod latents;
 mod pixels;
+mod preview;
+pub mod tiles;
 
+pub use encode::{Posterior, from_picture};
 pub use latents::{LatentsError, write_latents};
 pub use pixels::to_picture;
+pub use preview::LatentPreview;

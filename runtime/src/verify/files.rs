@@ -1,13 +1,11 @@
 //! The files of an export against the hashes in its manifest.
 
 use std::{
-    fmt,
-    fs::{self, File},
-    io::Read as _,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
-use sha2::{Digest, Sha256};
+use crate::files::sha256_of;
 
 use super::{
     VerifyError,
@@ -19,9 +17,6 @@ const MARKS: [&str; 3] = [MANIFEST, "model.onnx", "model.onnx_data"];
 
 /// Copied from the source for other programs; neither listed nor read.
 const NOT_LISTED: [&str; 2] = [MANIFEST, "config.json"];
-
-/// Bytes read at a time.
-const BLOCK: usize = 1 << 20;
 
 /// What was found in one exported component's folder.
 #[derive(Clone, Debug)]
@@ -179,26 +174,12 @@ fn check_file(
     if found != *expected {
         return Err(FileProblem::Size { name: name.clone(), found, expected: *expected });
     }
-    let found = hash(&path, step).map_err(|error| unreadable(error.to_string()))?;
+    let found = sha256_of(&path, step).map_err(|error| unreadable(error.to_string()))?;
     if !found.eq_ignore_ascii_case(sha256) {
         let expected = sha256.clone();
         return Err(FileProblem::Hash { name: name.clone(), found, expected });
     }
     Ok(())
-}
-
-fn hash(path: &Path, step: &mut dyn FnMut(u64)) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut sha = Sha256::new();
-    let mut block = vec![0; BLOCK];
-    loop {
-        let count = file.read(&mut block)?;
-        if count == 0 {
-            return Ok(sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
-        }
-        sha.update(&block[..count]);
-        step(count as u64);
-    }
 }
 
 /// The names in a folder, in order.
@@ -217,10 +198,13 @@ fn names(folder: &Path) -> Result<Vec<String>, VerifyError> {
 mod tests {
     use serde_json::{Value, json};
 
+    use sha2::{Digest as _, Sha256};
+
     use super::*;
+    use crate::files::hex;
 
     fn sha256(content: &str) -> String {
-        Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&Sha256::digest(content))
     }
 
     fn manifest() -> Value {

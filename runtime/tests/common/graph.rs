@@ -30,7 +30,8 @@ fn value(name: &str, dims: &[&str]) -> ValueInfoProto {
     }
 }
 
-fn node(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
+/// A node with one output, named after it.
+pub fn node(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
     NodeProto {
         op_type: op_type.to_owned(),
         name: format!("node_{output}"),

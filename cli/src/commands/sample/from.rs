@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// A flag, and the settings of a picture that it sets aside because they would contradict it or belong to what
 /// it replaces.
-const SET_ASIDE: [(&str, &[&str]); 12] = [
+const SET_ASIDE: [(&str, &[&str]); 13] = [
     ("prompt", &["prompt_directives"]),
     ("prompt_path", &["prompt", "prompt_directives"]),
     ("aspect_ratio", &["image_width", "image_height"]),
@@ -22,6 +22,7 @@ const SET_ASIDE: [(&str, &[&str]); 12] = [
     ("guidance_end", &["guidance_last_step"]),
     ("guidance_last_step", &["guidance_end"]),
     ("clean_caption", &["prompt_cleaning"]),
+    ("interpolate_to", &["variation_seed", "variation_strength"]),
     ("reference", &["prompt_cleaning", "uncond_mask"]),
     ("sampling_method", &["sampling_steps", "guidance_scale"]),
     ("model", &["checkpoint", "text_encoder_root", "vae_root", "tokenizer_root"]),

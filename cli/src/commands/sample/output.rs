@@ -131,9 +131,17 @@ impl Output {
         SaveOptions { format, jpeg_quality, metadata: None }
     }
 
+    /// Tells of the pictures that an error leaves.
+    pub fn tell_kept(&self) {
+        if !self.written.is_empty() {
+            eprintln!("kept: {}", self.summary());
+        }
+    }
+
     /// Where the pictures are, for the line at the end.
     pub fn summary(&self) -> String {
         match self.written.as_slice() {
+            [] => "no picture".to_owned(),
             [one] => one.display().to_string(),
             many => format!("{} pictures in {}", many.len(), self.files.folder.display()),
         }

@@ -46,7 +46,8 @@ const LEFT_OUT: [&str; 7] = [
 ];
 
 /// Groups of flags none of which says how a picture looks.
-const LEFT_OUT_HEADINGS: [&str; 3] = ["Output", "Picture files", "Text cache"];
+const LEFT_OUT_HEADINGS: [&str; 5] =
+    ["Output", "Picture files", "Text cache", "While it runs", "Known to upstream"];
 
 /// The names of the settings that belong into a picture.
 pub fn recorded() -> Vec<String> {
@@ -130,6 +131,10 @@ impl Record {
         let (width, height) =
             size.map_or((request.width, request.height), |size| (size.width, size.height));
         let ratio = size.and_then(|size| size.aspect_ratio).map(|(h, w)| format!("{h}:{w}"));
+        // A place in a row between two seeds is a variation, too.
+        settings
+            .retain(|name, _| !["interpolate_to", "interpolate_steps"].contains(&name.as_str()));
+        let variation = request.noise_seed(index).variation;
         for (name, value) in [
             ("prompt", json!([picture.prompt])),
             ("negative_prompt", if negative.is_empty() { Value::Null } else { json!([negative]) }),
@@ -137,6 +142,8 @@ impl Record {
             ("image_width", json!(width)),
             ("image_height", json!(height)),
             ("aspect_ratio", json!(ratio)),
+            ("variation_seed", json!(variation.map(|towards| towards.seed))),
+            ("variation_strength", json!(variation.map(|towards| towards.strength))),
         ] {
             match value {
                 Value::Null => settings.remove(name),
@@ -148,12 +155,12 @@ impl Record {
         facts["size"] = json!([width, height]);
         let record =
             json!({ "format": FORMAT, "tool": TOOL, "settings": settings, "facts": facts });
-        let parameters = self.parameters(picture, negative).to_string();
+        let parameters = self.parameters(picture, index, negative).to_string();
         Metadata { parameters, record: ascii(&record.to_string()) }
     }
 
     /// The text that web UIs read, with the names they use.
-    fn parameters(&self, picture: &Picture, negative_prompt: &str) -> Parameters {
+    fn parameters(&self, picture: &Picture, index: usize, negative_prompt: &str) -> Parameters {
         let (request, transformer) = (&self.request, &self.facts["model"]["transformer"]);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (width, height) = picture.image.dimensions();
@@ -165,12 +172,22 @@ impl Record {
             })
             .collect();
         let hash = text(&transformer["source_sha256"]).chars().take(10).collect();
+        let init = request.init.as_ref();
+        let strength = init.map_or(String::new(), |init| init.strength.to_string());
+        let variation = request.noise_seed(index).variation;
+        let [towards, how_far] = match variation {
+            Some(to) => [to.seed.to_string(), to.strength.to_string()],
+            None => [String::new(), String::new()],
+        };
         let pairs = [
             ("Steps", request.sampling_steps.to_string()),
             ("Sampler", sampler(request.sampling_method).to_owned()),
             ("CFG scale", request.guidance_scale.to_string()),
             ("Seed", picture.seed.to_string()),
             ("Size", format!("{width}x{height}")),
+            ("Denoising strength", strength),
+            ("Variation seed", towards),
+            ("Variation seed strength", how_far),
             ("Model hash", hash),
             ("Model", text(&transformer["name"])),
             ("LoRA", loras.join(", ")),

@@ -54,14 +54,17 @@ pub struct Settings {
     /// Pictures of each prompt, each with the next seed [default: 1]
     #[arg(
         long = "num_trials",
+        alias = "nrows",
         value_name = "N",
         allow_negative_numbers = true,
         help_heading = "Prompts"
     )]
     pub num_trials: Option<usize>,
-    /// Prompts that share a grid; pictures do not depend on it [default: 1]
+    /// Pictures of one size that are computed at once, and prompts that share a grid; pictures do not
+    /// depend on it, memory does [default: 1]
     #[arg(
         long = "batch_size",
+        alias = "ncols",
         value_name = "N",
         allow_negative_numbers = true,
         help_heading = "Prompts"
@@ -195,7 +198,8 @@ pub struct Settings {
     /// In which blocks, counted from 0
     #[arg(long = "kv_compress_layer", value_name = "N", num_args = 1.., help_heading = "Model")]
     pub kv_compress_layer: Vec<usize>,
-    /// Precision of the graphs; fp32 is the only one so far [default: fp32]
+    /// Precision in which transformer and text encoder are exported on first use: fp32, fp16, bf16, int8,
+    /// or int4 (ONNX Runtime only); the VAE stays in fp32 [default: fp32]
     #[arg(long, value_name = "TYPE", help_heading = "Model")]
     pub dtype: Option<String>,
     /// LoRA to apply, a safetensors file or a folder with one, with its strength: FILE:0.8. Several are
@@ -269,6 +273,126 @@ pub struct Settings {
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
           help_heading = "Picture files")]
     pub no_metadata: Option<bool>,
+    /// Begin from this picture (PNG, JPEG or WebP) instead of from noise; it gives the size where none is
+    /// given
+    #[arg(long = "init_image", value_name = "FILE", help_heading = "Pictures to begin from")]
+    pub init_image: Option<PathBuf>,
+    /// How much of it is drawn anew, above 0 and up to 1: that part of the steps is taken [default: 0.8,
+    /// with --mask 1]
+    #[arg(
+        long,
+        visible_alias = "denoising_strength",
+        value_name = "X",
+        allow_negative_numbers = true,
+        help_heading = "Pictures to begin from"
+    )]
+    pub strength: Option<f64>,
+    /// Draw only a part anew: a picture as large as --init_image, white there and black elsewhere
+    #[arg(long, value_name = "FILE", help_heading = "Pictures to begin from")]
+    pub mask: Option<PathBuf>,
+    /// Soften the mask's edge, a radius in its pixels, 0 to 256 [default: 0]
+    #[arg(
+        long = "mask_blur",
+        value_name = "PIXELS",
+        allow_negative_numbers = true,
+        help_heading = "Pictures to begin from"
+    )]
+    pub mask_blur: Option<f32>,
+    /// Whether what the mask keeps is put back pixel by pixel, not as the VAE gives it [default: true]
+    #[arg(long = "paste_back", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Pictures to begin from")]
+    pub paste_back: Option<bool>,
+
+    /// Vary the picture of --seed: each picture goes a step towards the noise of another seed, picture k
+    /// towards this one + k; -1 draws it
+    #[arg(long = "variation_seed", value_name = "N", allow_negative_numbers = true,
+          value_parser = seed, help_heading = "Variations")]
+    pub variation_seed: Option<i128>,
+    /// How far, 0 (the picture of --seed) to 1 (that of the other seed)
+    #[arg(
+        long = "variation_strength",
+        value_name = "X",
+        allow_negative_numbers = true,
+        help_heading = "Variations"
+    )]
+    pub variation_strength: Option<f64>,
+    /// Draw a row of pictures of each prompt, from --seed to this one; -1 draws it
+    #[arg(long = "interpolate_to", value_name = "N", allow_negative_numbers = true,
+          value_parser = seed, help_heading = "Variations")]
+    pub interpolate_to: Option<i128>,
+    /// Pictures of such a row, the first and the last included, 2 or more
+    #[arg(
+        long = "interpolate_steps",
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Variations"
+    )]
+    pub interpolate_steps: Option<usize>,
+    /// Show what is being drawn: `terminal`, or a PNG file that is replaced at each step
+    #[arg(long, value_name = "FILE", help_heading = "While it runs")]
+    pub preview: Option<String>,
+    /// Steps between two previews [default: 1]
+    #[arg(long = "preview_interval", value_name = "N", help_heading = "While it runs")]
+    pub preview_interval: Option<usize>,
+    /// Seconds of drawing after which the pictures drawn so far are decoded and written; each time, the
+    /// VAE and the transformer are loaded anew. With --keep_resident, every batch is written at once
+    /// [default: 120]
+    #[arg(
+        long = "decode_interval",
+        value_name = "SECONDS",
+        allow_negative_numbers = true,
+        help_heading = "While it runs"
+    )]
+    pub decode_interval: Option<f64>,
+    /// Decode in tiles: auto (when the whole picture would not fit into free memory), true, false, or
+    /// blend (faster, but tiles differ slightly) [default: auto]
+    #[arg(long = "vae_tiling", value_name = "WHEN", num_args = 0..=1,
+          default_missing_value = "true", help_heading = "Large pictures")]
+    #[serde(deserialize_with = "word_or_boolean")]
+    pub vae_tiling: Option<String>,
+    /// Side of a tile in pixels of the picture, 64 to 4096, a multiple of 8 [default: 512]
+    #[arg(
+        long = "vae_tile_size",
+        value_name = "PIXELS",
+        allow_negative_numbers = true,
+        help_heading = "Large pictures"
+    )]
+    pub vae_tile_size: Option<usize>,
+    /// Pixels that neighbouring tiles share with --vae_tiling blend, a multiple of 8, at most half a
+    /// tile [default: 128]
+    #[arg(
+        long = "vae_tile_overlap",
+        value_name = "PIXELS",
+        allow_negative_numbers = true,
+        help_heading = "Large pictures"
+    )]
+    pub vae_tile_overlap: Option<usize>,
+
+    /// Device to compute on: CPU is the only one so far [default: CPU]
+    #[arg(long = "device_target", value_name = "NAME", help_heading = "Known to upstream")]
+    pub device_target: Option<String>,
+    /// No effect: attention never holds all its scores, and is exact
+    #[arg(long = "enable_flash_attention", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Known to upstream")]
+    pub enable_flash_attention: Option<bool>,
+    /// No effect: MindSpore's way of running, 0 or 1
+    #[arg(
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Known to upstream"
+    )]
+    pub mode: Option<u32>,
+    /// No effect: MindSpore's way of compiling, O0 or O1
+    #[arg(long = "jit_level", value_name = "LEVEL", help_heading = "Known to upstream")]
+    pub jit_level: Option<String>,
+    /// Several devices at once: only false so far
+    #[arg(long = "use_parallel", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Known to upstream")]
+    pub use_parallel: Option<bool>,
 }
 
 /// The names of all settings, as flags and as YAML keys.
@@ -280,7 +404,7 @@ pub fn names() -> Vec<String> {
 impl Settings {
     /// What the pipeline is asked to do.
     pub fn request(&self) -> Result<Request, Failure> {
-        only("dtype", self.dtype.as_deref(), "fp32", "precision")?;
+        self.precision()?;
         let Prompts { prompts, negative_prompts, sizes } = Prompts::gather(self)?;
         let default = Request::default();
         let mut request = Request {
@@ -289,7 +413,7 @@ impl Settings {
             sizes,
             width: self.image_width,
             height: self.image_height,
-            seed: drawn(self.seed.unwrap_or(42))?,
+            seed: drawn("seed", self.seed.unwrap_or(42))?,
             reference: parsed::<Reference>("reference", self.reference.as_deref())?,
             cleaning: self.cleaning()?,
             use_resolution_binning: self.use_resolution_binning.unwrap_or(true),
@@ -297,6 +421,7 @@ impl Settings {
             ..default
         };
         self.apply_sampling(&mut request)?;
+        self.apply_seeds(&mut request)?;
         request.check().map_err(Failure::request)?;
         Ok(request)
     }
@@ -322,7 +447,10 @@ impl Settings {
 
     /// Pictures of each prompt.
     pub fn trials(&self) -> Result<usize, Failure> {
-        at_least_one("num_trials", self.num_trials)
+        match self.row()? {
+            Some(pictures) => Ok(pictures),
+            None => at_least_one("num_trials", self.num_trials),
+        }
     }
 
     /// Prompts that share a grid.
@@ -388,6 +516,12 @@ impl Settings {
 
     /// Where the model's parts are.
     pub fn sources(&self) -> Result<Sources, Failure> {
+        if self.checkpoint.as_deref().is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err(Failure::request(
+                "checkpoint: it is empty, as in the configs of the KV-compressed 2K and 4K models, whose \
+                 weights were never released; name a transformer of your own with --checkpoint PATH",
+            ));
+        }
         Sources::locate(
             self.model.as_deref(),
             self.checkpoint.as_deref(),
@@ -437,16 +571,6 @@ fn at_least_one(name: &str, value: Option<usize>) -> Result<usize, Failure> {
     }
 }
 
-/// Refuses any value of a setting that has a single one so far.
-fn only(name: &str, value: Option<&str>, expected: &str, what: &str) -> Result<(), Failure> {
-    match value {
-        Some(value) if value != expected => Err(Failure::request(format!(
-            "{name}: found `{value}`, expected `{expected}`, the only {what} so far"
-        ))),
-        _ => Ok(()),
-    }
-}
-
 /// Reads a seed: -1 or a 64-bit number.
 fn seed(text: &str) -> Result<i128, String> {
     let seed = text.parse().map_err(|_| "expected a whole number".to_owned())?;
@@ -458,13 +582,13 @@ fn seed(text: &str) -> Result<i128, String> {
 }
 
 /// Draws a seed for -1.
-fn drawn(seed: i128) -> Result<u64, Failure> {
+pub fn drawn(name: &str, seed: i128) -> Result<u64, Failure> {
     use std::hash::{BuildHasher, RandomState};
     match seed {
         // 32 bits are enough to try one's luck, and short to type again.
-        -1 => Ok(RandomState::new().hash_one(std::process::id()) >> 32),
+        -1 => Ok(RandomState::new().hash_one(name) >> 32),
         _ => seed.try_into().map_err(|_| {
-            Failure::request(format!("seed: found {seed}, expected -1 or 0 to {}", u64::MAX))
+            Failure::request(format!("{name}: found {seed}, expected -1 or 0 to {}", u64::MAX))
         }),
     }
 }
@@ -499,4 +623,18 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
         OneOrMany::One(text) => vec![text],
         OneOrMany::Many(texts) => texts,
     })
+}
+
+/// YAML's true and false are words on the command line.
+fn word_or_boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a word, true or false")]
+    enum WordOrBoolean {
+        Boolean(bool),
+        Word(String),
+    }
+    Ok(Option::deserialize(deserializer)?.map(|value| match value {
+        WordOrBoolean::Boolean(value) => value.to_string(),
+        WordOrBoolean::Word(word) => word,
+    }))
 }

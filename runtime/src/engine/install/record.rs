@@ -1,14 +1,14 @@
 //! The record beside each installed engine: where it came from and what it should hold.
 
 use std::{
-    fs::File,
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+
+use crate::files::sha256_of;
 
 use super::{
     super::{
@@ -137,7 +137,7 @@ impl Installed {
     pub fn verify(&self) -> Result<(), EngineError> {
         for file in &self.record.files {
             let path = self.folder.join(&file.name);
-            match sha256_of(&path) {
+            match sha256_of(&path, &mut |_| ()) {
                 Ok(found) if found == file.sha256 => {}
                 Ok(_) => {
                     let reason = "it differs from what was installed".to_owned();
@@ -179,24 +179,6 @@ pub(in super::super) fn records(data_folder: &Path) -> Vec<Result<Installed, Eng
 
 fn folder_name(folder: &Path) -> String {
     folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}
-
-/// SHA-256 of a file, in hexadecimal.
-pub(super) fn sha256_of(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hexadecimal(&hash.finalize())),
-            count => hash.update(&buffer[..count]),
-        }
-    }
-}
-
-/// Lower-case hexadecimal digits.
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The time now, as `2026-11-23T04:12:59Z`.
@@ -250,7 +232,7 @@ mod tests {
         let path = folder.path().join("abc");
         std::fs::write(&path, "abc").expect("file");
         assert_eq!(
-            sha256_of(&path).expect("hash"),
+            sha256_of(&path, &mut |_| ()).expect("hash"),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
     }

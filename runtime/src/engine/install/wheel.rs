@@ -14,10 +14,12 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use zip::ZipArchive;
 
+use crate::files::{hex, sha256_of};
+
 use super::{
     super::external_data::is_plain_file_name,
     InstallError, Provider,
-    record::{FileRecord, Record, hexadecimal, now, sha256_of},
+    record::{FileRecord, Record, now},
 };
 
 /// The largest file that is unpacked; the largest library published has about 1 GB.
@@ -95,7 +97,7 @@ pub(super) fn unpack(
         name: provider.name.to_owned(),
         version,
         package: provider.wheel.to_owned(),
-        wheel_sha256: sha256_of(wheel).map_err(|error| refused(error.to_string()))?,
+        wheel_sha256: sha256_of(wheel, &mut |_| ()).map_err(|error| refused(error.to_string()))?,
         library: library.to_owned(),
         wheel: name.clone(),
         files,
@@ -176,7 +178,7 @@ fn copy(entry: &mut impl Read, path: &Path, most: u64) -> Result<FileRecord, Cop
         file.write_all(&buffer[..count]).map_err(Copy::Write)?;
     }
     file.sync_all().map_err(Copy::Write)?;
-    Ok(FileRecord { name: String::new(), bytes, sha256: hexadecimal(&hash.finalize()) })
+    Ok(FileRecord { name: String::new(), bytes, sha256: hex(&hash.finalize()) })
 }
 
 #[cfg(test)]
@@ -247,7 +249,7 @@ mod tests {
         let library = library.expect("recorded");
         assert_eq!(library.bytes, 7);
         let path = folder.path().join("target").join(&library.name);
-        assert_eq!(sha256_of(&path).expect("hash"), library.sha256);
+        assert_eq!(sha256_of(&path, &mut |_| ()).expect("hash"), library.sha256);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! sizes, and a plan is made for each combination of input shapes; the plans used last are kept.
 
 mod apart;
+mod checked;
 mod plan;
 mod replaced;
 mod weights;
@@ -20,8 +21,9 @@ use tract_onnx::tract_hir::internal::{
 
 use self::{plan::Plans, replaced::Replaced, weights::build};
 use super::{
-    Engine, EngineError, Session,
+    Engine, EngineError, GraphPart, Session,
     model_file::ModelFile,
+    part,
     signature::{Signature, describe_all},
     weights as graph_weights,
     weights::Override,
@@ -60,10 +62,6 @@ impl Engine for TractEngine {
         format!("tract {VERSION} (cpu, {} {plural})", self.threads)
     }
 
-    fn load(&self, model: &Path) -> Result<Box<dyn Session>, EngineError> {
-        self.load_with(model, Vec::new())
-    }
-
     fn load_with(
         &self,
         model: &Path,
@@ -81,6 +79,29 @@ impl Engine for TractEngine {
             reason,
         })?;
         let plans = Plans::new(file.path.clone(), replaced, graph, self.executor.clone());
+        Ok(Box::new(TractSession {
+            model: file.path,
+            signature: file.signature,
+            plans,
+            executor: self.executor.clone(),
+        }))
+    }
+
+    fn load_part(&self, model: &Path, part: &GraphPart) -> Result<Box<dyn Session>, EngineError> {
+        let mut file = ModelFile::open(model)?;
+        part::cut(&mut file, part)?;
+        let built = guarded(|| {
+            let replaced = Replaced::new(Vec::new())?;
+            Ok((build(&mut file, &replaced)?, replaced))
+        });
+        let (graph, replaced) = built.map_err(|reason| EngineError::Load {
+            engine: NAME,
+            model: model.to_path_buf(),
+            reason,
+        })?;
+        let mut plans = Plans::new(file.path.clone(), replaced, graph, self.executor.clone());
+        // The file has more than the part, so it cannot be read anew.
+        plans.most_bytes_twice = u64::MAX;
         Ok(Box::new(TractSession {
             model: file.path,
             signature: file.signature,

@@ -7,7 +7,7 @@ use tract_onnx::{prelude::RunOptions, tract_hir::internal::*};
 
 use super::{
     super::{model_file::ModelFile, signature::Input},
-    apart,
+    apart, checked,
     replaced::Replaced,
     weights::{self, Graph},
 };
@@ -87,7 +87,9 @@ impl Plans {
         let options = RunOptions { executor: Some(self.executor.clone()), ..RunOptions::default() };
         let mut model = model.into_typed()?;
         apart::keep_loops(&mut model);
-        TypedSimplePlan::new_with_options(model.into_optimized()?, &options)
+        let mut model = model.into_optimized()?;
+        checked::let_nan_through(&mut model);
+        TypedSimplePlan::new_with_options(model, &options)
     }
 
     /// The graph to make a plan of.

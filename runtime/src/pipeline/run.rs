@@ -1,0 +1,117 @@
+//! The state of one request: what is drawn, what is decoded, what is left.
+
+use std::{mem, ops::Range, time::Instant};
+
+use ndarray::ArrayD;
+
+use super::{Event, Picture, Pipeline, Request, Stage, StageProgress, init::Init};
+use crate::{error::PipelineError, size::SizePlan, text::Conditioning};
+
+/// One request under way. Pictures are drawn and decoded in the order of their prompts.
+pub(super) struct Run<'a> {
+    pub(super) request: &'a Request,
+    pub(super) sizes: &'a [SizePlan],
+    pub(super) captions: &'a [Conditioning],
+    /// The picture to begin from, if there is one.
+    pub(super) init: Option<&'a Init>,
+    /// Latents that wait for the VAE; those of the first pictures are gone already.
+    waiting: Vec<ArrayD<f32>>,
+    pub(super) pictures: Vec<Picture>,
+}
+
+impl<'a> Run<'a> {
+    /// As many pictures as there are captions.
+    pub(super) fn new(
+        request: &'a Request,
+        sizes: &'a [SizePlan],
+        captions: &'a [Conditioning],
+        init: Option<&'a Init>,
+    ) -> Self {
+        Self { request, sizes, captions, init, waiting: Vec::new(), pictures: Vec::new() }
+    }
+
+    /// How many pictures are drawn, decoded or not.
+    fn drawn(&self) -> usize {
+        self.pictures.len() + self.waiting.len()
+    }
+
+    /// Whether all are drawn.
+    pub(super) fn is_drawn(&self) -> bool {
+        self.drawn() == self.captions.len()
+    }
+
+    /// The next pictures, at most `most` and of one size. Only neighbours share a batch, so that pictures
+    /// are finished in their order.
+    fn next_batch(&self, most: usize) -> Option<Range<usize>> {
+        let start = self.drawn();
+        let size = self.sizes.get(start).filter(|_| !self.is_drawn())?.latent();
+        let rest = self.sizes[start..self.captions.len()].iter().take(most.max(1));
+        Some(start..start + rest.take_while(|other| other.latent() == size).count())
+    }
+}
+
+impl Pipeline {
+    /// Draws pictures until all are drawn, it is time to decode, or cancellation is asked for.
+    pub(super) fn draw(
+        &mut self,
+        run: &mut Run<'_>,
+        progress: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), PipelineError> {
+        let (started, steps) = (Instant::now(), run.request.steps_taken());
+        let (total, done) = (run.captions.len() * steps, run.drawn() * steps);
+        let mut stage = StageProgress::resume(Stage::Denoise, total, done, progress);
+        let mut result = Ok(());
+        while let Some(batch) = run.next_batch(self.options.batch_size) {
+            match self.denoise(batch, run, &mut stage) {
+                Ok(Some(latents)) => run.waiting.extend(latents),
+                Ok(None) => break,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+            let waited = started.elapsed() >= self.options.decode_interval;
+            if self.options.keep_resident || waited {
+                break;
+            }
+        }
+        stage.finish();
+        result
+    }
+
+    /// Makes pictures of all that is drawn.
+    pub(super) fn decode_drawn(
+        &mut self,
+        run: &mut Run<'_>,
+        progress: &mut dyn FnMut(Event<'_>),
+    ) -> Result<(), PipelineError> {
+        if run.waiting.is_empty() {
+            return Ok(());
+        }
+        let (total, done) = (run.captions.len(), run.pictures.len());
+        let mut stage = StageProgress::resume(Stage::Decode, total, done, progress);
+        for latents in mem::take(&mut run.waiting) {
+            let k = run.pictures.len();
+            let (size, reference) = (&run.sizes[k], run.request.reference);
+            let mut told = None;
+            let tell = &mut |text: &str| told = Some(text.to_owned());
+            let image = match run.init {
+                None => self.decode(&latents, size, reference, tell)?,
+                Some(init) => {
+                    let drawn = self.decode(&latents, &Init::decoded(size), reference, tell)?;
+                    init.finish(&drawn, size)
+                }
+            };
+            // The first of a run says it for all.
+            if let Some(text) = told.as_deref().filter(|_| k == 0) {
+                stage.tell(Event::Info { text });
+            }
+            let (seed, prompt) = (run.request.noise_seed(k).seed, run.request.prompts[k].clone());
+            run.pictures.push(Picture { image, latents, seed, prompt });
+            stage.advance(1);
+            stage.tell(Event::Picture { index: k, picture: &run.pictures[k] });
+        }
+        stage.finish();
+        Ok(())
+    }
+}
