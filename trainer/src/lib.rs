@@ -1,0 +1,1 @@
+//! Fine-tuning of PixArt-Σ: pictures and captions in, weights out.
