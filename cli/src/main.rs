@@ -30,6 +30,8 @@ enum Command {
     Convert(commands::convert::ConvertArgs),
     /// Tell what a checkpoint or an export is
     Inspect(commands::inspect::InspectArgs),
+    /// Look at pictures and captions before training on them
+    Dataset(commands::dataset::DatasetArgs),
     /// List and install the engines that run the graphs
     Engine(commands::engine::EngineArgs),
 }
@@ -43,6 +45,7 @@ fn main() -> std::process::ExitCode {
         Command::Export(args) => commands::export::run(args),
         Command::Convert(args) => commands::convert::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Dataset(args) => commands::dataset::run(args),
         Command::Engine(args) => commands::engine::run(args),
     })
 }
