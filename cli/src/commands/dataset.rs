@@ -54,14 +54,9 @@ fn run_check(args: &CheckArgs) -> Result<(), Failure> {
     let settings = settings::merge(args.config.as_deref(), &args.settings)?;
     let (source, columns, image_dir) = settings.source()?;
     let tokenizer = settings.tokenizer(args.settings.tokenizer_root.is_some())?;
-    let captions = match &tokenizer {
-        Some(tokenizer) => Some(CaptionLimit {
-            tokenizer,
-            cleaning: settings.cleaning()?,
-            max_length: settings.t5_max_length()?,
-        }),
-        None => None,
-    };
+    let (cleaning, max_length) = (settings.cleaning()?, settings.t5_max_length()?);
+    let captions =
+        tokenizer.as_ref().map(|tokenizer| CaptionLimit { tokenizer, cleaning, max_length });
     let data = settings.data(args.quick)?;
     let options = CheckOptions { data, batch_size: settings.batch_size()?, captions };
     let mut bar = None;
