@@ -201,7 +201,7 @@ fn tried(dataset: &Dataset, bucket: usize, item: usize, known: &BTreeMap<usize, 
     for &candidate in items[at..].iter().chain(&items[..at]) {
         let problem = match known.get(&candidate) {
             Some(problem) => problem.clone(),
-            None => match pixels(dataset, bucket, candidate) {
+            None => match item_pixels(dataset, candidate) {
                 Ok(pixels) => return Tried { found: Some((candidate, pixels)), unreadable },
                 Err(error) => error.to_string(),
             },
@@ -211,13 +211,15 @@ fn tried(dataset: &Dataset, bucket: usize, item: usize, known: &BTreeMap<usize, 
     Tried { found: None, unreadable }
 }
 
-fn pixels(dataset: &Dataset, bucket: usize, item: usize) -> Result<Array3<f32>, PictureError> {
+/// What a picture is trained on, f32 [3, height, width] in −1 to 1.
+pub(super) fn item_pixels(dataset: &Dataset, item: usize) -> Result<Array3<f32>, PictureError> {
     let limits = dataset.limits();
     let picture = decode_picture(&read_file(&dataset.file(item), limits)?, limits)?;
     let size = Size { width: picture.width(), height: picture.height() };
     // Another picture under the same name would not fit into the batch.
-    if dataset.sizing().bucket(size) != dataset.buckets()[bucket].size {
-        let Size { width, height } = dataset.items()[item].size;
+    let before = dataset.items()[item].size;
+    if dataset.sizing().bucket(size) != dataset.sizing().bucket(before) {
+        let Size { width, height } = before;
         return Err(PictureError::Broken(format!(
             "the picture has changed: it was {width} × {height} pixels and is {} × {}",
             size.width, size.height

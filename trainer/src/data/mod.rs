@@ -2,9 +2,11 @@
 //!
 //! [`Labels::read`] reads what the pictures show, [`Dataset::open`] looks at the pictures and sorts them into
 //! aspect buckets, [`Sampler`] deals them out in batches that repeat for a seed and go on where they were
-//! interrupted, and [`Loader`] brings the batches' pictures to their size ahead of time. [`check`](fn@check) is
+//! interrupted, and [`Loader`] brings the batches' pictures to their size ahead of time. [`MomentCache`] keeps what
+//! the VAE's encoder makes of pictures. [`check`](fn@check) is
 //! `pixart dataset check`.
 
+mod cache;
 mod caption;
 mod check;
 mod dataset;
@@ -15,6 +17,7 @@ mod random;
 mod sampler;
 mod scan;
 
+pub use cache::{CacheError, FillOptions, Filled, MomentCache};
 pub use caption::{Caption, CaptionOptions, Captions};
 pub use check::{
     BucketCount, CaptionLimit, CheckError, CheckOptions, CheckReport, Enlarged, LeftOutEntry,
