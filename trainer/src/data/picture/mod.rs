@@ -13,6 +13,7 @@ use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 use pixart_runtime::size::Size;
 use std::fs;
 use std::io::{self, Cursor, Read};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
 /// What a picture may cost. A small file can unpack to any size.
@@ -107,8 +108,12 @@ pub fn file_size(path: &Path, limits: PictureLimits) -> Result<Size, PictureErro
     let (head, all) = read_start(path, limits, HEAD)?;
     // WebP has its EXIF data behind the picture.
     if !all && !head.starts_with(b"RIFF") {
-        match open_unchecked(&head, limits) {
-            Ok((decoder, orientation)) => return Ok(seen_size(&decoder, orientation)),
+        let size = guarded(|| {
+            let (decoder, orientation) = open_unchecked(&head, limits)?;
+            Ok(seen_size(&decoder, orientation))
+        });
+        match size {
+            Ok(size) => return Ok(size),
             Err(error @ PictureError::TooLarge { .. }) => return Err(error),
             Err(_) => {}
         }
@@ -122,8 +127,10 @@ pub fn file_size(path: &Path, limits: PictureLimits) -> Result<Size, PictureErro
 /// # Errors
 /// When the bytes are no picture, or one that is too large or, for JPEG and WebP, cut off.
 pub fn picture_size(bytes: &[u8], limits: PictureLimits) -> Result<Size, PictureError> {
-    let (decoder, orientation) = open(bytes, limits)?;
-    Ok(seen_size(&decoder, orientation))
+    guarded(|| {
+        let (decoder, orientation) = open(bytes, limits)?;
+        Ok(seen_size(&decoder, orientation))
+    })
 }
 
 fn seen_size(decoder: &impl ImageDecoder, orientation: Orientation) -> Size {
@@ -140,6 +147,17 @@ fn seen_size(decoder: &impl ImageDecoder, orientation: Orientation) -> Size {
 /// # Errors
 /// When the bytes are no picture, or one that is too large, broken or cut off.
 pub fn decode_picture(bytes: &[u8], limits: PictureLimits) -> Result<RgbImage, PictureError> {
+    guarded(|| decode(bytes, limits))
+}
+
+/// One picture that a decoder cannot cope with must not end a run over all others.
+fn guarded<T>(decode: impl FnOnce() -> Result<T, PictureError>) -> Result<T, PictureError> {
+    panic::catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| {
+        Err(PictureError::Broken("broken: the decoder gave up; save the picture anew".to_owned()))
+    })
+}
+
+fn decode(bytes: &[u8], limits: PictureLimits) -> Result<RgbImage, PictureError> {
     let (decoder, orientation) = open(bytes, limits)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(broken)?;
     image.apply_orientation(orientation);

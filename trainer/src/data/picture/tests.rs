@@ -120,3 +120,41 @@ fn the_size_of_a_large_file_is_read_from_its_head() {
     assert!(matches!(file_size(folder.path(), limits), Err(PictureError::NoFile)));
     assert!(matches!(file_size(&path.join("b"), limits), Err(PictureError::Missing)));
 }
+
+#[test]
+fn a_decoder_that_panics_is_an_error() {
+    let error = guarded(|| -> Result<(), _> { panic!("as if by a decoder") }).expect_err("a panic");
+    assert!(error.to_string().contains("the decoder gave up"));
+}
+
+#[test]
+fn damaged_pictures_neither_panic_nor_take_more_than_they_may() {
+    let data: Vec<u8> =
+        (0..48 * 40 * 4).map(|k: u32| (k.wrapping_mul(2_654_435_761) >> 25) as u8).collect();
+    let rgb: Vec<u8> = data.chunks(4).flat_map(|pixel| pixel[..3].to_vec()).collect();
+    let mut jpeg = Vec::new();
+    let encoder = JpegEncoder::new_with_quality(&mut jpeg, 80);
+    encoder.write_image(&rgb, 48, 40, ExtendedColorType::Rgb8).expect("a picture");
+    let mut webp = Vec::new();
+    let encoder = image::codecs::webp::WebPEncoder::new_lossless(&mut webp);
+    encoder.write_image(&data, 48, 40, ExtendedColorType::Rgba8).expect("a picture");
+    let limits = PictureLimits { pixels: 1 << 16, ..PictureLimits::default() };
+    for bytes in [png(&data, 48, 40, ExtendedColorType::Rgba8), jpeg, webp, turned_jpeg(6)] {
+        let mut state = 1u32;
+        let mut next = |below: usize| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as usize % below
+        };
+        for _ in 0..400 {
+            let mut damaged = bytes.clone();
+            for _ in 0..1 + next(4) {
+                // Heads are where sizes and lengths stand.
+                let below = if next(2) == 0 { damaged.len().min(200) } else { damaged.len() };
+                damaged[next(below)] = next(256) as u8;
+            }
+            if let Ok(image) = decode(&damaged, limits) {
+                assert!(u64::from(image.width()) * u64::from(image.height()) <= limits.pixels);
+            }
+        }
+    }
+}
