@@ -13,8 +13,22 @@ pub fn merge<T>(path: Option<&Path>, flags: &T, known: &[String]) -> Result<T, F
 where
     T: Serialize + DeserializeOwned + Default,
 {
+    merge_some(path, flags, known, &[])
+}
+
+/// The same for a command that reads some of the keys of a file: `others` are those it may have
+/// besides.
+pub fn merge_some<T>(
+    path: Option<&Path>,
+    flags: &T,
+    known: &[String],
+    others: &[&str],
+) -> Result<T, Failure>
+where
+    T: Serialize + DeserializeOwned + Default,
+{
     let settings = match path {
-        Some(path) => given(&read::<T>(path, known).map_err(Failure::Request)?)?,
+        Some(path) => given(&read::<T>(path, known, others).map_err(Failure::Request)?)?,
         None => Mapping::new(),
     };
     Ok(lay_over(settings, flags)?)
@@ -38,7 +52,11 @@ pub fn given(settings: &impl Serialize) -> Result<Mapping, serde_yaml::Error> {
     Ok(map)
 }
 
-fn read<T: DeserializeOwned + Default>(path: &Path, known: &[String]) -> anyhow::Result<T> {
+fn read<T: DeserializeOwned + Default>(
+    path: &Path,
+    known: &[String],
+    others: &[&str],
+) -> anyhow::Result<T> {
     let file = path.display();
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{file}: cannot read this config file"))?;
@@ -54,6 +72,9 @@ fn read<T: DeserializeOwned + Default>(path: &Path, known: &[String]) -> anyhow:
         let Some(key) = key.as_str() else {
             return Err(anyhow!("{file}: found the key {key:?}, expected a name"));
         };
+        if others.contains(&key) {
+            continue;
+        }
         if !known.iter().any(|name| name == key) {
             let hint = match nearest(key, known) {
                 Some(name) => format!("did you mean `{name}`?"),
@@ -63,6 +84,15 @@ fn read<T: DeserializeOwned + Default>(path: &Path, known: &[String]) -> anyhow:
         }
     }
     serde_yaml::from_str(&text).with_context(|| format!("{file}: wrong value"))
+}
+
+/// Reads a boolean: the words true and false in any case, as upstream.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
 }
 
 /// The known name that looks most like `key`, if one does.

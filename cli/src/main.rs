@@ -31,6 +31,8 @@ enum Command {
     Convert(commands::convert::ConvertArgs),
     /// Tell what a checkpoint or an export is, and how a picture was made
     Inspect(commands::inspect::InspectArgs),
+    /// Look at pictures and captions before training on them
+    Dataset(commands::dataset::DatasetArgs),
     /// List and install the engines that run the graphs
     Engine(commands::engine::EngineArgs),
 }
@@ -44,6 +46,7 @@ fn main() -> std::process::ExitCode {
         Command::Export(args) => commands::export::run(args),
         Command::Convert(args) => commands::convert::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Dataset(args) => commands::dataset::run(args),
         Command::Engine(args) => commands::engine::run(args),
     })
 }

@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod convert;
+pub mod dataset;
 pub mod encode;
 pub mod engine;
 pub mod export;

@@ -1,6 +1,7 @@
 //! The settings of `pixart sample`: one list that is both the flags and the YAML keys.
 
 use super::prompts::Prompts;
+use crate::config::boolean;
 use crate::exit::Failure;
 use crate::model::Sources;
 use clap::{ArgAction, Args};
@@ -600,15 +601,6 @@ where
     match value {
         Some(value) => value.parse().map_err(|e| Failure::request(format!("{name}: {e}"))),
         None => Ok(T::default()),
-    }
-}
-
-/// Upstream's booleans are the words true and false in any case.
-fn boolean(text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" => Ok(true),
-        "false" => Ok(false),
-        _ => Err("expected true or false".to_owned()),
     }
 }
 

@@ -1,0 +1,232 @@
+//! Batches of pixels and captions, made ahead of time.
+
+use super::picture::{PictureError, decode_picture, read_file, training_tensor};
+use super::scan::in_parallel;
+use super::{BatchPlan, Caption, CaptionOptions, Dataset, Sampler};
+use ndarray::{Array3, Array4, Axis};
+use pixart_runtime::size::Size;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+/// How batches are made.
+#[derive(Clone, Copy, Debug)]
+pub struct LoaderOptions {
+    /// How captions are chosen. The seed is the sampler's.
+    pub captions: CaptionOptions,
+    /// Threads that decode pictures.
+    pub workers: usize,
+    /// Batches that are made ahead.
+    pub ahead: usize,
+}
+
+impl Default for LoaderOptions {
+    /// The seed's captions and four workers, two batches ahead.
+    fn default() -> Self {
+        Self { captions: CaptionOptions::default(), workers: 4, ahead: 2 }
+    }
+}
+
+/// A batch to train on.
+#[derive(Debug)]
+pub struct Batch {
+    /// Its place in the run; `plan.after` is what to save once it is done. `plan.items` are the pictures in
+    /// it, in which another may stand for one that has become unreadable.
+    pub plan: BatchPlan,
+    /// f32 [pictures, 3, height, width] in −1 to 1.
+    pub pixels: Array4<f32>,
+    /// One for each picture.
+    pub captions: Vec<Caption>,
+    /// Pictures of this batch that could not be read, for which others stand.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A picture that was readable when training began and is not any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its number in [`Dataset::items`].
+    pub item: usize,
+    /// Where it is.
+    pub file: PathBuf,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// No more batches can be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// All pictures of a bucket have become unreadable.
+    #[error(
+        "none of the {count} pictures of {} × {} pixels can be read any more; {}: {problem}",
+        size.width, size.height, file.display()
+    )]
+    NoneLeft {
+        /// The bucket's size.
+        size: Size,
+        /// Pictures in it.
+        count: usize,
+        /// The first one.
+        file: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The thread that makes batches is gone.
+    #[error("the loader stopped unexpectedly; this is a mistake in the program")]
+    Stopped,
+}
+
+/// Makes batches on threads of its own, in the sampler's order.
+///
+/// A picture that has become unreadable is replaced by the next readable one of its bucket, so that batches
+/// keep their size and workers stay together; [`Loader::skipped`] has all of them.
+pub struct Loader {
+    batches: mpsc::Receiver<Result<Batch, LoadError>>,
+    skipped: BTreeMap<usize, Skipped>,
+    over: bool,
+}
+
+impl Loader {
+    /// Makes the batches from where `sampler` is to the end of the epoch before `end_epoch`.
+    pub fn start(
+        dataset: Arc<Dataset>,
+        mut sampler: Sampler,
+        end_epoch: u64,
+        options: LoaderOptions,
+    ) -> Self {
+        let (sender, batches) = mpsc::sync_channel(options.ahead);
+        thread::spawn(move || {
+            let mut bad = BTreeMap::new();
+            while sampler.position().epoch < end_epoch {
+                let seed = sampler.position().seed;
+                let batch = load(&dataset, sampler.next_batch(), seed, &options, &mut bad);
+                let failed = batch.is_err();
+                // Nobody waits for batches any more, or there are none.
+                if sender.send(batch).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Self { batches, skipped: BTreeMap::new(), over: false }
+    }
+
+    /// The pictures skipped so far, each once, by number.
+    pub fn skipped(&self) -> impl ExactSizeIterator<Item = &Skipped> {
+        self.skipped.values()
+    }
+}
+
+impl Iterator for Loader {
+    type Item = Result<Batch, LoadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
+        let batch = match self.batches.recv() {
+            Ok(batch) => batch,
+            Err(mpsc::RecvError) => {
+                self.over = true;
+                return None;
+            }
+        };
+        match &batch {
+            Ok(batch) => {
+                let new = batch.skipped.iter().map(|skipped| (skipped.item, skipped.clone()));
+                self.skipped.extend(new);
+            }
+            Err(_) => self.over = true,
+        }
+        Some(batch)
+    }
+}
+
+/// Makes one batch. `bad` are pictures known to be unreadable.
+fn load(
+    dataset: &Dataset,
+    mut plan: BatchPlan,
+    seed: u64,
+    options: &LoaderOptions,
+    bad: &mut BTreeMap<usize, String>,
+) -> Result<Batch, LoadError> {
+    let bucket = &dataset.buckets()[plan.bucket];
+    let known = &*bad;
+    let mut loaded: Vec<Option<Tried>> = plan.items.iter().map(|_| None).collect();
+    in_parallel(
+        plan.items.len(),
+        options.workers,
+        |k| tried(dataset, plan.bucket, plan.items[k], known),
+        |k, result, _| loaded[k] = Some(result),
+    );
+    let shape = (plan.items.len(), 3, bucket.size.height as usize, bucket.size.width as usize);
+    let mut pixels = Array4::zeros(shape);
+    let mut skipped = Vec::new();
+    for (k, tried) in loaded.into_iter().enumerate() {
+        let Tried { found, unreadable } = tried.ok_or(LoadError::Stopped)?;
+        for (item, problem) in unreadable {
+            bad.insert(item, problem.clone());
+            skipped.push(Skipped { item, file: dataset.file(item), problem });
+        }
+        let Some((item, picture)) = found else {
+            let first = plan.items[k];
+            return Err(LoadError::NoneLeft {
+                size: bucket.size,
+                count: bucket.items.len(),
+                file: dataset.file(first),
+                problem: bad.get(&first).cloned().unwrap_or_default(),
+            });
+        };
+        plan.items[k] = item;
+        pixels.index_axis_mut(Axis(0), k).assign(&picture);
+    }
+    let captions = plan.items.iter().map(|&item| {
+        dataset.items()[item].captions.choose(options.captions, seed, plan.epoch, item)
+    });
+    let captions = captions.collect();
+    Ok(Batch { plan, pixels, captions, skipped })
+}
+
+/// A picture, and those before it that could not be read.
+struct Tried {
+    found: Option<(usize, Array3<f32>)>,
+    unreadable: Vec<(usize, String)>,
+}
+
+/// The picture `item`, or the next one of its bucket that can be read.
+fn tried(dataset: &Dataset, bucket: usize, item: usize, known: &BTreeMap<usize, String>) -> Tried {
+    let items = &dataset.buckets()[bucket].items;
+    let at = items.partition_point(|&other| other < item);
+    let mut unreadable = Vec::new();
+    for &candidate in items[at..].iter().chain(&items[..at]) {
+        let problem = match known.get(&candidate) {
+            Some(problem) => problem.clone(),
+            None => match item_pixels(dataset, candidate) {
+                Ok(pixels) => return Tried { found: Some((candidate, pixels)), unreadable },
+                Err(error) => error.to_string(),
+            },
+        };
+        unreadable.push((candidate, problem));
+    }
+    Tried { found: None, unreadable }
+}
+
+/// What a picture is trained on, f32 [3, height, width] in −1 to 1.
+pub(super) fn item_pixels(dataset: &Dataset, item: usize) -> Result<Array3<f32>, PictureError> {
+    let limits = dataset.limits();
+    let picture = decode_picture(&read_file(&dataset.file(item), limits)?, limits)?;
+    let size = Size { width: picture.width(), height: picture.height() };
+    // Another picture under the same name would not fit into the batch.
+    let before = dataset.items()[item].size;
+    if dataset.sizing().bucket(size) != dataset.sizing().bucket(before) {
+        let Size { width, height } = before;
+        return Err(PictureError::Broken(format!(
+            "the picture has changed: it was {width} × {height} pixels and is {} × {}",
+            size.width, size.height
+        )));
+    }
+    Ok(training_tensor(&dataset.sizing().fit(&picture)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,34 @@
+//! Pictures and captions for training: labels in, batches out.
+//!
+//! [`Labels::read`] reads what the pictures show, [`Dataset::open`] looks at the pictures and sorts them into
+//! aspect buckets, [`Sampler`] deals them out in batches that repeat for a seed and go on where they were
+//! interrupted, and [`Loader`] brings the batches' pictures to their size ahead of time. [`MomentCache`] keeps what
+//! the VAE's encoder makes of pictures. [`check`](fn@check) is
+//! `pixart dataset check`.
+
+mod cache;
+mod caption;
+mod check;
+mod dataset;
+mod labels;
+mod loader;
+mod picture;
+mod random;
+mod sampler;
+mod scan;
+
+pub use cache::{CacheError, FillOptions, Filled, MomentCache};
+pub use caption::{Caption, CaptionOptions, Captions};
+pub use check::{
+    BucketCount, CaptionLimit, CheckError, CheckOptions, CheckReport, Enlarged, LeftOutEntry,
+    LongCaption, Mislabelled, check,
+};
+pub use dataset::{Bucket, DataOptions, Dataset, Item, LeftOut, Reason};
+pub use labels::{Columns, EXTENSIONS, LabelError, Labels, Place, Record, Source};
+pub use loader::{Batch, LoadError, Loader, LoaderOptions, Skipped};
+pub use picture::{
+    Filter, PictureError, PictureLimits, Sizing, decode_picture, file_size, picture_size,
+    read_file, training_tensor,
+};
+pub use sampler::{BatchOptions, BatchPlan, Position, Sampler, SamplerError};
+pub use scan::Depth;
