@@ -1,1 +1,3 @@
 //! Fine-tuning of PixArt-Σ: pictures and captions in, weights out.
+
+pub mod gradient;
