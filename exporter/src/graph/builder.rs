@@ -123,6 +123,11 @@ impl GraphBuilder {
         &self.inputs
     }
 
+    /// The weights read so far, in no particular order. Of those that are inputs, the inputs.
+    pub fn weights(&self) -> impl Iterator<Item = &Value> {
+        self.weights.values()
+    }
+
     /// The nodes added so far, each after the producers of its inputs.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes

@@ -27,7 +27,9 @@ mod check;
 mod error;
 #[cfg(test)]
 mod evaluate;
+mod parts;
 mod rules;
+mod transformer;
 
 use std::collections::{HashMap, HashSet};
 
@@ -38,7 +40,9 @@ use pixart_exporter::graph::{
 
 pub use error::GradientError;
 use error::describe;
+pub use parts::{GRADIENT, PartGraphs, PartKind, part_graphs};
 use rules::Step;
+pub use transformer::{Inputs, Pass, TrainedTransformer, TransformerError, Weights};
 
 /// The gradients of `variables`, one for each and of the same type and shape: Σ over `outputs` of
 /// dyᵀ · ∂y/∂variable, where `outputs` are pairs of a value y of the graph and its gradient dy, of

@@ -1,0 +1,188 @@
+//! Losses and gradients against PyTorch: the upstream loss, and every weight of whole transformers.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ndarray::ArrayD;
+use pixart_exporter::checkpoint::{Checkpoint, OpenOptions};
+use pixart_exporter::naming::{TransformerConfig, in_diffusers_names};
+use pixart_exporter::{KvSampling, VariantFlags};
+use pixart_runtime::engine::Engine;
+use pixart_runtime::sampler::{NoiseSchedule, SchedulerConfig};
+use pixart_runtime::tensor::Tensor;
+use pixart_tests::errors::{assert_close, max_relative_error};
+use pixart_tests::{engines, fixtures};
+use pixart_trainer::gradient::{Inputs, TrainedTransformer, Weights};
+use pixart_trainer::loss::{Diffusion, LossKind, Target};
+
+const TOLERANCE: f64 = 1e-4;
+
+fn diffusion() -> Diffusion {
+    Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default()))
+}
+
+/// The tensors of a file, taken out one by one.
+struct Fixture(BTreeMap<String, Tensor>);
+
+impl Fixture {
+    fn open(name: &str) -> Self {
+        Self(fixtures::tensors(&format!("gradients/{name}.safetensors")))
+    }
+
+    fn take(&mut self, name: &str) -> Tensor {
+        self.0.remove(name).unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    fn floats(&mut self, name: &str) -> ArrayD<f32> {
+        self.take(name).into_f32(name).expect("floats")
+    }
+
+    fn times(&mut self) -> Vec<usize> {
+        let times = self.take("times");
+        times.as_i64().expect("integers").iter().map(|&t| t as usize).collect()
+    }
+}
+
+#[test]
+fn losses_and_their_gradients_equal_the_upstream_formulas() {
+    let mut fixture = Fixture::open("loss");
+    let [clean, noise, noisy] = ["clean", "noise", "noisy"].map(|name| fixture.floats(name));
+    let (prediction, times) = (fixture.floats("output"), fixture.times());
+    let diffusion = diffusion();
+    let found = diffusion.add_noise(&clean, &noise, &times).expect("fits");
+    assert_close("noisy latents", &found, &noisy, 1e-6);
+    let target = Target { clean: &clean, noise: &noise, noisy: &noisy, times: &times };
+    for (name, kind) in [("whole", LossKind::WithVariance), ("noise_error", LossKind::NoiseError)] {
+        let loss = diffusion.loss(kind, &prediction, &target).expect("a loss");
+        let expected = fixture.floats(&format!("{name}/loss"));
+        let mean = ArrayD::from_elem(vec![], loss.mean() as f32);
+        assert_close(name, &mean, &expected, 1e-6);
+        assert_close(name, &loss.gradient, &fixture.floats(&format!("{name}/gradient")), 1e-5);
+    }
+}
+
+/// A checkpoint's tensors under diffusers' names, and what they are the weights of.
+fn model(source: &str, flags: &VariantFlags) -> (TransformerConfig, Weights) {
+    let path = fixtures::root().join(source);
+    let checkpoint = Checkpoint::open(&path, &OpenOptions::default()).expect("a checkpoint");
+    let (checkpoint, _) = in_diffusers_names(checkpoint).expect("known names");
+    let config = TransformerConfig::read(&checkpoint, None, flags).expect("a configuration");
+    let weights = checkpoint.names().map(|name| {
+        let view = checkpoint.tensor(name).expect("listed");
+        let elements = view.to_f32().expect("floats");
+        let array = ArrayD::from_shape_vec(view.shape.to_vec(), elements).expect("a tensor");
+        (name.to_owned(), Tensor::F32(array))
+    });
+    (config, weights.collect())
+}
+
+/// The fixtures' heads are not 72 wide.
+fn flags(sample_size: usize) -> VariantFlags {
+    VariantFlags {
+        sample_size: Some(sample_size),
+        num_attention_heads: Some(2),
+        ..VariantFlags::default()
+    }
+}
+
+/// One training step on one engine against the fixture.
+fn assert_step(engine: &dyn Engine, name: &str, config: &TransformerConfig, weights: &Weights) {
+    let case = |what: &str| format!("{name} on {}: {what}", engine.name());
+    let mut fixture = Fixture::open(name);
+    let inputs = Inputs {
+        hidden_states: fixture.take("hidden_states"),
+        encoder_hidden_states: fixture.take("encoder_hidden_states"),
+        encoder_attention_mask: fixture.take("encoder_attention_mask"),
+        timestep: fixture.take("timestep"),
+        conditions: config
+            .use_additional_conditions
+            .then(|| ["resolution", "aspect_ratio"].map(|name| fixture.take(name))),
+    };
+    let [clean, noise] = ["clean", "noise"].map(|name| fixture.floats(name));
+    let times = fixture.times();
+
+    let mut model = TrainedTransformer::load(engine, config, &|_| true).expect("graphs");
+    let pass = model.forward(weights, &inputs).expect("a prediction");
+    let error = assert_close(
+        &case("prediction"),
+        &pass.output,
+        &fixture.floats("out_hidden_states"),
+        TOLERANCE,
+    );
+    let noisy = inputs.hidden_states.as_f32().expect("floats");
+    let target = Target { clean: &clean, noise: &noise, noisy, times: &times };
+    let loss = diffusion().loss(LossKind::WithVariance, &pass.output, &target).expect("a loss");
+    let mean = ArrayD::from_elem(vec![], loss.mean() as f32);
+    assert_close(&case("loss"), &mean, &fixture.floats("loss"), TOLERANCE);
+
+    let gradients = model.backward(weights, pass, loss.gradient).expect("gradients");
+    let expected: HashMap<String, ArrayD<f32>> = fixture
+        .0
+        .into_iter()
+        .map(|(name, tensor)| {
+            let name = name.strip_prefix("gradient.").expect("only gradients are left").to_owned();
+            let array = tensor.into_f32(&name).expect("floats");
+            (name, array)
+        })
+        .collect();
+    assert_eq!(gradients.len(), expected.len(), "{}", case("number of gradients"));
+    let mut worst = (0.0, String::new());
+    for (weight, expected) in &expected {
+        let found = &gradients[weight];
+        let largest = |x: &ArrayD<f32>| x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+        // Softmax does not change when all keys move alike, so the last bias before it has no gradient but
+        // what is left by rounding; that must be small beside the gradient of the weight.
+        let of_keys =
+            ["to_k", "k_norm"].into_iter().find(|of| weight.ends_with(&format!("{of}.bias")));
+        let size = match of_keys {
+            Some(_) if largest(expected) < 1e-12 => {
+                assert_eq!(found.shape(), expected.shape(), "{}", case(weight));
+                let beside = &gradients[&weight.replace(".bias", ".weight")];
+                f64::from(largest(found) / largest(beside))
+            }
+            _ => max_relative_error(&case(weight), found, expected),
+        };
+        if size > worst.0 || size.is_nan() {
+            worst = (size, weight.clone());
+        }
+    }
+    println!(
+        "{}: prediction {error:.1e}, worst gradient {:.1e} ({})",
+        case("errors"),
+        worst.0,
+        worst.1
+    );
+    assert!(worst.0 <= TOLERANCE, "{}: relative error {:.2e}", case(&worst.1), worst.0);
+}
+
+fn assert_steps(source: &str, name: &str, flags: &VariantFlags) {
+    let (config, weights) = model(source, flags);
+    for engine in [engines::ort(), engines::tract()] {
+        assert_step(engine.as_ref(), name, &config, &weights);
+    }
+}
+
+#[test]
+fn every_gradient_of_a_transformer_with_size_conditions_equals_diffusers() {
+    assert_steps("variants/alpha.safetensors", "alpha", &flags(128));
+}
+
+#[test]
+fn every_gradient_of_pixart_sigma_equals_diffusers() {
+    assert_steps("gradients/sigma_weights.safetensors", "sigma", &flags(64));
+}
+
+#[test]
+fn every_gradient_of_keys_compressed_by_convolution_equals_torch() {
+    assert_steps("variants/kv_conv.safetensors", "kv_conv", &flags(64));
+}
+
+#[test]
+fn every_gradient_of_normalised_and_chosen_keys_equals_torch() {
+    let flags = VariantFlags {
+        kv_compress_sampling: Some(KvSampling::Ave),
+        kv_compress_scale_factor: Some(2),
+        kv_compress_layer: Some(vec![0, 1]),
+        ..flags(32)
+    };
+    assert_steps("variants/qk_norm.safetensors", "qk_norm_ave", &flags);
+}

@@ -1,0 +1,358 @@
+//! The whole transformer out of its parts: one pass forward, one backward.
+
+use std::collections::HashMap;
+
+use ndarray::ArrayD;
+use pixart_exporter::graph::ir::Graph;
+use pixart_exporter::naming::TransformerConfig;
+use pixart_exporter::profile::Profile;
+use pixart_exporter::write::{MODEL_FILE, WriteError, to_bytes};
+use pixart_runtime::engine::{Engine, EngineError, Session};
+use pixart_runtime::tensor::Tensor;
+
+use super::{GRADIENT, GradientError, PartKind, part_graphs};
+
+/// Tensors under the names of the diffusers checkpoint, in its shapes.
+pub type Weights = HashMap<String, Tensor>;
+
+/// What the transformer reads in one step, see
+/// [`build`](pixart_exporter::models::transformer::build).
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// Noisy latents `[batch, in_channels, height, width]`, f32.
+    pub hidden_states: Tensor,
+    /// Text encoder states `[batch, length, caption_channels]`, f32.
+    pub encoder_hidden_states: Tensor,
+    /// `[batch, length]`, i64: 1 keep, 0 padding.
+    pub encoder_attention_mask: Tensor,
+    /// Training steps `[batch]`, f32, 0 to 999.
+    pub timestep: Tensor,
+    /// For a model with size conditions: `resolution[batch, 2]` and `aspect_ratio[batch, 1]`, f32.
+    pub conditions: Option<[Tensor; 2]>,
+}
+
+/// What a pass forward leaves for the pass backward: what goes from part to part.
+pub struct Pass {
+    /// The prediction `[batch, out_channels, height, width]`.
+    pub output: ArrayD<f32>,
+    inputs: HashMap<&'static str, Tensor>,
+    /// The tokens before each block, and after the last one.
+    tokens: Vec<Tensor>,
+}
+
+/// Why a pass through the transformer fails.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransformerError {
+    /// A part's graph cannot be built or differentiated.
+    #[error("the {part} graph of the transformer: {source}")]
+    Gradient {
+        /// The part.
+        part: &'static str,
+        /// Why.
+        source: GradientError,
+    },
+    /// A part's graph cannot be written.
+    #[error("the {part} graph of the transformer: {source}")]
+    Write {
+        /// The part.
+        part: &'static str,
+        /// Why.
+        source: WriteError,
+    },
+    /// There is no place for the graphs on their way to the engine.
+    #[error("cannot write a graph to the folder for temporary files: {0}; expected room there")]
+    Temporary(#[from] std::io::Error),
+    /// A graph needs a tensor that was not given.
+    #[error(
+        "{part}: no tensor `{name}` among the {count} weights and the inputs; expected every tensor of \
+         the configuration's model under its diffusers name"
+    )]
+    Missing {
+        /// The part.
+        part: String,
+        /// The tensor.
+        name: String,
+        /// How many weights there are.
+        count: usize,
+    },
+    /// A tensor has another shape than another one asks for.
+    #[error("{name}: found shape {found:?}; expected {expected:?}")]
+    Shape {
+        /// The tensor.
+        name: &'static str,
+        /// Its shape.
+        found: Vec<usize>,
+        /// What it has to be.
+        expected: Vec<usize>,
+    },
+    /// The engine refuses a graph or cannot run it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// A transformer that can be differentiated: three or four small graphs, loaded once. The weights are
+/// given to each pass.
+pub struct TrainedTransformer {
+    config: TransformerConfig,
+    embedding: Sessions,
+    block: Option<Sessions>,
+    compressed: Option<Sessions>,
+    last: Sessions,
+}
+
+/// The graphs of one part, loaded.
+struct Sessions {
+    part: &'static str,
+    forward: Loaded,
+    backward: Option<Loaded>,
+}
+
+struct Loaded {
+    session: Box<dyn Session>,
+    inputs: Vec<String>,
+}
+
+impl TrainedTransformer {
+    /// Builds the graphs for a configuration and loads them. A pass backward gives the gradients of the
+    /// weights for which `trained` is true; it is asked with the checkpoint's names, those of the
+    /// blocks without `transformer_blocks.<index>.`, since all blocks share a graph.
+    ///
+    /// # Errors
+    /// A configuration that does not fit together, no room for temporary files, or an engine that lacks
+    /// an operator.
+    pub fn load(
+        engine: &dyn Engine,
+        config: &TransformerConfig,
+        trained: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, TransformerError> {
+        let load = |kind| Sessions::load(engine, config, kind, trained);
+        let is_compressed = |layer: &usize| compressed(config, *layer);
+        let any = |wanted| (0..config.num_layers).any(|layer| is_compressed(&layer) == wanted);
+        let block =
+            |compressed| any(compressed).then(|| load(PartKind::Block { compressed })).transpose();
+        Ok(Self {
+            embedding: load(PartKind::Embedding)?,
+            block: block(false)?,
+            compressed: block(true)?,
+            last: load(PartKind::Final)?,
+            config: config.clone(),
+        })
+    }
+
+    /// The prediction for `inputs`, and what the gradient needs.
+    ///
+    /// # Errors
+    /// When a weight or an input is missing or has another shape than the configuration says, or when
+    /// the engine fails.
+    pub fn forward(
+        &mut self,
+        weights: &Weights,
+        inputs: &Inputs,
+    ) -> Result<Pass, TransformerError> {
+        let mut known = HashMap::from([
+            ("hidden_states", inputs.hidden_states.clone()),
+            ("encoder_hidden_states", inputs.encoder_hidden_states.clone()),
+            ("encoder_attention_mask", inputs.encoder_attention_mask.clone()),
+            ("timestep", inputs.timestep.clone()),
+        ]);
+        if let Some([resolution, aspect_ratio]) = &inputs.conditions {
+            known.insert("resolution", resolution.clone());
+            known.insert("aspect_ratio", aspect_ratio.clone());
+        }
+        let mut results = self.embedding.forward(weights, "", &known)?;
+        for name in ["time_embedding", "modulation", "captions"] {
+            known.insert(name, take(&mut results, name)?);
+        }
+        let mut tokens = vec![take(&mut results, "tokens")?];
+        for layer in 0..self.config.num_layers {
+            known.insert("tokens", tokens[layer].clone());
+            let mut results = self.sessions(layer).forward(weights, &prefix(layer), &known)?;
+            tokens.push(take(&mut results, "out_tokens")?);
+        }
+        known.insert("tokens", tokens[self.config.num_layers].clone());
+        let mut results = self.last.forward(weights, "", &known)?;
+        let name = "out_hidden_states";
+        let output = take(&mut results, name)?.into_f32(name)?;
+        known.remove("tokens");
+        Ok(Pass { output, inputs: known, tokens })
+    }
+
+    /// The gradients of the trained weights, by name, from `gradient`, that of the prediction and of its
+    /// shape.
+    ///
+    /// # Errors
+    /// As [`Self::forward`], and when the gradient has another shape than the prediction.
+    pub fn backward(
+        &mut self,
+        weights: &Weights,
+        pass: Pass,
+        gradient: ArrayD<f32>,
+    ) -> Result<HashMap<String, ArrayD<f32>>, TransformerError> {
+        if gradient.shape() != pass.output.shape() {
+            return Err(TransformerError::Shape {
+                name: "the gradient of the prediction",
+                found: gradient.shape().to_vec(),
+                expected: pass.output.shape().to_vec(),
+            });
+        }
+        let Pass { inputs: mut known, mut tokens, .. } = pass;
+        let mut found = HashMap::new();
+        let mut keep = |prefix: &str, results: Results| -> Result<(), TransformerError> {
+            for (name, value) in results {
+                let name = name.strip_prefix(GRADIENT).unwrap_or(&name);
+                let array = value.into_f32(name)?;
+                // The final layer and every block have a table of that name, the prefix tells them apart.
+                found.insert(format!("{prefix}{name}"), array);
+            }
+            Ok(())
+        };
+
+        known.insert("gradient.out_hidden_states", Tensor::F32(gradient));
+        known.extend(tokens.pop().map(|tokens| ("tokens", tokens)));
+        let mut results = self.last.backward(weights, "", &known)?;
+        let mut d_tokens = take(&mut results, "gradient.tokens")?;
+        let d_embedding = take(&mut results, "gradient.time_embedding")?;
+        keep("", results)?;
+
+        let mut d_shared: [Option<Tensor>; 2] = [None, None];
+        for layer in (0..self.config.num_layers).rev() {
+            known.extend(tokens.pop().map(|tokens| ("tokens", tokens)));
+            known.insert("gradient.out_tokens", d_tokens);
+            let mut results = self.sessions(layer).backward(weights, &prefix(layer), &known)?;
+            d_tokens = take(&mut results, "gradient.tokens")?;
+            for (sum, name) in d_shared.iter_mut().zip(["gradient.modulation", "gradient.captions"])
+            {
+                let part = take(&mut results, name)?.into_f32(name)?;
+                *sum = Some(Tensor::F32(match sum.take() {
+                    Some(sum) => sum.into_f32(name)? + &part,
+                    None => part,
+                }));
+            }
+            keep(&prefix(layer), results)?;
+        }
+
+        if self.embedding.backward.is_some() {
+            known.insert("gradient.tokens", d_tokens);
+            known.insert("gradient.time_embedding", d_embedding);
+            for (sum, (name, like)) in d_shared
+                .into_iter()
+                .zip([("gradient.modulation", "modulation"), ("gradient.captions", "captions")])
+            {
+                // Without any block nothing depends on them.
+                let zeros = || Tensor::F32(ArrayD::zeros(known[like].shape()));
+                let sum = sum.unwrap_or_else(zeros);
+                known.insert(name, sum);
+            }
+            keep("", self.embedding.backward(weights, "", &known)?)?;
+        }
+        Ok(found)
+    }
+
+    fn sessions(&mut self, layer: usize) -> &mut Sessions {
+        let sessions = match compressed(&self.config, layer) {
+            true => &mut self.compressed,
+            false => &mut self.block,
+        };
+        sessions.as_mut().expect("loaded for the layers of the configuration")
+    }
+}
+
+fn compressed(config: &TransformerConfig, layer: usize) -> bool {
+    config.kv_compression.as_ref().is_some_and(|c| c.layers.contains(&layer))
+}
+
+fn prefix(layer: usize) -> String {
+    format!("transformer_blocks.{layer}.")
+}
+
+type Results = Vec<(String, Tensor)>;
+
+fn take(results: &mut Results, name: &str) -> Result<Tensor, TransformerError> {
+    match results.iter().position(|(found, _)| found == name) {
+        Some(index) => Ok(results.swap_remove(index).1),
+        None => Err(TransformerError::Missing {
+            part: "the results of a part".to_owned(),
+            name: name.to_owned(),
+            count: 0,
+        }),
+    }
+}
+
+impl Sessions {
+    fn load(
+        engine: &dyn Engine,
+        config: &TransformerConfig,
+        kind: PartKind,
+        trained: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, TransformerError> {
+        let part = kind.as_str();
+        let graphs = part_graphs(config, Profile::Ort, kind, trained)
+            .map_err(|source| TransformerError::Gradient { part, source })?;
+        let load = |graph: &Graph| Loaded::new(engine, part, graph);
+        Ok(Self {
+            part,
+            forward: load(&graphs.forward)?,
+            backward: graphs.backward.as_ref().map(load).transpose()?,
+        })
+    }
+
+    fn forward(
+        &mut self,
+        weights: &Weights,
+        prefix: &str,
+        known: &HashMap<&'static str, Tensor>,
+    ) -> Result<Results, TransformerError> {
+        self.forward.run(self.part, weights, prefix, known)
+    }
+
+    fn backward(
+        &mut self,
+        weights: &Weights,
+        prefix: &str,
+        known: &HashMap<&'static str, Tensor>,
+    ) -> Result<Results, TransformerError> {
+        match &mut self.backward {
+            Some(backward) => backward.run(self.part, weights, prefix, known),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+impl Loaded {
+    fn new(
+        engine: &dyn Engine,
+        part: &'static str,
+        graph: &Graph,
+    ) -> Result<Self, TransformerError> {
+        let bytes = to_bytes(graph).map_err(|source| TransformerError::Write { part, source })?;
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join(MODEL_FILE);
+        std::fs::write(&path, bytes)?;
+        let session = engine.load(&path)?;
+        Ok(Self { session, inputs: graph.inputs.iter().map(|input| input.name.clone()).collect() })
+    }
+
+    fn run(
+        &mut self,
+        part: &str,
+        weights: &Weights,
+        prefix: &str,
+        known: &HashMap<&'static str, Tensor>,
+    ) -> Result<Results, TransformerError> {
+        let mut inputs = Vec::with_capacity(self.inputs.len());
+        for name in &self.inputs {
+            let found = match known.get(name.as_str()) {
+                Some(value) => Some(value),
+                None => weights.get(&format!("{prefix}{name}")),
+            };
+            let value = found.ok_or_else(|| TransformerError::Missing {
+                part: format!("{prefix}{part}"),
+                name: format!("{prefix}{name}"),
+                count: weights.len(),
+            })?;
+            inputs.push((name.as_str(), value));
+        }
+        Ok(self.session.run(&inputs)?)
+    }
+}
