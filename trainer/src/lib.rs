@@ -2,3 +2,7 @@
 
 pub mod gradient;
 pub mod loss;
+pub mod optimizer;
+mod session;
+
+pub use session::SessionError;

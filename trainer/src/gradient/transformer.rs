@@ -6,9 +6,10 @@ use ndarray::ArrayD;
 use pixart_exporter::graph::ir::Graph;
 use pixart_exporter::naming::TransformerConfig;
 use pixart_exporter::profile::Profile;
-use pixart_exporter::write::{MODEL_FILE, WriteError, to_bytes};
-use pixart_runtime::engine::{Engine, EngineError, Session};
+use pixart_runtime::engine::{Engine, EngineError};
 use pixart_runtime::tensor::Tensor;
+
+use crate::session::{GraphSession, Results, SessionError};
 
 use super::{GRADIENT, GradientError, PartKind, part_graphs};
 
@@ -52,17 +53,6 @@ pub enum TransformerError {
         /// Why.
         source: GradientError,
     },
-    /// A part's graph cannot be written.
-    #[error("the {part} graph of the transformer: {source}")]
-    Write {
-        /// The part.
-        part: &'static str,
-        /// Why.
-        source: WriteError,
-    },
-    /// There is no place for the graphs on their way to the engine.
-    #[error("cannot write a graph to the folder for temporary files: {0}; expected room there")]
-    Temporary(#[from] std::io::Error),
     /// A graph needs a tensor that was not given.
     #[error(
         "{part}: no tensor `{name}` among the {count} weights and the inputs; expected every tensor of \
@@ -86,7 +76,10 @@ pub enum TransformerError {
         /// What it has to be.
         expected: Vec<usize>,
     },
-    /// The engine refuses a graph or cannot run it.
+    /// A graph cannot be loaded or run.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A result has another type than its graph says.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -104,13 +97,8 @@ pub struct TrainedTransformer {
 /// The graphs of one part, loaded.
 struct Sessions {
     part: &'static str,
-    forward: Loaded,
-    backward: Option<Loaded>,
-}
-
-struct Loaded {
-    session: Box<dyn Session>,
-    inputs: Vec<String>,
+    forward: GraphSession,
+    backward: Option<GraphSession>,
 }
 
 impl TrainedTransformer {
@@ -266,8 +254,6 @@ fn prefix(layer: usize) -> String {
     format!("transformer_blocks.{layer}.")
 }
 
-type Results = Vec<(String, Tensor)>;
-
 fn take(results: &mut Results, name: &str) -> Result<Tensor, TransformerError> {
     match results.iter().position(|(found, _)| found == name) {
         Some(index) => Ok(results.swap_remove(index).1),
@@ -289,7 +275,7 @@ impl Sessions {
         let part = kind.as_str();
         let graphs = part_graphs(config, Profile::Ort, kind, trained)
             .map_err(|source| TransformerError::Gradient { part, source })?;
-        let load = |graph: &Graph| Loaded::new(engine, part, graph);
+        let load = |graph: &Graph| GraphSession::load(engine, graph);
         Ok(Self {
             part,
             forward: load(&graphs.forward)?,
@@ -303,7 +289,7 @@ impl Sessions {
         prefix: &str,
         known: &HashMap<&'static str, Tensor>,
     ) -> Result<Results, TransformerError> {
-        self.forward.run(self.part, weights, prefix, known)
+        run(&mut self.forward, self.part, weights, prefix, known)
     }
 
     fn backward(
@@ -313,46 +299,31 @@ impl Sessions {
         known: &HashMap<&'static str, Tensor>,
     ) -> Result<Results, TransformerError> {
         match &mut self.backward {
-            Some(backward) => backward.run(self.part, weights, prefix, known),
+            Some(backward) => run(backward, self.part, weights, prefix, known),
             None => Ok(Vec::new()),
         }
     }
 }
 
-impl Loaded {
-    fn new(
-        engine: &dyn Engine,
-        part: &'static str,
-        graph: &Graph,
-    ) -> Result<Self, TransformerError> {
-        let bytes = to_bytes(graph).map_err(|source| TransformerError::Write { part, source })?;
-        let folder = tempfile::tempdir()?;
-        let path = folder.path().join(MODEL_FILE);
-        std::fs::write(&path, bytes)?;
-        let session = engine.load(&path)?;
-        Ok(Self { session, inputs: graph.inputs.iter().map(|input| input.name.clone()).collect() })
-    }
-
-    fn run(
-        &mut self,
-        part: &str,
-        weights: &Weights,
-        prefix: &str,
-        known: &HashMap<&'static str, Tensor>,
-    ) -> Result<Results, TransformerError> {
-        let mut inputs = Vec::with_capacity(self.inputs.len());
-        for name in &self.inputs {
-            let found = match known.get(name.as_str()) {
-                Some(value) => Some(value),
-                None => weights.get(&format!("{prefix}{name}")),
-            };
-            let value = found.ok_or_else(|| TransformerError::Missing {
-                part: format!("{prefix}{part}"),
-                name: format!("{prefix}{name}"),
-                count: weights.len(),
-            })?;
-            inputs.push((name.as_str(), value));
-        }
-        Ok(self.session.run(&inputs)?)
-    }
+fn run(
+    session: &mut GraphSession,
+    part: &str,
+    weights: &Weights,
+    prefix: &str,
+    known: &HashMap<&'static str, Tensor>,
+) -> Result<Results, TransformerError> {
+    let find = |name: &String| {
+        let weight = || weights.get(&format!("{prefix}{name}"));
+        known.get(name.as_str()).or_else(weight).ok_or_else(|| TransformerError::Missing {
+            part: format!("{prefix}{part}"),
+            name: format!("{prefix}{name}"),
+            count: weights.len(),
+        })
+    };
+    let names = session.inputs().to_vec();
+    let inputs: Vec<(&str, &Tensor)> = names
+        .iter()
+        .map(|name| Ok((name.as_str(), find(name)?)))
+        .collect::<Result<_, TransformerError>>()?;
+    Ok(session.run(&inputs)?)
 }
