@@ -13,6 +13,7 @@ use pixart_tests::errors::{assert_close, max_relative_error};
 use pixart_tests::{engines, fixtures};
 use pixart_trainer::gradient::{Inputs, TrainedTransformer, Weights};
 use pixart_trainer::loss::{Diffusion, LossKind, Target};
+use pixart_trainer::optimizer::{Came, Optimizer, Rule};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -84,11 +85,8 @@ fn flags(sample_size: usize) -> VariantFlags {
     }
 }
 
-/// One training step on one engine against the fixture.
-fn assert_step(engine: &dyn Engine, name: &str, config: &TransformerConfig, weights: &Weights) {
-    let case = |what: &str| format!("{name} on {}: {what}", engine.name());
-    let mut fixture = Fixture::open(name);
-    let inputs = Inputs {
+fn inputs(fixture: &mut Fixture, config: &TransformerConfig) -> Inputs {
+    Inputs {
         hidden_states: fixture.take("hidden_states"),
         encoder_hidden_states: fixture.take("encoder_hidden_states"),
         encoder_attention_mask: fixture.take("encoder_attention_mask"),
@@ -96,7 +94,14 @@ fn assert_step(engine: &dyn Engine, name: &str, config: &TransformerConfig, weig
         conditions: config
             .use_additional_conditions
             .then(|| ["resolution", "aspect_ratio"].map(|name| fixture.take(name))),
-    };
+    }
+}
+
+/// One training step on one engine against the fixture.
+fn assert_step(engine: &dyn Engine, name: &str, config: &TransformerConfig, weights: &Weights) {
+    let case = |what: &str| format!("{name} on {}: {what}", engine.name());
+    let mut fixture = Fixture::open(name);
+    let inputs = inputs(&mut fixture, config);
     let [clean, noise] = ["clean", "noise"].map(|name| fixture.floats(name));
     let times = fixture.times();
 
@@ -152,6 +157,85 @@ fn assert_step(engine: &dyn Engine, name: &str, config: &TransformerConfig, weig
         worst.1
     );
     assert!(worst.0 <= TOLERANCE, "{}: relative error {:.2e}", case(&worst.1), worst.0);
+}
+
+/// The model, the inputs and what they are noisy versions of, as the fixture of PixArt-Σ has them.
+fn sigma() -> (TransformerConfig, Weights, Inputs, Fixture) {
+    let (config, weights) = model("gradients/sigma_weights.safetensors", &flags(64));
+    let mut fixture = Fixture::open("sigma");
+    let inputs = inputs(&mut fixture, &config);
+    (config, weights, inputs, fixture)
+}
+
+#[test]
+fn training_steps_lower_the_loss_and_repeat_to_the_bit() {
+    for engine in [engines::ort(), engines::tract()] {
+        let run = || {
+            let (config, mut weights, inputs, mut fixture) = sigma();
+            let [clean, noise] = ["clean", "noise"].map(|name| fixture.floats(name));
+            let times = fixture.times();
+            let noisy = inputs.hidden_states.as_f32().expect("floats");
+            let target = Target { clean: &clean, noise: &noise, noisy, times: &times };
+            let mut model =
+                TrainedTransformer::load(engine.as_ref(), &config, &|_| true).expect("graphs");
+            let rule = Rule::Came(Came::default());
+            let mut optimizer = Optimizer::load(engine.as_ref(), rule).expect("graphs");
+            let (diffusion, kind) = (diffusion(), LossKind::WithVariance);
+            let mut losses = Vec::new();
+            for _ in 0..6 {
+                let pass = model.forward(&weights, &inputs).expect("a prediction");
+                let loss = diffusion.loss(kind, &pass.output, &target).expect("a loss");
+                losses.push(loss.mean());
+                let gradients = model.backward(&weights, pass, loss.gradient).expect("gradients");
+                optimizer.step(&mut weights, &gradients, 2e-5, Some(0.01)).expect("a step");
+            }
+            (losses, weights)
+        };
+        let (losses, weights) = run();
+        println!("{}: {losses:?}", engine.name());
+        assert!(losses.is_sorted_by(|a, b| a > b), "{}: {losses:?}", engine.name());
+        assert!((losses, weights) == run(), "{}: another result", engine.name());
+    }
+}
+
+#[test]
+fn only_the_chosen_weights_have_gradients_and_those_are_the_same() {
+    let engine = engines::ort();
+    let (config, weights, inputs, _) = sigma();
+    let gradients = |trained: &dyn Fn(&str) -> bool| {
+        let mut model =
+            TrainedTransformer::load(engine.as_ref(), &config, trained).expect("graphs");
+        let pass = model.forward(&weights, &inputs).expect("a prediction");
+        let gradient = pass.output.clone();
+        model.backward(&weights, pass, gradient).expect("gradients")
+    };
+    let all = gradients(&|_| true);
+    let chosen = gradients(&|name| name.starts_with("attn2.to_k") || name == "proj_out.bias");
+    let names: Vec<&String> = chosen.keys().collect();
+    let expected: Vec<String> = ["proj_out.bias".to_owned()]
+        .into_iter()
+        .chain((0..2).flat_map(|layer| {
+            ["bias", "weight"].map(|kind| format!("transformer_blocks.{layer}.attn2.to_k.{kind}"))
+        }))
+        .collect();
+    assert_eq!(names, expected.iter().collect::<Vec<_>>());
+    for (name, gradient) in chosen.iter().filter(|(name, _)| !name.ends_with("to_k.bias")) {
+        assert_close(name, gradient, &all[name], 1e-6);
+    }
+}
+
+#[test]
+fn what_is_missing_or_does_not_fit_is_named() {
+    let engine = engines::tract();
+    let (config, mut weights, inputs, _) = sigma();
+    let mut model = TrainedTransformer::load(engine.as_ref(), &config, &|_| true).expect("graphs");
+    let pass = model.forward(&weights, &inputs).expect("a prediction");
+    let wrong = ArrayD::zeros(vec![1, 2]);
+    let error = model.backward(&weights, pass, wrong).expect_err("a shape").to_string();
+    assert!(error.contains("[1, 2]") && error.contains("[2, 8, 10, 8]"), "{error}");
+    weights.remove("transformer_blocks.1.attn1.to_q.weight").expect("there");
+    let error = model.forward(&weights, &inputs).map(drop).expect_err("a weight").to_string();
+    assert!(error.contains("`transformer_blocks.1.attn1.to_q.weight`"), "{error}");
 }
 
 fn assert_steps(source: &str, name: &str, flags: &VariantFlags) {

@@ -1,12 +1,10 @@
 //! Twenty steps of every optimizer against PyTorch, on both engines.
 
-use std::collections::HashMap;
-
 use ndarray::{ArrayD, Axis};
 use pixart_runtime::tensor::Tensor;
 use pixart_tests::errors::assert_close;
 use pixart_tests::{engines, fixtures};
-use pixart_trainer::gradient::Weights;
+use pixart_trainer::gradient::{Gradients, Weights};
 use pixart_trainer::optimizer::{AdamW, Came, Optimizer, Rule};
 
 const TOLERANCE: f64 = 1e-4;
@@ -30,7 +28,7 @@ fn assert_twenty_steps(name: &str, rule: Rule, max_norm: Option<f64>) {
             let gradient = |weight: &str| {
                 floats(format!("gradients/{weight}")).index_axis(Axis(0), step).to_owned()
             };
-            let gradients: HashMap<String, ArrayD<f32>> =
+            let gradients: Gradients =
                 WEIGHTS.map(|weight| (weight.to_owned(), gradient(weight))).into();
             // A warm-up of five steps, as in the fixture.
             let rate = 1e-2 * ((step + 1) as f64 / 5.0).min(1.0);

@@ -2,7 +2,7 @@
 //!
 //! [`differentiate`] goes through the nodes of a graph under construction from the last to the first
 //! and adds, for each, the nodes that turn the gradient of its results into that of its operands.
-//! Every family of operators has its rules in a file of [`rules`], beside their tests. Shapes stay
+//! Every family of operators has its rules in a file of `rules`, beside their tests. Shapes stay
 //! symbolic; an operand that was broadcast gets the sum over the axes along which it was.
 //!
 //! ```
@@ -42,7 +42,7 @@ pub use error::GradientError;
 use error::describe;
 pub use parts::{GRADIENT, PartGraphs, PartKind, part_graphs};
 use rules::Step;
-pub use transformer::{Inputs, Pass, TrainedTransformer, TransformerError, Weights};
+pub use transformer::{Gradients, Inputs, Pass, TrainedTransformer, TransformerError, Weights};
 
 /// The gradients of `variables`, one for each and of the same type and shape: Σ over `outputs` of
 /// dyᵀ · ∂y/∂variable, where `outputs` are pairs of a value y of the graph and its gradient dy, of

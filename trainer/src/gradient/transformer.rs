@@ -1,6 +1,6 @@
 //! The whole transformer out of its parts: one pass forward, one backward.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ndarray::ArrayD;
 use pixart_exporter::graph::ir::Graph;
@@ -15,6 +15,10 @@ use super::{GRADIENT, GradientError, PartKind, part_graphs};
 
 /// Tensors under the names of the diffusers checkpoint, in its shapes.
 pub type Weights = HashMap<String, Tensor>;
+
+/// Gradients under the names and in the shapes of their weights. In the order of the names, so that sums
+/// over all of them come out the same every time.
+pub type Gradients = BTreeMap<String, ArrayD<f32>>;
 
 /// What the transformer reads in one step, see
 /// [`build`](pixart_exporter::models::transformer::build).
@@ -65,6 +69,12 @@ pub enum TransformerError {
         name: String,
         /// How many weights there are.
         count: usize,
+    },
+    /// A graph gave no result of a name that it has.
+    #[error("the engine gave no `{name}`; expected every output of the graph")]
+    NoResult {
+        /// The output.
+        name: String,
     },
     /// A tensor has another shape than another one asks for.
     #[error("{name}: found shape {found:?}; expected {expected:?}")]
@@ -176,7 +186,7 @@ impl TrainedTransformer {
         weights: &Weights,
         pass: Pass,
         gradient: ArrayD<f32>,
-    ) -> Result<HashMap<String, ArrayD<f32>>, TransformerError> {
+    ) -> Result<Gradients, TransformerError> {
         if gradient.shape() != pass.output.shape() {
             return Err(TransformerError::Shape {
                 name: "the gradient of the prediction",
@@ -185,7 +195,7 @@ impl TrainedTransformer {
             });
         }
         let Pass { inputs: mut known, mut tokens, .. } = pass;
-        let mut found = HashMap::new();
+        let mut found = Gradients::new();
         let mut keep = |prefix: &str, results: Results| -> Result<(), TransformerError> {
             for (name, value) in results {
                 let name = name.strip_prefix(GRADIENT).unwrap_or(&name);
@@ -257,11 +267,7 @@ fn prefix(layer: usize) -> String {
 fn take(results: &mut Results, name: &str) -> Result<Tensor, TransformerError> {
     match results.iter().position(|(found, _)| found == name) {
         Some(index) => Ok(results.swap_remove(index).1),
-        None => Err(TransformerError::Missing {
-            part: "the results of a part".to_owned(),
-            name: name.to_owned(),
-            count: 0,
-        }),
+        None => Err(TransformerError::NoResult { name: name.to_owned() }),
     }
 }
 

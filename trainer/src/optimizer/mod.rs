@@ -7,7 +7,7 @@ mod adamw;
 mod came;
 mod norm;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use ndarray::ArrayD;
 use pixart_exporter::graph::{GraphError, ir::Graph};
@@ -17,7 +17,7 @@ use pixart_runtime::tensor::Tensor;
 pub use adamw::AdamW;
 pub use came::Came;
 
-use crate::gradient::Weights;
+use crate::gradient::{Gradients, Weights};
 use crate::session::{GraphSession, SessionError};
 
 /// Which rule turns gradients into steps.
@@ -129,7 +129,7 @@ impl Optimizer {
     pub fn step(
         &mut self,
         weights: &mut Weights,
-        gradients: &HashMap<String, ArrayD<f32>>,
+        gradients: &Gradients,
         learning_rate: f64,
         max_norm: Option<f64>,
     ) -> Result<f64, OptimizerError> {
@@ -201,7 +201,7 @@ impl Optimizer {
     }
 
     /// √Σ g² over all gradients; each one's sum is computed by a graph.
-    fn norm(&mut self, gradients: &HashMap<String, ArrayD<f32>>) -> Result<f64, OptimizerError> {
+    fn norm(&mut self, gradients: &Gradients) -> Result<f64, OptimizerError> {
         let mut squares = 0.0;
         for (name, gradient) in gradients {
             let flat = Tensor::F32(reshaped(gradient, &[gradient.len()]));

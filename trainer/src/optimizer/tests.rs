@@ -14,8 +14,8 @@ fn tensor(shape: &[usize], value: f32) -> ArrayD<f32> {
     ArrayD::from_elem(shape, value)
 }
 
-fn one(name: &str, array: ArrayD<f32>) -> HashMap<String, ArrayD<f32>> {
-    HashMap::from([(name.to_owned(), array)])
+fn one(name: &str, array: ArrayD<f32>) -> Gradients {
+    Gradients::from([(name.to_owned(), array)])
 }
 
 #[test]
@@ -23,7 +23,7 @@ fn a_gradient_that_does_not_fit_changes_nothing() {
     let mut optimizer = optimizer(Rule::Came(Came::default())).expect("loads");
     let weights = Weights::from([("a".to_owned(), Tensor::F32(tensor(&[2, 3], 1.0)))]);
     let mut changed = weights.clone();
-    let mut step = |gradients: &HashMap<String, ArrayD<f32>>, rate, most| {
+    let mut step = |gradients: &Gradients, rate, most| {
         optimizer.step(&mut changed, gradients, rate, most).expect_err("a refusal").to_string()
     };
     let error = step(&one("a", tensor(&[3, 2], 1.0)), 1e-3, None);
