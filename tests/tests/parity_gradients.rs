@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ndarray::ArrayD;
+use ndarray::{Array2, ArrayD, Ix2};
 use pixart_exporter::checkpoint::{Checkpoint, OpenOptions};
 use pixart_exporter::naming::{TransformerConfig, in_diffusers_names};
 use pixart_exporter::{KvSampling, VariantFlags};
@@ -11,7 +11,7 @@ use pixart_runtime::sampler::{NoiseSchedule, SchedulerConfig};
 use pixart_runtime::tensor::Tensor;
 use pixart_tests::errors::{assert_close, max_relative_error};
 use pixart_tests::{engines, fixtures};
-use pixart_trainer::gradient::{Inputs, TrainedTransformer, Weights};
+use pixart_trainer::gradient::{Inputs, TrainedTransformer, Training, Weights};
 use pixart_trainer::loss::{Diffusion, LossKind, Target};
 use pixart_trainer::optimizer::{Came, Optimizer, Rule};
 
@@ -105,7 +105,7 @@ fn assert_step(engine: &dyn Engine, name: &str, config: &TransformerConfig, weig
     let [clean, noise] = ["clean", "noise"].map(|name| fixture.floats(name));
     let times = fixture.times();
 
-    let mut model = TrainedTransformer::load(engine, config, &|_| true).expect("graphs");
+    let mut model = TrainedTransformer::load(engine, config, &Training::full()).expect("graphs");
     let pass = model.forward(weights, &inputs).expect("a prediction");
     let error = assert_close(
         &case("prediction"),
@@ -176,8 +176,8 @@ fn training_steps_lower_the_loss_and_repeat_to_the_bit() {
             let times = fixture.times();
             let noisy = inputs.hidden_states.as_f32().expect("floats");
             let target = Target { clean: &clean, noise: &noise, noisy, times: &times };
-            let mut model =
-                TrainedTransformer::load(engine.as_ref(), &config, &|_| true).expect("graphs");
+            let mut model = TrainedTransformer::load(engine.as_ref(), &config, &Training::full())
+                .expect("graphs");
             let rule = Rule::Came(Came::default());
             let mut optimizer = Optimizer::load(engine.as_ref(), rule).expect("graphs");
             let (diffusion, kind) = (diffusion(), LossKind::WithVariance);
@@ -202,15 +202,17 @@ fn training_steps_lower_the_loss_and_repeat_to_the_bit() {
 fn only_the_chosen_weights_have_gradients_and_those_are_the_same() {
     let engine = engines::ort();
     let (config, weights, inputs, _) = sigma();
-    let gradients = |trained: &dyn Fn(&str) -> bool| {
+    let gradients = |trained: Training| {
         let mut model =
-            TrainedTransformer::load(engine.as_ref(), &config, trained).expect("graphs");
+            TrainedTransformer::load(engine.as_ref(), &config, &trained).expect("graphs");
         let pass = model.forward(&weights, &inputs).expect("a prediction");
         let gradient = pass.output.clone();
         model.backward(&weights, pass, gradient).expect("gradients")
     };
-    let all = gradients(&|_| true);
-    let chosen = gradients(&|name| name.starts_with("attn2.to_k") || name == "proj_out.bias");
+    let all = gradients(Training::full());
+    let chosen = gradients(Training::weights(|name| {
+        name.starts_with("attn2.to_k") || name == "proj_out.bias"
+    }));
     let names: Vec<&String> = chosen.keys().collect();
     let expected: Vec<String> = ["proj_out.bias".to_owned()]
         .into_iter()
@@ -224,11 +226,70 @@ fn only_the_chosen_weights_have_gradients_and_those_are_the_same() {
     }
 }
 
+/// With W' = W + s·B·A, the gradients of A and B follow from that of W', which equals PyTorch's.
+#[test]
+fn adapters_have_the_gradients_that_follow_from_the_merged_weights() {
+    const SCALE: f32 = 0.5;
+    let adapted = |layer: &str| {
+        ["to_q", "to_out.0", "net.2", "linear_1", "proj_out"].iter().any(|end| layer.ends_with(end))
+    };
+    for engine in [engines::ort(), engines::tract()] {
+        let (config, weights, inputs, _) = sigma();
+        let matrix = |tensor: &Tensor| {
+            let array = tensor.as_f32().expect("floats").clone();
+            array.into_dimensionality::<Ix2>().expect("a matrix")
+        };
+        let (mut with, mut merged) = (weights.clone(), weights.clone());
+        let scale = Tensor::F32(ArrayD::from_elem(vec![], SCALE));
+        with.insert("lora_scale".to_owned(), scale);
+        let mut layers = BTreeMap::new();
+        for (name, weight) in weights.iter().filter(|(_, weight)| weight.shape().len() == 2) {
+            let Some(layer) = name.strip_suffix(".weight").filter(|layer| adapted(layer)) else {
+                continue;
+            };
+            let weight = matrix(weight);
+            let (out, width) = weight.dim();
+            let number = |i: usize, j: usize| ((7 * i + 3 * j + layer.len()) as f32).sin() * 0.2;
+            let down = Array2::from_shape_fn((3, width), |(i, j)| number(i, j));
+            let up = Array2::from_shape_fn((out, 3), |(i, j)| number(i, j));
+            merged.insert(name.clone(), Tensor::from(weight + SCALE * up.dot(&down)));
+            with.insert(format!("{layer}.lora_A.weight"), Tensor::from(down.clone()));
+            with.insert(format!("{layer}.lora_B.weight"), Tensor::from(up.clone()));
+            layers.insert(layer.to_owned(), (down, up));
+        }
+        // Five in each block, two in front and one behind.
+        assert_eq!(layers.len(), 2 * 5 + 2 + 1, "{:?}", layers.keys());
+
+        let pass_through = |training: &Training, weights: &Weights| {
+            let mut model =
+                TrainedTransformer::load(engine.as_ref(), &config, training).expect("graphs");
+            let pass = model.forward(weights, &inputs).expect("a prediction");
+            let (prediction, gradient) = (pass.output.clone(), pass.output.mapv(f32::sin));
+            (prediction, model.backward(weights, pass, gradient).expect("gradients"))
+        };
+        let (expected, of_merged) = pass_through(&Training::full(), &merged);
+        let (prediction, gradients) = pass_through(&Training::lora(adapted), &with);
+        assert_close(engine.name(), &prediction, &expected, 1e-5);
+        assert_eq!(gradients.len(), 2 * layers.len());
+        for (layer, (down, up)) in layers {
+            let whole = matrix(&Tensor::F32(of_merged[&format!("{layer}.weight")].clone()));
+            for (kind, expected) in
+                [("A", SCALE * up.t().dot(&whole)), ("B", SCALE * whole.dot(&down.t()))]
+            {
+                let name = format!("{layer}.lora_{kind}.weight");
+                let case = format!("{name} on {}", engine.name());
+                assert_close(&case, &gradients[&name], &expected.into_dyn(), TOLERANCE);
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_missing_or_does_not_fit_is_named() {
     let engine = engines::tract();
     let (config, mut weights, inputs, _) = sigma();
-    let mut model = TrainedTransformer::load(engine.as_ref(), &config, &|_| true).expect("graphs");
+    let mut model =
+        TrainedTransformer::load(engine.as_ref(), &config, &Training::full()).expect("graphs");
     let pass = model.forward(&weights, &inputs).expect("a prediction");
     let wrong = ArrayD::zeros(vec![1, 2]);
     let error = model.backward(&weights, pass, wrong).expect_err("a shape").to_string();

@@ -14,6 +14,9 @@ use crate::profile::{Portions, Profile};
 /// ONNX Runtime's own operators.
 pub const MICROSOFT: &str = "com.microsoft";
 
+/// Whether a layer, by its name in the checkpoint, has an adapter.
+type Targets = Box<dyn Fn(&str) -> bool>;
+
 /// Builds a [`Graph`] node by node, and checks every node while it is added.
 pub struct GraphBuilder {
     name: String,
@@ -26,6 +29,7 @@ pub struct GraphBuilder {
     names: HashMap<String, usize>,
     weights: HashMap<String, Value>,
     weights_as_inputs: bool,
+    adapted: Option<Targets>,
     /// Every value that has been made, by name.
     values: HashMap<String, Value>,
     constants: HashMap<(DType, Vec<usize>, Vec<u8>), Value>,
@@ -49,6 +53,7 @@ impl GraphBuilder {
             names: HashMap::new(),
             weights: HashMap::new(),
             weights_as_inputs: false,
+            adapted: None,
             values: HashMap::new(),
             constants: HashMap::new(),
             sizes: HashMap::new(),
@@ -63,6 +68,19 @@ impl GraphBuilder {
     pub fn weights_as_inputs(mut self) -> Self {
         self.weights_as_inputs = true;
         self
+    }
+
+    /// Linear layers for which `targets` is true, asked with their names, have a low-rank adapter: see
+    /// [`GraphBuilder::linear`]. The adapters' tensors are read like weights, so this is for graphs whose
+    /// weights are inputs.
+    pub fn adapters(mut self, targets: impl Fn(&str) -> bool + 'static) -> Self {
+        self.adapted = Some(Box::new(targets));
+        self.weights_as_inputs()
+    }
+
+    /// Whether the layer of the current scope has an adapter.
+    pub(super) fn is_adapted(&self) -> bool {
+        self.adapted.as_ref().is_some_and(|targets| targets(&self.scope.join(".")))
     }
 
     /// The profile that the graph is lowered for.
@@ -253,6 +271,14 @@ impl GraphBuilder {
             shape: shape.to_vec(),
             data: WeightData::Checkpoint(WeightRef { tensor, shape: found.to_vec(), transform }),
         });
+        Ok(value)
+    }
+
+    /// The input `<scope>.<name>` of a shape with open sizes, which counts as a weight.
+    pub(super) fn open_weight(&mut self, name: &str, shape: Vec<Dim>) -> Result<Value, GraphError> {
+        let tensor = self.path(name);
+        let value = self.input(&tensor, DType::F32, shape)?;
+        self.weights.insert(tensor, value.clone());
         Ok(value)
     }
 

@@ -40,7 +40,7 @@ use pixart_exporter::graph::{
 
 pub use error::GradientError;
 use error::describe;
-pub use parts::{GRADIENT, PartGraphs, PartKind, part_graphs};
+pub use parts::{GRADIENT, PartGraphs, PartKind, Training, part_graphs};
 use rules::Step;
 pub use transformer::{Gradients, Inputs, Pass, TrainedTransformer, TransformerError, Weights};
 

@@ -1,6 +1,7 @@
 //! The graphs of the transformer's parts: forward, and forward with backward.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use pixart_exporter::graph::{
     GraphBuilder, Value,
@@ -38,6 +39,38 @@ impl PartKind {
     }
 }
 
+/// What is trained.
+#[derive(Clone)]
+pub struct Training {
+    trained: Targets,
+    adapted: Option<Targets>,
+}
+
+type Targets = Arc<dyn Fn(&str) -> bool>;
+
+impl Training {
+    /// Every weight.
+    pub fn full() -> Self {
+        Self::weights(|_| true)
+    }
+
+    /// The weights for which `trained` is true. It is asked with the checkpoint's names, those of the
+    /// blocks without `transformer_blocks.<index>.`, since all blocks share a graph.
+    pub fn weights(trained: impl Fn(&str) -> bool + 'static) -> Self {
+        Self { trained: Arc::new(trained), adapted: None }
+    }
+
+    /// Low-rank adapters of the linear layers for which `adapted` is true, and nothing else; see
+    /// [`GraphBuilder::linear`] for what they compute and how their tensors are named. It is asked with the
+    /// layers' names, for example `attn1.to_q` or `caption_projection.linear_1`; those in blocks lack
+    /// `transformer_blocks.<index>.`.
+    pub fn lora(adapted: impl Fn(&str) -> bool + 'static) -> Self {
+        let is_adapter =
+            |name: &str| name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight");
+        Self { trained: Arc::new(is_adapter), adapted: Some(Arc::new(adapted)) }
+    }
+}
+
 /// Before the name of a value: the gradient of the loss with respect to it.
 pub const GRADIENT: &str = "gradient.";
 
@@ -53,8 +86,11 @@ pub struct PartGraphs {
     pub backward: Option<Graph>,
 }
 
-/// Builds the graphs of a part for `profile`, gradients of those weights for which `trained` is true;
-/// it is asked with the checkpoint's names, those of a block without `transformer_blocks.<index>.`.
+/// Builds the graphs of a part for `profile`, with the gradients of what is trained.
+///
+/// With `to_embedding`, the block and the final part also give the gradients of what they read from the
+/// embedding directly (modulation, captions, time embedding); that is only needed where something in the
+/// embedding is trained.
 ///
 /// # Errors
 /// [`GradientError::NoRule`] for [`Profile::Portable`], whose attention in portions has no gradient;
@@ -63,20 +99,24 @@ pub fn part_graphs(
     config: &TransformerConfig,
     profile: Profile,
     kind: PartKind,
-    trained: &dyn Fn(&str) -> bool,
+    training: &Training,
+    to_embedding: bool,
 ) -> Result<PartGraphs, GradientError> {
-    let (mut b, part) = start(config, profile, kind)?;
+    let (mut b, part) = start(config, profile, kind, training)?;
     let outputs = part.outputs.into_iter().map(|(name, value)| (name.to_owned(), value));
     name_outputs(&mut b, outputs.collect())?;
     let forward = finish(b);
 
-    let (mut b, part) = start(config, profile, kind)?;
+    let (mut b, part) = start(config, profile, kind, training)?;
     let weights: HashSet<String> = b.weights().map(|value| value.name().to_owned()).collect();
     let inputs = b.inputs().iter().map(|input| input.name.clone());
     let variables: Vec<Value> = inputs
         .filter(|name| match weights.contains(name) {
-            true => trained(name),
-            false => part.carried.iter().any(|value| value.name() == name),
+            true => (training.trained)(name),
+            false => {
+                let carried = part.carried.iter().any(|value| value.name() == name);
+                carried && (to_embedding || name == "tokens")
+            }
         })
         .filter_map(|name| b.value(&name))
         .collect();
@@ -100,8 +140,12 @@ fn start(
     config: &TransformerConfig,
     profile: Profile,
     kind: PartKind,
+    training: &Training,
 ) -> Result<(GraphBuilder, Part), GradientError> {
     let mut b = GraphBuilder::new(kind.as_str(), profile).weights_as_inputs();
+    if let Some(adapted) = training.adapted.clone() {
+        b = b.adapters(move |layer| adapted(layer));
+    }
     let part = match kind {
         PartKind::Embedding => embedding(&mut b, config)?,
         PartKind::Block { compressed } => block(&mut b, config, compressed)?,
@@ -165,7 +209,8 @@ mod tests {
     fn every_trained_weight_has_a_gradient_of_its_own_shape() {
         for profile in [Profile::Ort, Profile::Cann] {
             for kind in KINDS {
-                let graphs = part_graphs(&config(), profile, kind, &|_| true).expect("graphs");
+                let graphs =
+                    part_graphs(&config(), profile, kind, &Training::full(), true).expect("graphs");
                 let backward = graphs.backward.expect("weights to train");
                 let found = shapes(&backward.outputs);
                 for (name, shape) in shapes(&graphs.forward.inputs) {
@@ -184,9 +229,9 @@ mod tests {
 
     #[test]
     fn what_is_not_trained_has_no_gradient() {
-        let chosen = |name: &str| name == "attn2.to_k.weight";
+        let chosen = &Training::weights(|name| name == "attn2.to_k.weight");
         let kind = PartKind::Block { compressed: false };
-        let graphs = part_graphs(&config(), Profile::Ort, kind, &chosen).expect("graphs");
+        let graphs = part_graphs(&config(), Profile::Ort, kind, chosen, true).expect("graphs");
         let backward = graphs.backward.expect("tokens to pass on");
         let mut names: Vec<&str> = backward.outputs.iter().map(|o| o.name.as_str()).collect();
         names.sort_unstable();
@@ -194,19 +239,58 @@ mod tests {
         assert_eq!(names, expected.map(|name| format!("{GRADIENT}{name}")));
 
         // A bias that is added at the end changes no gradient.
-        let graphs = part_graphs(&config(), Profile::Ort, PartKind::Final, &|_| true);
+        let graphs = part_graphs(&config(), Profile::Ort, PartKind::Final, &Training::full(), true);
         let graphs = graphs.expect("graphs");
         let reads = |graph: &Graph| graph.inputs.iter().any(|i| i.name == "proj_out.bias");
         assert!(reads(&graphs.forward) && !reads(&graphs.backward.expect("weights")));
 
-        let graphs = part_graphs(&config(), Profile::Ort, PartKind::Embedding, &chosen);
+        let graphs = part_graphs(&config(), Profile::Ort, PartKind::Embedding, chosen, true);
         assert!(graphs.expect("graphs").backward.is_none());
+    }
+
+    #[test]
+    fn adapters_are_trained_instead_of_weights_and_have_any_rank() {
+        let training = Training::lora(|layer| layer == "attn1.to_q");
+        let kind = PartKind::Block { compressed: false };
+        let graphs = part_graphs(&config(), Profile::Ort, kind, &training, false).expect("graphs");
+        let backward = graphs.backward.expect("adapters");
+        let mut found = shapes(&backward.outputs);
+        found.sort_unstable();
+        let expected = [
+            ("gradient.attn1.to_q.lora_A.weight", "[rank, 24]"),
+            ("gradient.attn1.to_q.lora_B.weight", "[24, rank]"),
+            ("gradient.tokens", "[batch_size, rows, columns, 24]"),
+        ];
+        assert_eq!(found, expected.map(|(name, shape)| (name, shape.to_owned())));
+        for graph in [&graphs.forward, &backward] {
+            assert!(graph.inputs.iter().any(|input| input.name == "lora_scale"));
+        }
+        let embedding = part_graphs(&config(), Profile::Ort, PartKind::Embedding, &training, true);
+        assert!(embedding.expect("graphs").backward.is_none());
+
+        let training = Training::lora(|layer| layer.ends_with("proj"));
+        let error = part_graphs(&config(), Profile::Ort, PartKind::Embedding, &training, true);
+        let error = error.map(drop).expect_err("a refusal").to_string();
+        assert!(error.contains("pos_embed.proj/Conv") && error.contains("linear"), "{error}");
+    }
+
+    #[test]
+    fn every_way_of_compression_has_a_gradient() {
+        for sampling in KvSampling::ALL {
+            let layers = [0].into();
+            let compression = Some(KvCompression { sampling, scale_factor: 2, layers });
+            let config = TransformerConfig { kv_compression: compression, ..config() };
+            let kind = PartKind::Block { compressed: true };
+            let graphs = part_graphs(&config, Profile::Ort, kind, &Training::full(), true);
+            assert!(graphs.is_ok_and(|graphs| graphs.backward.is_some()), "{sampling}");
+        }
     }
 
     #[test]
     fn a_profile_whose_attention_has_no_gradient_is_refused() {
         let kind = PartKind::Block { compressed: false };
-        let error = part_graphs(&config(), Profile::Portable, kind, &|_| true).map(drop);
+        let error =
+            part_graphs(&config(), Profile::Portable, kind, &Training::full(), true).map(drop);
         let error = error.expect_err("a refusal").to_string();
         assert!(error.contains("attn2/Scan (Scan)") && error.contains("`ort`"), "{error}");
     }
@@ -215,7 +299,7 @@ mod tests {
     fn a_compressed_block_of_a_model_without_compression_is_refused() {
         let config = TransformerConfig { kv_compression: None, ..config() };
         let kind = PartKind::Block { compressed: true };
-        let error = part_graphs(&config, Profile::Ort, kind, &|_| true).map(drop);
+        let error = part_graphs(&config, Profile::Ort, kind, &Training::full(), true).map(drop);
         let error = error.expect_err("a refusal").to_string();
         assert!(error.contains("compressed keys"), "{error}");
     }

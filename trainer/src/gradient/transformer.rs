@@ -11,9 +11,13 @@ use pixart_runtime::tensor::Tensor;
 
 use crate::session::{GraphSession, Results, SessionError};
 
-use super::{GRADIENT, GradientError, PartKind, part_graphs};
+use pixart_exporter::graph::LORA_SCALE;
 
-/// Tensors under the names of the diffusers checkpoint, in its shapes.
+use super::{GRADIENT, GradientError, PartKind, Training, part_graphs};
+
+/// Tensors under the names of the diffusers checkpoint, in its shapes. With adapters, those of the layers
+/// are `<layer>.lora_A.weight[rank, in]` and `<layer>.lora_B.weight[out, rank]`, and `lora_scale` is a number
+/// without axes (alpha divided by rank).
 pub type Weights = HashMap<String, Tensor>;
 
 /// Gradients under the names and in the shapes of their weights. In the order of the names, so that sums
@@ -111,10 +115,14 @@ struct Sessions {
     backward: Option<GraphSession>,
 }
 
+/// The gradients of what the other parts read from the embedding, beside the tokens: the first from the
+/// final part, the others from every block.
+const SHARED: [&str; 3] = ["gradient.time_embedding", "gradient.modulation", "gradient.captions"];
+type Shared = [Option<Tensor>; 3];
+
 impl TrainedTransformer {
-    /// Builds the graphs for a configuration and loads them. A pass backward gives the gradients of the
-    /// weights for which `trained` is true; it is asked with the checkpoint's names, those of the
-    /// blocks without `transformer_blocks.<index>.`, since all blocks share a graph.
+    /// Builds the graphs for a configuration and loads them. A pass backward gives the gradients of what
+    /// is trained.
     ///
     /// # Errors
     /// A configuration that does not fit together, no room for temporary files, or an engine that lacks
@@ -122,19 +130,22 @@ impl TrainedTransformer {
     pub fn load(
         engine: &dyn Engine,
         config: &TransformerConfig,
-        trained: &dyn Fn(&str) -> bool,
+        training: &Training,
     ) -> Result<Self, TransformerError> {
-        let load = |kind| Sessions::load(engine, config, kind, trained);
+        let load =
+            |kind, to_embedding| Sessions::load(engine, config, kind, training, to_embedding);
+        let embedding = load(PartKind::Embedding, true)?;
+        let load = |kind| load(kind, embedding.backward.is_some());
         let is_compressed = |layer: &usize| compressed(config, *layer);
         let any = |wanted| (0..config.num_layers).any(|layer| is_compressed(&layer) == wanted);
         let block =
             |compressed| any(compressed).then(|| load(PartKind::Block { compressed })).transpose();
         Ok(Self {
-            embedding: load(PartKind::Embedding)?,
             block: block(false)?,
             compressed: block(true)?,
             last: load(PartKind::Final)?,
             config: config.clone(),
+            embedding,
         })
     }
 
@@ -210,34 +221,35 @@ impl TrainedTransformer {
         known.extend(tokens.pop().map(|tokens| ("tokens", tokens)));
         let mut results = self.last.backward(weights, "", &known)?;
         let mut d_tokens = take(&mut results, "gradient.tokens")?;
-        let d_embedding = take(&mut results, "gradient.time_embedding")?;
+        let to_embedding = self.embedding.backward.is_some();
+        let mut d_shared: Shared = [None, None, None];
+        if to_embedding {
+            d_shared[0] = Some(take(&mut results, "gradient.time_embedding")?);
+        }
         keep("", results)?;
 
-        let mut d_shared: [Option<Tensor>; 2] = [None, None];
         for layer in (0..self.config.num_layers).rev() {
             known.extend(tokens.pop().map(|tokens| ("tokens", tokens)));
             known.insert("gradient.out_tokens", d_tokens);
             let mut results = self.sessions(layer).backward(weights, &prefix(layer), &known)?;
             d_tokens = take(&mut results, "gradient.tokens")?;
-            for (sum, name) in d_shared.iter_mut().zip(["gradient.modulation", "gradient.captions"])
-            {
-                let part = take(&mut results, name)?.into_f32(name)?;
-                *sum = Some(Tensor::F32(match sum.take() {
-                    Some(sum) => sum.into_f32(name)? + &part,
-                    None => part,
-                }));
+            if to_embedding {
+                for (sum, name) in d_shared.iter_mut().zip(SHARED).skip(1) {
+                    let part = take(&mut results, name)?.into_f32(name)?;
+                    *sum = Some(Tensor::F32(match sum.take() {
+                        Some(sum) => sum.into_f32(name)? + &part,
+                        None => part,
+                    }));
+                }
             }
             keep(&prefix(layer), results)?;
         }
 
-        if self.embedding.backward.is_some() {
+        if to_embedding {
             known.insert("gradient.tokens", d_tokens);
-            known.insert("gradient.time_embedding", d_embedding);
-            for (sum, (name, like)) in d_shared
-                .into_iter()
-                .zip([("gradient.modulation", "modulation"), ("gradient.captions", "captions")])
-            {
+            for (sum, name) in d_shared.into_iter().zip(SHARED) {
                 // Without any block nothing depends on them.
+                let like = name.strip_prefix(GRADIENT).unwrap_or(name);
                 let zeros = || Tensor::F32(ArrayD::zeros(known[like].shape()));
                 let sum = sum.unwrap_or_else(zeros);
                 known.insert(name, sum);
@@ -276,10 +288,11 @@ impl Sessions {
         engine: &dyn Engine,
         config: &TransformerConfig,
         kind: PartKind,
-        trained: &dyn Fn(&str) -> bool,
+        training: &Training,
+        to_embedding: bool,
     ) -> Result<Self, TransformerError> {
         let part = kind.as_str();
-        let graphs = part_graphs(config, Profile::Ort, kind, trained)
+        let graphs = part_graphs(config, Profile::Ort, kind, training, to_embedding)
             .map_err(|source| TransformerError::Gradient { part, source })?;
         let load = |graph: &Graph| GraphSession::load(engine, graph);
         Ok(Self {
@@ -319,6 +332,7 @@ fn run(
     known: &HashMap<&'static str, Tensor>,
 ) -> Result<Results, TransformerError> {
     let find = |name: &String| {
+        let prefix = if name == LORA_SCALE { "" } else { prefix };
         let weight = || weights.get(&format!("{prefix}{name}"));
         known.get(name.as_str()).or_else(weight).ok_or_else(|| TransformerError::Missing {
             part: format!("{prefix}{part}"),
