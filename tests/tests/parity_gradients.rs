@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ndarray::{Array2, ArrayD, Ix2};
 use pixart_exporter::checkpoint::{Checkpoint, OpenOptions};
+use pixart_exporter::graph::dim::Dim;
 use pixart_exporter::naming::{TransformerConfig, in_diffusers_names};
 use pixart_exporter::{KvSampling, VariantFlags};
 use pixart_runtime::engine::Engine;
@@ -106,6 +107,18 @@ fn assert_step(engine: &dyn Engine, name: &str, config: &TransformerConfig, weig
     let times = fixture.times();
 
     let mut model = TrainedTransformer::load(engine, config, &Training::full()).expect("graphs");
+    let mut shapes: Vec<(String, Vec<usize>)> = Vec::new();
+    for (name, shape) in model.weights() {
+        let sizes: Option<Vec<i64>> = shape.iter().map(Dim::as_const).collect();
+        shapes.push((name, sizes.expect("constant").iter().map(|&n| n as usize).collect()));
+    }
+    let is_read = |name: &str| !["pos_embed", "y_embedding"].iter().any(|end| name.ends_with(end));
+    let read = weights.iter().filter(|(name, _)| is_read(name));
+    let mut expected: Vec<_> =
+        read.map(|(name, value)| (name.clone(), value.shape().to_vec())).collect();
+    shapes.sort();
+    expected.sort();
+    assert_eq!(shapes, expected, "{}", case("weights"));
     let pass = model.forward(weights, &inputs).expect("a prediction");
     let error = assert_close(
         &case("prediction"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pixart_exporter::graph::{
     GraphBuilder, Value,
-    ir::{DType, Graph},
+    ir::{DType, Graph, ValueInfo},
 };
 use pixart_exporter::models::transformer::parts::{Part, block, embedding, final_part};
 use pixart_exporter::naming::TransformerConfig;
@@ -84,6 +84,9 @@ pub struct PartGraphs {
     /// that comes from another part and each weight that is trained. What lies in between is computed
     /// again. `None` if there is nothing to give.
     pub backward: Option<Graph>,
+    /// The weights, and those of adapters, that the part reads: names, types and shapes. The rank of the
+    /// adapters is an open size.
+    pub weights: Vec<ValueInfo>,
 }
 
 /// Builds the graphs of a part for `profile`, with the gradients of what is trained.
@@ -108,10 +111,12 @@ pub fn part_graphs(
     let forward = finish(b);
 
     let (mut b, part) = start(config, profile, kind, training)?;
-    let weights: HashSet<String> = b.weights().map(|value| value.name().to_owned()).collect();
+    let names: HashSet<String> = b.weights().map(|value| value.name().to_owned()).collect();
+    let all = b.inputs().iter();
+    let weights: Vec<ValueInfo> = all.filter(|i| names.contains(&i.name)).cloned().collect();
     let inputs = b.inputs().iter().map(|input| input.name.clone());
     let variables: Vec<Value> = inputs
-        .filter(|name| match weights.contains(name) {
+        .filter(|name| match names.contains(name) {
             true => (training.trained)(name),
             false => {
                 let carried = part.carried.iter().any(|value| value.name() == name);
@@ -121,7 +126,7 @@ pub fn part_graphs(
         .filter_map(|name| b.value(&name))
         .collect();
     if variables.is_empty() {
-        return Ok(PartGraphs { forward, backward: None });
+        return Ok(PartGraphs { forward, backward: None, weights });
     }
     let mut cotangents = Vec::with_capacity(part.outputs.len());
     for (name, value) in &part.outputs {
@@ -133,7 +138,7 @@ pub fn part_graphs(
     let gradients = differentiate(&mut b, &pairs, &variables.iter().collect::<Vec<_>>())?;
     let name = |variable: &Value| format!("{GRADIENT}{}", variable.name());
     name_outputs(&mut b, variables.iter().map(name).zip(gradients).collect())?;
-    Ok(PartGraphs { forward, backward: Some(finish(b)) })
+    Ok(PartGraphs { forward, backward: Some(finish(b)), weights })
 }
 
 fn start(
@@ -200,7 +205,7 @@ mod tests {
     }
 
     /// The shape of every input or output, by name.
-    fn shapes(values: &[pixart_exporter::graph::ir::ValueInfo]) -> Vec<(&str, String)> {
+    fn shapes(values: &[ValueInfo]) -> Vec<(&str, String)> {
         let shape = |dims| pixart_exporter::graph::dim::display_shape(dims);
         values.iter().map(|value| (value.name.as_str(), shape(&value.shape))).collect()
     }

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, HashMap};
 
 use ndarray::ArrayD;
-use pixart_exporter::graph::ir::Graph;
+use pixart_exporter::graph::{
+    LORA_SCALE,
+    dim::Dim,
+    ir::{Graph, ValueInfo},
+};
 use pixart_exporter::naming::TransformerConfig;
 use pixart_exporter::profile::Profile;
 use pixart_runtime::engine::{Engine, EngineError};
 use pixart_runtime::tensor::Tensor;
 
 use crate::session::{GraphSession, Results, SessionError};
-
-use pixart_exporter::graph::LORA_SCALE;
 
 use super::{GRADIENT, GradientError, PartKind, Training, part_graphs};
 
@@ -113,6 +115,7 @@ struct Sessions {
     part: &'static str,
     forward: GraphSession,
     backward: Option<GraphSession>,
+    weights: Vec<ValueInfo>,
 }
 
 /// The gradients of what the other parts read from the embedding, beside the tokens: the first from the
@@ -147,6 +150,25 @@ impl TrainedTransformer {
             config: config.clone(),
             embedding,
         })
+    }
+
+    /// Names and shapes of all the weights that a pass reads, adapters included; their rank is an open size.
+    pub fn weights(&self) -> Vec<(String, Vec<Dim>)> {
+        let mut all = Vec::new();
+        let mut add = |prefix: &str, sessions: &Sessions| {
+            let named = |w: &ValueInfo| (format!("{prefix}{}", w.name), w.shape.clone());
+            all.extend(sessions.weights.iter().map(named));
+        };
+        add("", &self.embedding);
+        for layer in 0..self.config.num_layers {
+            let sessions = match compressed(&self.config, layer) {
+                true => &self.compressed,
+                false => &self.block,
+            };
+            sessions.iter().for_each(|sessions| add(&prefix(layer), sessions));
+        }
+        add("", &self.last);
+        all
     }
 
     /// The prediction for `inputs`, and what the gradient needs.
@@ -299,6 +321,7 @@ impl Sessions {
             part,
             forward: load(&graphs.forward)?,
             backward: graphs.backward.as_ref().map(load).transpose()?,
+            weights: graphs.weights,
         })
     }
 
