@@ -200,7 +200,7 @@ fn training_steps_lower_the_loss_and_repeat_to_the_bit() {
                 let loss = diffusion.loss(kind, &pass.output, &target).expect("a loss");
                 losses.push(loss.mean());
                 let gradients = model.backward(&weights, pass, loss.gradient).expect("gradients");
-                optimizer.step(&mut weights, &gradients, 2e-5, Some(0.01)).expect("a step");
+                optimizer.step(&mut weights, gradients, 2e-5, Some(0.01)).expect("a step");
             }
             (losses, weights)
         };

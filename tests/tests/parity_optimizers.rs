@@ -32,7 +32,7 @@ fn assert_twenty_steps(name: &str, rule: Rule, max_norm: Option<f64>) {
                 WEIGHTS.map(|weight| (weight.to_owned(), gradient(weight))).into();
             // A warm-up of five steps, as in the fixture.
             let rate = 1e-2 * ((step + 1) as f64 / 5.0).min(1.0);
-            let norm = optimizer.step(&mut weights, &gradients, rate, max_norm).expect("a step");
+            let norm = optimizer.step(&mut weights, gradients, rate, max_norm).expect("a step");
             found.push(norm as f32);
             if step == 0 || step == 19 {
                 for weight in WEIGHTS {

@@ -82,7 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mean = loss.mean();
         let gradients = model.backward(&weights, pass, loss.gradient)?;
         let backward = start.elapsed().as_secs_f64() - forward;
-        optimizer.step(&mut weights, &gradients, 2e-5, Some(0.01))?;
+        optimizer.step(&mut weights, gradients, 2e-5, Some(0.01))?;
         let all = start.elapsed().as_secs_f64();
         let step = all - forward - backward;
         println!(

@@ -1,6 +1,10 @@
 //! CAME, in the form that PixArt-Σ is trained with.
 
-use pixart_exporter::graph::{GraphBuilder, GraphError, Value, dim::Dim, ir::DType, ir::Graph};
+use pixart_exporter::graph::{
+    GraphBuilder, GraphError, Value,
+    dim::{Dim, product},
+    ir::{DType, Graph},
+};
 use pixart_exporter::profile::Profile;
 
 use super::adamw::average;
@@ -63,7 +67,15 @@ impl Came {
 
     /// The numbers that change from step to step.
     pub(super) fn scalars(&self, learning_rate: f64) -> Vec<(&'static str, f64)> {
-        vec![("keep", 1.0 - learning_rate * self.weight_decay), ("learning_rate", learning_rate)]
+        let mut scalars = vec![("learning_rate", learning_rate)];
+        if self.decays() {
+            scalars.push(("keep", 1.0 - learning_rate * self.weight_decay));
+        }
+        scalars
+    }
+
+    fn decays(&self) -> bool {
+        self.weight_decay != 0.0
     }
 
     fn check(&self) -> Result<(), OptimizerError> {
@@ -98,15 +110,19 @@ impl Came {
         let shape = [Dim::symbol("count")];
         let [weight, gradient, mean, square] = ["weight", "gradient", "exp_avg", "exp_avg_sq"]
             .map(|name| b.input(name, DType::F32, shape.to_vec()));
-        let scalars = Scalars::declare(b)?;
+        let scalars = Scalars::declare(b, self)?;
         let gradient = b.mul(&gradient?, &scalars.scale)?;
-        let squares = squares(b, &gradient, self.epsilons[0])?;
+        let squares = b.mul(&gradient, &gradient)?;
+        let epsilon = b.scalar_f32(self.epsilons[0] as f32);
+        let squares = b.add(&squares, &epsilon)?;
         let square = average(b, &square?, &squares, self.betas[1])?;
         let root = b.sqrt(&square)?;
         let update = b.div(&gradient, &root)?;
-        let update = self.clipped(b, &update)?;
+        let clip = self.clip(b, &update)?;
+        let update = b.mul(&update, &clip)?;
         let mean = average(b, &mean?, &update, self.betas[0])?;
-        let weight = scalars.stepped(b, &weight?, &mean)?;
+        let step = b.mul(&mean, &scalars.learning_rate)?;
+        let weight = scalars.stepped(b, &weight?, &step)?;
         for (name, value) in
             [("out_weight", weight), ("out_exp_avg", mean), ("out_exp_avg_sq", square)]
         {
@@ -129,18 +145,24 @@ impl Came {
         let mean = input("exp_avg", &shape)?;
         let square = [input("exp_avg_sq_row", &by_row)?, input("exp_avg_sq_col", &by_column)?];
         let residual = [input("exp_avg_res_row", &by_row)?, input("exp_avg_res_col", &by_column)?];
-        let scalars = Scalars::declare(b)?;
+        let scalars = Scalars::declare(b, self)?;
 
-        let gradient = b.mul(&gradient, &scalars.scale)?;
-        let squares_of_gradient = squares(b, &gradient, self.epsilons[0])?;
-        let square = factors(b, &square, &squares_of_gradient, self.betas[1])?;
-        let update = over_root(b, &gradient, &square)?;
-        let update = self.clipped(b, &update)?;
-        let mean = average(b, &mean, &update, self.betas[0])?;
+        // Factors go to the means over rows and columns, which are small, instead of to whole matrices.
+        let square_of_scale = b.mul(&scalars.scale, &scalars.scale)?;
+        let terms = Terms { factor: &square_of_scale, epsilon: self.epsilons[0] };
+        let square = means(b, &square, &gradient, &terms, self.betas[1])?;
+        let update = over_root(b, &gradient, &square, &scalars.scale)?;
+        let clip = self.clip(b, &update)?;
+        let update = b.mul(&update, &clip)?;
+        // m + (1 − β₁)(u − m) is the new m, and β₁(u − m) is u less the new m.
         let difference = b.sub(&update, &mean)?;
-        let squares_of_difference = squares(b, &difference, self.epsilons[1])?;
-        let residual = factors(b, &residual, &squares_of_difference, self.betas[2])?;
-        let step = over_root(b, &mean, &residual)?;
+        let take = b.scalar_f32((1.0 - self.betas[0]) as f32);
+        let change = b.mul(&difference, &take)?;
+        let mean = b.add(&mean, &change)?;
+        let square_of_keep = b.scalar_f32((self.betas[0] * self.betas[0]) as f32);
+        let terms = Terms { factor: &square_of_keep, epsilon: self.epsilons[1] };
+        let residual = means(b, &residual, &difference, &terms, self.betas[2])?;
+        let step = over_root(b, &mean, &residual, &scalars.learning_rate)?;
         let weight = scalars.stepped(b, &weight, &step)?;
 
         let ([square_row, square_column], [residual_row, residual_column]) = (square, residual);
@@ -158,81 +180,97 @@ impl Came {
         Ok(graph.finish())
     }
 
-    /// `u / max(1, rms(u)/d)`
-    fn clipped(&self, b: &mut GraphBuilder, update: &Value) -> Result<Value, GraphError> {
-        let mut mean = b.mul(update, update)?;
-        // Every row has as many elements, so the mean of the means is the mean.
-        for axis in (0..update.rank()).rev() {
-            mean = b.reduce_mean(&mean, axis as i64)?;
-        }
+    /// `1 / max(1, rms(u)/d)`, with axes of size 1.
+    fn clip(&self, b: &mut GraphBuilder, update: &Value) -> Result<Value, GraphError> {
+        let axes: Vec<usize> = (0..update.rank()).collect();
+        let sum = b.reduce_sum_square(update, &axes)?;
+        let count = b.size(&product(update.shape()))?;
+        let count = b.cast(&count, DType::F32)?;
+        let mean = b.div(&sum, &count)?;
         let root = b.sqrt(&mean)?;
         let threshold = b.scalar_f32(self.clip_threshold as f32);
         let excess = b.div(&root, &threshold)?;
         let one = b.scalar_f32(1.0);
         let divisor = b.max(&excess, &one)?;
-        b.div(update, &divisor)
+        b.div(&one, &divisor)
     }
 }
 
 /// The numbers that change from step to step.
 struct Scalars {
-    keep: Value,
+    /// What decay leaves of a weight; without decay, there is no such input.
+    keep: Option<Value>,
     learning_rate: Value,
     scale: Value,
 }
 
 impl Scalars {
-    fn declare(b: &mut GraphBuilder) -> Result<Self, GraphError> {
+    fn declare(b: &mut GraphBuilder, came: &Came) -> Result<Self, GraphError> {
         let mut scalar = |name| b.input(name, DType::F32, vec![]);
         Ok(Self {
-            keep: scalar("keep")?,
+            keep: if came.decays() { Some(scalar("keep")?) } else { None },
             learning_rate: scalar("learning_rate")?,
             scale: scalar("scale")?,
         })
     }
 
-    /// `weight · keep − learning_rate · step`
+    /// `weight · keep − step`
     fn stepped(
         &self,
         b: &mut GraphBuilder,
         weight: &Value,
         step: &Value,
     ) -> Result<Value, GraphError> {
-        let step = b.mul(step, &self.learning_rate)?;
-        let kept = b.mul(weight, &self.keep)?;
-        b.sub(&kept, &step)
+        match &self.keep {
+            Some(keep) => {
+                let kept = b.mul(weight, keep)?;
+                b.sub(&kept, step)
+            }
+            None => b.sub(weight, step),
+        }
     }
 }
 
-/// `x² + epsilon`
-fn squares(b: &mut GraphBuilder, x: &Value, epsilon: f64) -> Result<Value, GraphError> {
-    let square = b.mul(x, x)?;
-    let epsilon = b.scalar_f32(epsilon as f32);
-    b.add(&square, &epsilon)
+/// What a matrix x contributes to the means: factor · mean of x² + epsilon.
+struct Terms<'a> {
+    factor: &'a Value,
+    epsilon: f64,
 }
 
 /// The means over rows and over columns, moved on.
-fn factors(
+fn means(
     b: &mut GraphBuilder,
     [row, column]: &[Value; 2],
-    squares: &Value,
+    x: &Value,
+    terms: &Terms,
     beta: f64,
 ) -> Result<[Value; 2], GraphError> {
-    let of_row = b.reduce_mean(squares, 2)?;
-    let of_column = b.reduce_mean(squares, 1)?;
-    Ok([average(b, row, &of_row, beta)?, average(b, column, &of_column, beta)?])
+    let mut moved = |old: &Value, axis: usize| {
+        let sum = b.reduce_sum_square(x, &[axis])?;
+        let count = b.size(&x.shape()[axis])?;
+        let count = b.cast(&count, DType::F32)?;
+        let factor = b.div(terms.factor, &count)?;
+        let mean = b.mul(&sum, &factor)?;
+        let epsilon = b.scalar_f32(terms.epsilon as f32);
+        let mean = b.add(&mean, &epsilon)?;
+        average(b, old, &mean, beta)
+    };
+    Ok([moved(row, 2)?, moved(column, 1)?])
 }
 
-/// `x / √v` for `v = row · column / mean of rows`.
+/// `x · factor / √v` for `v = row · column / mean of rows`.
 fn over_root(
     b: &mut GraphBuilder,
     x: &Value,
     [row, column]: &[Value; 2],
+    factor: &Value,
 ) -> Result<Value, GraphError> {
     let mean = b.reduce_mean(row, 1)?;
     let row = b.div(row, &mean)?;
     let (row, column) = (b.sqrt(&row)?, b.sqrt(column)?);
-    // One after the other: their product could be too small for a float.
-    let x = b.div(x, &row)?;
-    b.div(&x, &column)
+    let (row, one) = (b.div(factor, &row)?, b.scalar_f32(1.0));
+    let column = b.div(&one, &column)?;
+    // One after the other: their product could be too large for a float.
+    let x = b.mul(x, &row)?;
+    b.mul(&x, &column)
 }

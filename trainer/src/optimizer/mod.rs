@@ -117,24 +117,32 @@ impl Optimizer {
         })
     }
 
-    /// One step for all weights that have a gradient. Returns the norm of all gradients together, as it
-    /// was: where it is larger than `max_norm`, they are scaled down to that first.
-    ///
-    /// The weights and the state are changed only after every weight's step is computed, so a failure
-    /// leaves them as they were.
+    /// One step for all weights that have a gradient; the gradients are used up. Returns the norm of all of
+    /// them together, as it was: where it is larger than `max_norm`, they are scaled down to that first.
     ///
     /// # Errors
-    /// A gradient of no weight or of another shape, gradients that are not finite, a learning rate that is
-    /// not, or an engine that fails.
+    /// A gradient of no weight or of another shape, gradients that are not finite, or a learning rate that is
+    /// not: weights and state are as they were then. When the engine fails, some weights may have made the
+    /// step and some not.
     pub fn step(
         &mut self,
         weights: &mut Weights,
-        gradients: &Gradients,
+        gradients: Gradients,
         learning_rate: f64,
         max_norm: Option<f64>,
     ) -> Result<f64, OptimizerError> {
         positive("learning rate", learning_rate, true)?;
-        let norm = self.norm(gradients)?;
+        check(weights, &gradients)?;
+        // Flat, as the norm's graph wants them; this moves no elements.
+        let shapes: Vec<Vec<usize>> = gradients.values().map(|g| g.shape().to_vec()).collect();
+        let gradients: Vec<(String, Tensor)> = gradients
+            .into_iter()
+            .map(|(name, gradient)| {
+                let count = gradient.len();
+                (name, Tensor::F32(reshaped(gradient, &[count])))
+            })
+            .collect();
+        let norm = self.norm(&gradients)?;
         let scale = match max_norm {
             Some(most) => {
                 positive("largest norm of the gradients", most, false)?;
@@ -149,63 +157,72 @@ impl Optimizer {
         let mut scalars: Vec<(&str, Tensor)> =
             scalars.into_iter().map(|(name, value)| (name, scalar(value))).collect();
         scalars.push(("scale", scalar(scale)));
-
-        let mut changed = Vec::new();
-        for (name, gradient) in gradients {
-            let weight = weights.get(name).and_then(Tensor::as_f32);
-            let Some(weight) = weight.filter(|weight| weight.shape() == gradient.shape()) else {
-                let expected = match weights.get(name) {
-                    Some(weight) => format!("{:?}, that of the weight", weight.shape()),
-                    None => "a gradient of one of the weights".to_owned(),
-                };
-                let (name, found) = (name.clone(), gradient.shape().to_vec());
-                return Err(OptimizerError::Gradient { name, found, expected });
-            };
-            let layout = self.layout(weight.shape());
-            let shaped = |array: &ArrayD<f32>| Tensor::F32(reshaped(array, &layout.shape));
-            let (weight_in, gradient_in) = (shaped(weight), shaped(gradient));
-            let mut inputs = vec![("weight", &weight_in), ("gradient", &gradient_in)];
-            inputs.extend(scalars.iter().map(|(name, value)| (*name, value)));
-            let mut slots = Vec::with_capacity(layout.slots.len());
-            for (slot, shape) in &layout.slots {
-                let key = format!("{slot}.{name}");
-                let kept = self.state.get(&key).cloned();
-                slots.push((*slot, kept.unwrap_or_else(|| Tensor::F32(ArrayD::zeros(&shape[..])))));
-            }
-            inputs.extend(slots.iter().map(|(slot, value)| (*slot, value)));
-            let session = match (&mut self.matrix, layout.matrix) {
-                (Some(matrix), true) => matrix,
-                _ => &mut self.vector,
-            };
-            for (result, value) in session.run(&inputs)? {
-                match result.strip_prefix("out_") {
-                    Some("weight") => {
-                        let array = reshaped(&value.into_f32("weight")?, weight.shape());
-                        changed.push((name.clone(), true, Tensor::F32(array)));
-                    }
-                    slot => {
-                        let slot = slot.unwrap_or(&result);
-                        changed.push((format!("{slot}.{name}"), false, value));
-                    }
-                }
-            }
-        }
-        for (name, is_weight, value) in changed {
-            match is_weight {
-                true => weights.insert(name, value),
-                false => self.state.insert(name, value),
-            };
+        for ((name, gradient), shape) in gradients.into_iter().zip(shapes) {
+            let gradient = gradient.into_f32(&name)?;
+            let weight = weights.get_mut(&name).expect("checked");
+            self.step_of(&name, weight, reshaped(gradient, &shape), &scalars)?;
         }
         self.steps += 1;
         Ok(norm)
     }
 
+    /// The step of one weight.
+    fn step_of(
+        &mut self,
+        name: &str,
+        weight: &mut Tensor,
+        gradient: ArrayD<f32>,
+        scalars: &[(&str, Tensor)],
+    ) -> Result<(), OptimizerError> {
+        let shape = weight.shape().to_vec();
+        let layout = self.layout(&shape);
+        // Taken out, so that no elements are copied.
+        let old = std::mem::replace(weight, scalar(0.0)).into_f32(name)?;
+        let old = Tensor::F32(reshaped(old, &layout.shape));
+        let gradient = Tensor::F32(reshaped(gradient, &layout.shape));
+        let mut slots = Vec::with_capacity(layout.slots.len());
+        for (slot, shape) in &layout.slots {
+            let zeros = || Tensor::F32(ArrayD::zeros(&shape[..]));
+            let kept = self.state.remove(&format!("{slot}.{name}"));
+            slots.push((*slot, kept.unwrap_or_else(zeros)));
+        }
+        let mut inputs = vec![("weight", &old), ("gradient", &gradient)];
+        inputs.extend(scalars.iter().map(|(name, value)| (*name, value)));
+        inputs.extend(slots.iter().map(|(slot, value)| (*slot, value)));
+        let session = match (&mut self.matrix, layout.matrix) {
+            (Some(matrix), true) => matrix,
+            _ => &mut self.vector,
+        };
+        let results = session.run(&inputs);
+        drop(inputs);
+        let results = match results {
+            Ok(results) => results,
+            Err(error) => {
+                *weight = Tensor::F32(reshaped(old.into_f32(name)?, &shape));
+                let back = slots.into_iter().map(|(slot, value)| (format!("{slot}.{name}"), value));
+                self.state.extend(back);
+                return Err(error.into());
+            }
+        };
+        for (result, value) in results {
+            match result.strip_prefix("out_") {
+                Some("weight") => {
+                    *weight = Tensor::F32(reshaped(value.into_f32("weight")?, &shape));
+                }
+                slot => {
+                    let slot = slot.unwrap_or(&result);
+                    self.state.insert(format!("{slot}.{name}"), value);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// √Σ g² over all gradients; each one's sum is computed by a graph.
-    fn norm(&mut self, gradients: &Gradients) -> Result<f64, OptimizerError> {
+    fn norm(&mut self, gradients: &[(String, Tensor)]) -> Result<f64, OptimizerError> {
         let mut squares = 0.0;
-        for (name, gradient) in gradients {
-            let flat = Tensor::F32(reshaped(gradient, &[gradient.len()]));
-            for (result, value) in self.norm.run(&[("gradient", &flat)])? {
+        for (name, flat) in gradients {
+            for (result, value) in self.norm.run(&[("gradient", flat)])? {
                 let sum: f32 = value.into_f32(&result)?.sum();
                 if !sum.is_finite() {
                     let name = format!("the sum of the squares of the gradient of `{name}`");
@@ -270,10 +287,25 @@ fn scalar(value: f64) -> Tensor {
     Tensor::F32(ArrayD::from_elem(vec![], value as f32))
 }
 
-/// The same elements under a shape of as many.
-fn reshaped(array: &ArrayD<f32>, shape: &[usize]) -> ArrayD<f32> {
-    let elements = array.iter().copied().collect();
-    ArrayD::from_shape_vec(shape, elements).expect("a shape of as many elements")
+/// The same elements under a shape of as many; arrays in their usual order are not copied.
+fn reshaped(array: ArrayD<f32>, shape: &[usize]) -> ArrayD<f32> {
+    array.into_shape_clone(shape).expect("a shape of as many elements")
+}
+
+/// An error unless every gradient is one of a weight of its shape.
+fn check(weights: &Weights, gradients: &Gradients) -> Result<(), OptimizerError> {
+    for (name, gradient) in gradients {
+        let weight = weights.get(name).and_then(Tensor::as_f32);
+        if weight.is_none_or(|weight| weight.shape() != gradient.shape()) {
+            let expected = match weights.get(name) {
+                Some(weight) => format!("{:?}, that of the weight", weight.shape()),
+                None => "a gradient of one of the weights".to_owned(),
+            };
+            let (name, found) = (name.clone(), gradient.shape().to_vec());
+            return Err(OptimizerError::Gradient { name, found, expected });
+        }
+    }
+    Ok(())
 }
 
 /// An error unless `value` is finite and positive, or zero where that is allowed.

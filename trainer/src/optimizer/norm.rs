@@ -7,8 +7,7 @@ use pixart_exporter::profile::Profile;
 pub(super) fn graph() -> Result<Graph, GraphError> {
     let mut b = GraphBuilder::new("gradient norm", Profile::Ort);
     let gradient = b.input("gradient", DType::F32, vec![Dim::symbol("count")])?;
-    let square = b.mul(&gradient, &gradient)?;
-    let sum = b.reduce_sum(&square, &[0])?;
+    let sum = b.reduce_sum_square(&gradient, &[0])?;
     b.output("sum_of_squares", &sum, DType::F32, &[Dim::from(1)])?;
     Ok(b.finish())
 }

@@ -23,22 +23,22 @@ fn a_gradient_that_does_not_fit_changes_nothing() {
     let mut optimizer = optimizer(Rule::Came(Came::default())).expect("loads");
     let weights = Weights::from([("a".to_owned(), Tensor::F32(tensor(&[2, 3], 1.0)))]);
     let mut changed = weights.clone();
-    let mut step = |gradients: &Gradients, rate, most| {
+    let mut step = |gradients: Gradients, rate, most| {
         optimizer.step(&mut changed, gradients, rate, most).expect_err("a refusal").to_string()
     };
-    let error = step(&one("a", tensor(&[3, 2], 1.0)), 1e-3, None);
+    let error = step(one("a", tensor(&[3, 2], 1.0)), 1e-3, None);
     assert!(
         error.contains("`a`") && error.contains("[3, 2]") && error.contains("[2, 3]"),
         "{error}"
     );
-    let error = step(&one("b", tensor(&[2, 3], 1.0)), 1e-3, None);
+    let error = step(one("b", tensor(&[2, 3], 1.0)), 1e-3, None);
     assert!(error.contains("`b`") && error.contains("one of the weights"), "{error}");
-    let error = step(&one("a", tensor(&[2, 3], f32::NAN)), 1e-3, None);
+    let error = step(one("a", tensor(&[2, 3], f32::NAN)), 1e-3, None);
     assert!(error.contains("`a`") && error.contains("NaN"), "{error}");
     let good = one("a", tensor(&[2, 3], 1.0));
-    let error = step(&good, -1.0, None);
+    let error = step(good.clone(), -1.0, None);
     assert!(error.contains("learning rate is -1"), "{error}");
-    let error = step(&good, 1e-3, Some(0.0));
+    let error = step(good, 1e-3, Some(0.0));
     assert!(error.contains("largest norm"), "{error}");
     assert_eq!(changed, weights);
     assert_eq!(optimizer.steps(), 0);
@@ -70,13 +70,13 @@ fn going_on_from_a_state_equals_not_having_stopped() {
         };
         let mut first = optimizer(rule).expect("loads");
         let mut through = start.clone();
-        first.step(&mut through, &gradients(1.0), 1e-2, None).expect("a step");
+        first.step(&mut through, gradients(1.0), 1e-2, None).expect("a step");
         let (state, steps, mut resumed) = (first.state().clone(), first.steps(), through.clone());
-        first.step(&mut through, &gradients(2.0), 1e-2, None).expect("a step");
+        first.step(&mut through, gradients(2.0), 1e-2, None).expect("a step");
 
         let mut second = optimizer(rule).expect("loads");
         second.restore(state.clone(), steps, &start).expect("its own state");
-        second.step(&mut resumed, &gradients(2.0), 1e-2, None).expect("a step");
+        second.step(&mut resumed, gradients(2.0), 1e-2, None).expect("a step");
         assert_eq!(resumed, through);
         assert_eq!((second.state(), second.steps()), (first.state(), 2));
 

@@ -40,6 +40,25 @@ impl GraphBuilder {
         Ok(self.push(op, &[x, &axes], attributes, DType::F32, shape))
     }
 
+    /// The sum of the squares over `axes`, which stay as axes of size 1.
+    pub fn reduce_sum_square(&mut self, x: &Value, axes: &[usize]) -> Result<Value, GraphError> {
+        let op = "ReduceSumSquare";
+        self.expect_dtype(op, x, DType::F32)?;
+        let mut shape = x.shape().to_vec();
+        for &axis in axes {
+            shape[self.axis(op, x, axis as i64)?] = Dim::from(1);
+        }
+        let axes: Vec<i64> = axes.iter().map(|&axis| axis as i64).collect();
+        let mut attributes = vec![("keepdims", Attribute::Int(1))];
+        // The axes became an operand with version 18, for the sum alone with version 13.
+        if self.profile().opset() < 18 {
+            attributes.push(("axes", Attribute::Ints(axes)));
+            return Ok(self.push(op, &[x], attributes, DType::F32, shape));
+        }
+        let axes = self.constant_i64(&axes);
+        Ok(self.push(op, &[x, &axes], attributes, DType::F32, shape))
+    }
+
     /// Softmax over the last axis.
     pub fn softmax(&mut self, x: &Value) -> Result<Value, GraphError> {
         let op = "Softmax";
