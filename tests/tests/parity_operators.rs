@@ -17,7 +17,7 @@ const TOLERANCE: f64 = 1e-4;
 type Build = fn(&mut GraphBuilder, &[Value]) -> Result<Value, GraphError>;
 
 /// What the fixture's cases are in the exporter's graphs.
-const CASES: [(&str, Build); 36] = [
+const CASES: [(&str, Build); 37] = [
     ("add", |b, x| b.add(&x[0], &x[1])),
     ("sub", |b, x| b.sub(&x[0], &x[1])),
     ("mul", |b, x| b.mul(&x[0], &x[1])),
@@ -62,6 +62,7 @@ const CASES: [(&str, Build); 36] = [
     ("layer_norm", |b, x| b.layer_norm(&x[0], &x[1], Some(&x[2]), 1e-5)),
     ("modulated_layer_norm", |b, x| b.modulated_layer_norm(&x[0], &x[1], &x[2], 1e-6)),
     ("reduce_sum", |b, x| b.reduce_sum(&x[0], &[0, 2])),
+    ("reduce_sum_square", |b, x| b.reduce_sum_square(&x[0], &[0, 2])),
     ("reduce_mean", |b, x| b.reduce_mean(&x[0], 1)),
     ("reshape", |b, x| b.reshape(&x[0], &[4, 3, 2].map(Dim::from))),
     ("unsqueeze", |b, x| b.unsqueeze(&x[0], &[1])),

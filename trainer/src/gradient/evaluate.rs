@@ -118,6 +118,7 @@ fn compute(node: &Node, x: &[&Array]) -> Vec<Array> {
         "Pad" => one(pad(x[0], x[1])),
         "Gather" => one(gather(x[0], x[1], axis(node, x[0]))),
         "ReduceSum" => one(reduce(x[0], &axes(node, x), |_| 1.0)),
+        "ReduceSumSquare" => one(reduce(&x[0].mapv(|x| x * x), &axes(node, x), |_| 1.0)),
         "ReduceMean" => one(reduce(x[0], &axes(node, x), |count| count as f64)),
         "Softmax" => one(softmax(x[0])),
         "LayerNormalization" => one(layer_norm(x, float(node, "epsilon"))),

@@ -70,6 +70,7 @@ pub(super) fn rule(node: &Node) -> Result<Rule, GradientError> {
         ("", "MatMul") => matmul::matmul,
         ("", "LayerNormalization") => norm::layer_normalization,
         ("", "ReduceSum") => reduce::reduce_sum,
+        ("", "ReduceSumSquare") => reduce::reduce_sum_square,
         ("", "ReduceMean") => reduce::reduce_mean,
         ("", "Reshape" | "Unsqueeze" | "Squeeze") => shape::reshape,
         ("", "Identity") => shape::identity,

@@ -6,12 +6,19 @@ use pixart_exporter::graph::{
     ir::DType,
 };
 
-use super::{GradientError, Gradients, Step, index, only};
+use super::{GradientError, Gradients, Step, index, only, scaled};
 
 /// y = Σ x: dy at every place.
 pub(super) fn reduce_sum(b: &mut GraphBuilder, step: &Step) -> Gradients {
     let (dy, _) = kept(b, step)?;
     only(b.expand(&dy, step.input(0)?.shape())?)
+}
+
+/// y = Σ x²: 2x · dy.
+pub(super) fn reduce_sum_square(b: &mut GraphBuilder, step: &Step) -> Gradients {
+    let (dy, _) = kept(b, step)?;
+    let double = scaled(b, &dy, 2.0)?;
+    only(b.mul(&double, step.input(0)?)?)
 }
 
 /// y = mean of x: dy / count at every place.
@@ -66,6 +73,9 @@ mod tests {
                     let sum = b.reduce_sum(&x[0], axes)?;
                     b.mul(&sum, &x[0])
                 });
+            }
+            for axes in [&[0][..], &[1], &[0, 2], &[0, 1, 2]] {
+                case.check(|b, x| b.reduce_sum_square(&x[0], axes));
             }
             for axis in [-1, 0, 1] {
                 case.check(|b, x| b.reduce_mean(&x[0], axis));
