@@ -81,6 +81,22 @@ pub struct TensorView<'a> {
     pub bytes: Cow<'a, [u8]>,
 }
 
+impl TensorView<'_> {
+    /// The elements, if they are floats of 16, 32 or 64 bits; the latter are rounded.
+    pub fn to_f32(&self) -> Option<Vec<f32>> {
+        fn all<const N: usize>(bytes: &[u8], read: fn([u8; N]) -> f32) -> Vec<f32> {
+            bytes.as_chunks().0.iter().map(|&bytes| read(bytes)).collect()
+        }
+        Some(match self.dtype {
+            Dtype::F32 => all(&self.bytes, f32::from_le_bytes),
+            Dtype::F16 => all(&self.bytes, |bytes| half::f16::from_le_bytes(bytes).to_f32()),
+            Dtype::BF16 => all(&self.bytes, |bytes| half::bf16::from_le_bytes(bytes).to_f32()),
+            Dtype::F64 => all(&self.bytes, |bytes| f64::from_le_bytes(bytes) as f32),
+            _ => return None,
+        })
+    }
+}
+
 /// A stored tensor, or some of its rows, under another name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Renamed {

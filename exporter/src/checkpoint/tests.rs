@@ -375,3 +375,22 @@ fn a_key_of_a_file_without_keys_is_refused() {
         Ok(_) => panic!("opened"),
     }
 }
+
+#[test]
+fn floats_of_every_width_are_read_as_32_bits() {
+    let view = |dtype, bytes: &[u8]| TensorView {
+        dtype,
+        shape: vec![2].into(),
+        bytes: bytes.to_vec().into(),
+    };
+    let expected = Some(vec![1.5, -2.0]);
+    for (dtype, bytes) in [
+        (Dtype::F64, [1.5f64, -2.0].map(f64::to_le_bytes).concat()),
+        (Dtype::F32, [1.5f32, -2.0].map(f32::to_le_bytes).concat()),
+        (Dtype::F16, vec![0x00, 0x3e, 0x00, 0xc0]),
+        (Dtype::BF16, vec![0xc0, 0x3f, 0x00, 0xc0]),
+    ] {
+        assert_eq!(view(dtype, &bytes).to_f32(), expected, "{dtype:?}");
+    }
+    assert_eq!(view(Dtype::I32, &[0; 8]).to_f32(), None);
+}

@@ -14,6 +14,9 @@ use crate::profile::{Portions, Profile};
 /// ONNX Runtime's own operators.
 pub const MICROSOFT: &str = "com.microsoft";
 
+/// Whether a layer, by its name in the checkpoint, has an adapter.
+type Targets = Box<dyn Fn(&str) -> bool>;
+
 /// Builds a [`Graph`] node by node, and checks every node while it is added.
 pub struct GraphBuilder {
     name: String,
@@ -25,6 +28,10 @@ pub struct GraphBuilder {
     initializers: Vec<Initializer>,
     names: HashMap<String, usize>,
     weights: HashMap<String, Value>,
+    weights_as_inputs: bool,
+    adapted: Option<Targets>,
+    /// Every value that has been made, by name.
+    values: HashMap<String, Value>,
     constants: HashMap<(DType, Vec<usize>, Vec<u8>), Value>,
     pub(super) sizes: HashMap<Dim, Value>,
     /// How attention layers are cut, by heads of the whole batch, queries, keys and head width.
@@ -45,11 +52,35 @@ impl GraphBuilder {
             initializers: Vec::new(),
             names: HashMap::new(),
             weights: HashMap::new(),
+            weights_as_inputs: false,
+            adapted: None,
+            values: HashMap::new(),
             constants: HashMap::new(),
             sizes: HashMap::new(),
             portions: HashMap::new(),
             domains: HashSet::new(),
         }
+    }
+
+    /// From now on, weights are inputs of the graph instead of tensors of a checkpoint: each has the
+    /// name and the shape of the checkpoint's tensor, and what an export does to its elements while it
+    /// copies them, the graph does when it runs.
+    pub fn weights_as_inputs(mut self) -> Self {
+        self.weights_as_inputs = true;
+        self
+    }
+
+    /// Linear layers for which `targets` is true, asked with their names, have a low-rank adapter: see
+    /// [`GraphBuilder::linear`]. The adapters' tensors are read like weights, so this is for graphs whose
+    /// weights are inputs.
+    pub fn adapters(mut self, targets: impl Fn(&str) -> bool + 'static) -> Self {
+        self.adapted = Some(Box::new(targets));
+        self.weights_as_inputs()
+    }
+
+    /// Whether the layer of the current scope has an adapter.
+    pub(super) fn is_adapted(&self) -> bool {
+        self.adapted.as_ref().is_some_and(|targets| targets(&self.scope.join(".")))
     }
 
     /// The profile that the graph is lowered for.
@@ -96,7 +127,56 @@ impl GraphBuilder {
         }
         self.names.insert(name.to_owned(), 1);
         self.inputs.push(ValueInfo { name: name.to_owned(), dtype, shape: shape.clone() });
-        Ok(Value { name: name.to_owned(), dtype, shape })
+        Ok(self.known(Value { name: name.to_owned(), dtype, shape }))
+    }
+
+    /// Keeps the type of a value.
+    fn known(&mut self, value: Value) -> Value {
+        self.values.insert(value.name.clone(), value.clone());
+        value
+    }
+
+    /// The inputs declared so far, weights that are inputs included.
+    pub fn inputs(&self) -> &[ValueInfo] {
+        &self.inputs
+    }
+
+    /// The weights read so far, in no particular order. Of those that are inputs, the inputs.
+    pub fn weights(&self) -> impl Iterator<Item = &Value> {
+        self.weights.values()
+    }
+
+    /// The nodes added so far, each after the producers of its inputs.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The value of this name, as a node lists it among its inputs and outputs; `None` for the absent
+    /// optional input, whose name is empty, and for names that nothing has.
+    ///
+    /// [`GraphBuilder::output`] gives a value another name.
+    pub fn value(&self, name: &str) -> Option<Value> {
+        self.values.get(name).cloned()
+    }
+
+    /// The elements of an integer constant, in row-major order; `None` for anything else.
+    pub fn constant_i64s(&self, name: &str) -> Option<Vec<i64>> {
+        let bytes = self.inline(name, DType::I64)?;
+        Some(bytes.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect())
+    }
+
+    /// The elements of a float constant, in row-major order; `None` for anything else.
+    pub fn constant_f32s(&self, name: &str) -> Option<Vec<f32>> {
+        let bytes = self.inline(name, DType::F32)?;
+        Some(bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect())
+    }
+
+    fn inline(&self, name: &str, dtype: DType) -> Option<&[u8]> {
+        let found = self.initializers.iter().find(|initializer| initializer.name == name)?;
+        match &found.data {
+            WeightData::Inline(bytes) if found.dtype == dtype => Some(bytes),
+            _ => None,
+        }
     }
 
     /// Declares that `value` is an output named `name`, and that its type is the one given.
@@ -128,6 +208,8 @@ impl GraphBuilder {
         if !produced {
             return fail(GraphErrorKind::UnknownSize, "the result of a node".to_owned());
         }
+        self.values.remove(&value.name);
+        self.known(Value { name: name.to_owned(), ..value.clone() });
         self.outputs.push(ValueInfo { name: name.to_owned(), dtype, shape: shape.to_vec() });
         Ok(())
     }
@@ -175,9 +257,13 @@ impl GraphBuilder {
             let kind = GraphErrorKind::DuplicateName;
             return Err(GraphError::new(kind, &tensor, "weight", &[old], message));
         }
+        if self.weights_as_inputs {
+            return self.weight_as_input(tensor, found, transform, shape);
+        }
         let dims = shape.iter().map(|&n| Dim::from(n)).collect();
         let value = Value { name: tensor.clone(), dtype: DType::F32, shape: dims };
         self.names.insert(tensor.clone(), 1);
+        let value = self.known(value);
         self.weights.insert(tensor.clone(), value.clone());
         self.initializers.push(Initializer {
             name: tensor.clone(),
@@ -186,6 +272,35 @@ impl GraphBuilder {
             data: WeightData::Checkpoint(WeightRef { tensor, shape: found.to_vec(), transform }),
         });
         Ok(value)
+    }
+
+    /// The input `<scope>.<name>` of a shape with open sizes, which counts as a weight.
+    pub(super) fn open_weight(&mut self, name: &str, shape: Vec<Dim>) -> Result<Value, GraphError> {
+        let tensor = self.path(name);
+        let value = self.input(&tensor, DType::F32, shape)?;
+        self.weights.insert(tensor, value.clone());
+        Ok(value)
+    }
+
+    fn weight_as_input(
+        &mut self,
+        tensor: String,
+        found: &[usize],
+        transform: Transform,
+        shape: &[usize],
+    ) -> Result<Value, GraphError> {
+        let dims = |shape: &[usize]| shape.iter().map(|&n| Dim::from(n)).collect::<Vec<_>>();
+        let value = self.input(&tensor, DType::F32, dims(found))?;
+        self.weights.insert(tensor, value.clone());
+        match transform {
+            Transform::None => Ok(value),
+            Transform::Reshape => self.reshape(&value, &dims(shape)),
+            Transform::Transpose2d => self.transpose(&value, &[1, 0]),
+            _ => {
+                let expected = "a weight of full precision";
+                self.fail(GraphErrorKind::Operator, "weight", &[&value], expected)
+            }
+        }
     }
 
     /// A float constant; equal constants are stored once.
@@ -226,7 +341,7 @@ impl GraphBuilder {
             data: WeightData::Inline(key.2.clone()),
         });
         self.constants.insert(key, value.clone());
-        value
+        self.known(value)
     }
 
     /// The hierarchical name of `name` in the current scope.
@@ -303,6 +418,9 @@ impl GraphBuilder {
                 Value { name, dtype, shape }
             })
             .collect();
+        for value in &values {
+            self.known(value.clone());
+        }
         self.nodes.push(Node {
             name,
             op_type: op.to_owned(),

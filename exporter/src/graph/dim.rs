@@ -94,6 +94,21 @@ impl Dim {
         self.as_const() == Some(value)
     }
 
+    /// The value where `symbol` gives every symbol's; `None` where it knows one of them not, or where
+    /// the value is no whole number.
+    pub fn evaluate(&self, symbol: impl Fn(&str) -> Option<i64>) -> Option<i64> {
+        let mut sum = Ratio::new(0, 1);
+        for (monomial, ratio) in &self.terms {
+            let mut product = ratio.num;
+            for factor in monomial {
+                product = product.checked_mul(symbol(&factor.name)?)?;
+            }
+            let num = sum.num.checked_mul(ratio.den)?.checked_add(product.checked_mul(sum.den)?)?;
+            sum = Ratio::new(num, sum.den.checked_mul(ratio.den)?);
+        }
+        (sum.den == 1).then_some(sum.num)
+    }
+
     /// `self / divisor` where that is exact for every value of the symbols, else `None`.
     ///
     /// A constant divisor must divide every term; any other divisor must be a single term.
@@ -257,6 +272,21 @@ mod tests {
         assert_eq!((&even * &any).exact_div(&any), Some(even.clone()));
         assert_eq!(any.exact_div(&even), None);
         assert_eq!(even.exact_div(&Dim::from(0)), None);
+    }
+
+    #[test]
+    fn sizes_have_values_where_their_symbols_have() {
+        let h = Dim::symbol_multiple_of("height", 2);
+        let tokens = (&h * &Dim::symbol("width")).exact_div(&Dim::from(2)).unwrap();
+        let value = |name: &str| match name {
+            "height" => Some(6),
+            "width" => Some(5),
+            _ => None,
+        };
+        assert_eq!((&tokens + &Dim::from(-1)).evaluate(value), Some(14));
+        assert_eq!(Dim::symbol("length").evaluate(value), None);
+        assert_eq!(h.exact_div(&Dim::from(2)).unwrap().evaluate(|_| Some(3)), None);
+        assert_eq!(Dim::from(0).evaluate(|_| None), Some(0));
     }
 
     #[test]

@@ -28,5 +28,5 @@ mod value;
 
 pub use builder::{GraphBuilder, MICROSOFT};
 pub use error::{GraphError, GraphErrorKind};
-pub use ops::Window;
+pub use ops::{LORA_SCALE, Window};
 pub use value::Value;

@@ -96,7 +96,13 @@ fn rename(node: &mut Node, from: &str, to: &str) -> usize {
     count
 }
 
-/// Removes nodes and initializers that no output depends on.
+impl Graph {
+    /// Removes the nodes and initializers that no output depends on. The inputs stay.
+    pub fn prune(&mut self) {
+        prune(self);
+    }
+}
+
 fn prune(graph: &mut Graph) {
     let mut producers = HashMap::new();
     for (index, node) in graph.nodes.iter().enumerate() {

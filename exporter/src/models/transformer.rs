@@ -3,6 +3,8 @@
 //!
 //! Names are those of the diffusers checkpoint.
 
+pub mod parts;
+
 use super::kv_compression::{KeyGrid, affine_layer_norm};
 use super::position::position_table;
 use super::timestep::timestep_sinusoid;
@@ -27,31 +29,7 @@ const MASKED: f32 = -1e9;
 pub fn build(config: &TransformerConfig, profile: Profile) -> Result<Graph, GraphError> {
     let mut graph = GraphBuilder::new("transformer", profile);
     let b = &mut graph;
-    let patch = config.patch_size;
-    let batch = Dim::symbol("batch_size");
-    let height = Dim::symbol_multiple_of("height", patch as i64);
-    let width = Dim::symbol_multiple_of("width", patch as i64);
-    let sequence = Dim::symbol("sequence_length");
-
-    let latents = [batch.clone(), config.in_channels.into(), height.clone(), width.clone()];
-    let latents = b.input("hidden_states", DType::F32, latents.to_vec())?;
-    let captions = [batch.clone(), sequence.clone(), config.caption_channels.into()];
-    let captions = b.input("encoder_hidden_states", DType::F32, captions.to_vec())?;
-    let mask = b.input("encoder_attention_mask", DType::I64, vec![batch.clone(), sequence])?;
-    let timestep = b.input("timestep", DType::F32, vec![batch.clone()])?;
-    let conditions = match config.use_additional_conditions {
-        true => vec![
-            (
-                "resolution_embedder",
-                b.input("resolution", DType::F32, vec![batch.clone(), 2.into()])?,
-            ),
-            (
-                "aspect_ratio_embedder",
-                b.input("aspect_ratio", DType::F32, vec![batch.clone(), 1.into()])?,
-            ),
-        ],
-        false => vec![],
-    };
+    let Inputs { latents, captions, mask, timestep, conditions } = inputs(b, config)?;
 
     let (mut x, grid) = embed_patches(b, config, &latents)?;
     let keys = match &config.kv_compression {
@@ -70,9 +48,45 @@ pub fn build(config: &TransformerConfig, profile: Profile) -> Result<Graph, Grap
     let x = final_layer(b, config, &x, &time.embedding)?;
     let out = unpatchify(b, config, &x, &grid)?;
 
+    let [batch, _, height, width] = [0, 1, 2, 3].map(|axis| latents.shape()[axis].clone());
     let shape = [batch, config.out_channels.into(), height, width];
     b.output("out_hidden_states", &out, DType::F32, &shape)?;
     Ok(graph.finish())
+}
+
+struct Inputs {
+    latents: Value,
+    captions: Value,
+    mask: Value,
+    timestep: Value,
+    /// Names of the embedders, and what they embed.
+    conditions: Vec<(&'static str, Value)>,
+}
+
+/// Declares the inputs.
+fn inputs(b: &mut GraphBuilder, config: &TransformerConfig) -> Result<Inputs, GraphError> {
+    let patch = config.patch_size as i64;
+    let batch = Dim::symbol("batch_size");
+    let height = Dim::symbol_multiple_of("height", patch);
+    let width = Dim::symbol_multiple_of("width", patch);
+    let sequence = Dim::symbol("sequence_length");
+
+    let latents = vec![batch.clone(), config.in_channels.into(), height, width];
+    let latents = b.input("hidden_states", DType::F32, latents)?;
+    let captions = vec![batch.clone(), sequence.clone(), config.caption_channels.into()];
+    let captions = b.input("encoder_hidden_states", DType::F32, captions)?;
+    let mask = b.input("encoder_attention_mask", DType::I64, vec![batch.clone(), sequence])?;
+    let timestep = b.input("timestep", DType::F32, vec![batch.clone()])?;
+    let mut conditions = Vec::new();
+    if config.use_additional_conditions {
+        for (embedder, name, numbers) in
+            [("resolution_embedder", "resolution", 2), ("aspect_ratio_embedder", "aspect_ratio", 1)]
+        {
+            let value = b.input(name, DType::F32, vec![batch.clone(), numbers.into()])?;
+            conditions.push((embedder, value));
+        }
+    }
+    Ok(Inputs { latents, captions, mask, timestep, conditions })
 }
 
 /// Latents to tokens, with their positions added: `[batch, rows·columns, inner_dim]`; also the grid

@@ -47,6 +47,11 @@ impl GraphBuilder {
         self.scoped(name, |b| {
             b.expect_dtype(op, x, DType::F32)?;
             b.expect_rank(op, x, 4)?;
+            if b.is_adapted() {
+                let expected =
+                    "adapters of linear layers only; leave this layer out of the targets";
+                return b.fail(GraphErrorKind::Operator, op, &[x], expected);
+            }
             let Some(in_channels) = x.shape()[1].as_const().and_then(|n| usize::try_from(n).ok())
             else {
                 return b.fail(GraphErrorKind::Size, op, &[x], "a constant number of channels");

@@ -126,6 +126,31 @@ impl GraphBuilder {
         self.unary("Sqrt", x)
     }
 
+    /// `−x`
+    pub fn neg(&mut self, x: &Value) -> Result<Value, GraphError> {
+        self.unary("Neg", x)
+    }
+
+    /// Exponential function.
+    pub fn exp(&mut self, x: &Value) -> Result<Value, GraphError> {
+        self.unary("Exp", x)
+    }
+
+    /// Natural logarithm.
+    pub fn log(&mut self, x: &Value) -> Result<Value, GraphError> {
+        self.unary("Log", x)
+    }
+
+    /// Hyperbolic tangent.
+    pub fn tanh(&mut self, x: &Value) -> Result<Value, GraphError> {
+        self.unary("Tanh", x)
+    }
+
+    /// Error function.
+    pub fn erf(&mut self, x: &Value) -> Result<Value, GraphError> {
+        self.unary("Erf", x)
+    }
+
     /// `1 / (1 + exp(−x))`
     pub fn sigmoid(&mut self, x: &Value) -> Result<Value, GraphError> {
         self.unary("Sigmoid", x)
@@ -158,6 +183,17 @@ impl GraphBuilder {
     pub fn cast(&mut self, x: &Value, dtype: DType) -> Result<Value, GraphError> {
         let to = i64::from(dtype.onnx());
         Ok(self.push("Cast", &[x], vec![("to", Attribute::Int(to))], dtype, x.shape().to_vec()))
+    }
+
+    /// Whether `a` and `b` are the same, element by element.
+    pub fn equal(&mut self, a: &Value, b: &Value) -> Result<Value, GraphError> {
+        let op = "Equal";
+        if a.dtype() != b.dtype() {
+            let expected = "two operands of one element type";
+            return self.fail(GraphErrorKind::DType, op, &[a, b], expected);
+        }
+        let shape = self.broadcast(op, &[a, b], a.shape(), b.shape())?;
+        Ok(self.push(op, &[a, b], vec![], DType::Bool, shape))
     }
 
     /// `a` where `condition` holds, else `b`.

@@ -9,3 +9,4 @@ mod shape;
 mod size;
 
 pub use conv::Window;
+pub use matmul::LORA_SCALE;

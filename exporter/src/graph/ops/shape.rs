@@ -127,27 +127,58 @@ impl GraphBuilder {
     ///
     /// `size` must be at least the present one; that is not checked here.
     pub fn pad_end(&mut self, x: &Value, axis: usize, size: &Dim) -> Result<Value, GraphError> {
+        self.axis("Pad", x, axis as i64)?;
+        let extra = size + &(&Dim::from(-1) * &x.shape()[axis]);
+        self.pad(x, axis, &Dim::from(0), &extra)
+    }
+
+    /// `x` with so many zeros before and after it along `axis`; that these are not negative is not
+    /// checked here.
+    pub fn pad(
+        &mut self,
+        x: &Value,
+        axis: usize,
+        before: &Dim,
+        after: &Dim,
+    ) -> Result<Value, GraphError> {
         let op = "Pad";
         self.axis(op, x, axis as i64)?;
-        let extra = size + &(&Dim::from(-1) * &x.shape()[axis]);
         let mut pads = vec![Dim::from(0); 2 * x.rank()];
-        pads[x.rank() + axis] = extra;
+        pads[axis] = before.clone();
+        pads[x.rank() + axis] = after.clone();
         let pads = self.sizes(&pads)?;
         let mut shape = x.shape().to_vec();
-        shape[axis] = size.clone();
+        shape[axis] = &(before + &shape[axis]) + after;
         Ok(self.push(op, &[x, &pads], vec![], x.dtype(), shape))
     }
 
     /// The first `size` entries of `x` along `axis`; `size` must not be larger than that axis.
     pub fn take(&mut self, x: &Value, axis: usize, size: &Dim) -> Result<Value, GraphError> {
+        self.slice(x, axis, &Dim::from(0), size)
+    }
+
+    /// `size` entries of `x` along `axis`, from the entry `start` on. That the axis has them is not
+    /// checked here.
+    pub fn slice(
+        &mut self,
+        x: &Value,
+        axis: usize,
+        start: &Dim,
+        size: &Dim,
+    ) -> Result<Value, GraphError> {
         let op = "Slice";
         self.axis(op, x, axis as i64)?;
-        let start = self.constant_i64(&[0]);
-        let end = self.size(size)?;
+        let end = self.size(&(start + size))?;
+        let start = self.size(start)?;
         let axes = self.constant_i64(&[axis as i64]);
         let mut shape = x.shape().to_vec();
         shape[axis] = size.clone();
         Ok(self.push(op, &[x, &start, &end, &axes], vec![], x.dtype(), shape))
+    }
+
+    /// `x` under another name. Two outputs of a graph cannot be one value, nor an output an input.
+    pub fn identity(&mut self, x: &Value) -> Value {
+        self.push("Identity", &[x], vec![], x.dtype(), x.shape().to_vec())
     }
 
     /// Rows of `table` (along its first axis) at the given indices.

@@ -1,0 +1,102 @@
+//! Time and memory of training steps of XL/2 with random weights:
+//! `step [SIDE [STEPS [RANK]]]`, the side of the pictures in pixels, and the rank of LoRA adapters of all
+//! attention layers; without a rank, all weights are trained.
+
+use std::error::Error;
+use std::time::Instant;
+
+use ndarray::ArrayD;
+use pixart_exporter::naming::TransformerConfig;
+use pixart_runtime::engine::{EngineChoice, EngineOptions, open};
+use pixart_runtime::noise::TorchGenerator;
+use pixart_runtime::sampler::{NoiseSchedule, SchedulerConfig};
+use pixart_runtime::tensor::Tensor;
+use pixart_trainer::gradient::{Inputs, TrainedTransformer, Training, Weights};
+use pixart_trainer::loss::{Diffusion, LossKind, Target};
+use pixart_trainer::optimizer::{Came, Optimizer, Rule};
+
+/// Tokens of the caption.
+const CAPTION: usize = 120;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let number = |index: usize| std::env::args().nth(index).map(|text| text.parse::<usize>());
+    let side = number(1).transpose()?.unwrap_or(256);
+    let steps = number(2).transpose()?.unwrap_or(3);
+    let rank = number(3).transpose()?;
+    let config = TransformerConfig {
+        sample_size: 32,
+        interpolation_scale: 0.5,
+        num_layers: 28,
+        num_attention_heads: 16,
+        attention_head_dim: 72,
+        in_channels: 4,
+        out_channels: 8,
+        patch_size: 2,
+        caption_channels: 4096,
+        norm_eps: 1e-6,
+        use_additional_conditions: false,
+        qk_norm: false,
+        kv_compression: None,
+    };
+    let engine = open(EngineChoice::Auto, &EngineOptions::default())?.engine;
+    println!("{}", engine.describe());
+    let training = match rank {
+        Some(_) => Training::lora(|layer| layer.starts_with("attn")),
+        None => Training::full(),
+    };
+    let mut model = TrainedTransformer::load(engine.as_ref(), &config, &training)?;
+    let mut optimizer = Optimizer::load(engine.as_ref(), Rule::Came(Came::default()))?;
+    let diffusion = Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default()));
+
+    let mut generator = TorchGenerator::new(0);
+    let mut random = |shape: &[usize], scale: f32| -> ArrayD<f32> {
+        let numbers = generator.randn(shape.iter().product());
+        let array = ArrayD::from_shape_vec(shape, numbers).expect("as many numbers");
+        array * scale
+    };
+    let mut weights = Weights::new();
+    for (name, shape) in model.weights() {
+        let sizes = shape.iter().map(|dim| dim.evaluate(|_| Some(rank.unwrap_or(0) as i64)));
+        let sizes = sizes.map(|size| size.map(|n| n as usize)).collect::<Option<Vec<_>>>();
+        let sizes = sizes.ok_or("a weight of unknown size")?;
+        weights.insert(name, Tensor::F32(random(&sizes, 0.02)));
+    }
+    weights.insert("lora_scale".to_owned(), Tensor::F32(ArrayD::from_elem(vec![], 1.0)));
+    let latents = [1, 4, side / 8, side / 8];
+    let (clean, noise, times) = (random(&latents, 1.0), random(&latents, 1.0), [500]);
+    let noisy = diffusion.add_noise(&clean, &noise, &times)?;
+    let inputs = Inputs {
+        hidden_states: Tensor::F32(noisy.clone()),
+        encoder_hidden_states: Tensor::F32(random(&[1, CAPTION, 4096], 0.1)),
+        encoder_attention_mask: Tensor::I64(ArrayD::from_elem(vec![1, CAPTION], 1)),
+        timestep: Tensor::F32(ArrayD::from_elem(vec![1], 500.0)),
+        conditions: None,
+    };
+    let target = Target { clean: &clean, noise: &noise, noisy: &noisy, times: &times };
+    let kind = if rank.is_some() { LossKind::NoiseError } else { LossKind::WithVariance };
+    for _ in 0..steps {
+        let start = Instant::now();
+        let pass = model.forward(&weights, &inputs)?;
+        let forward = start.elapsed().as_secs_f64();
+        let loss = diffusion.loss(kind, &pass.output, &target)?;
+        let mean = loss.mean();
+        let gradients = model.backward(&weights, pass, loss.gradient)?;
+        let backward = start.elapsed().as_secs_f64() - forward;
+        optimizer.step(&mut weights, gradients, 2e-5, Some(0.01))?;
+        let all = start.elapsed().as_secs_f64();
+        let step = all - forward - backward;
+        println!(
+            "loss {mean:.4}: {all:.2} s, forward {forward:.2}, backward {backward:.2}, optimizer \
+             {step:.2}{}",
+            peak()
+        );
+    }
+    Ok(())
+}
+
+/// The largest memory that the process had, where the system tells.
+fn peak() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.map(|text| format!(", at most {}", text.trim())).unwrap_or_default()
+}
