@@ -13,12 +13,26 @@ pub(crate) mod safetensors;
 mod staged_file;
 mod staging;
 
+use prost::Message as _;
+
+use crate::graph::ir::Graph;
+
 pub(crate) use component::{ConfigFile, Content, write_bare, write_component, write_manifest};
 pub(crate) use copy::{copy_file, copy_plain_files, create_folder, write_text};
 pub use error::WriteError;
 pub use hash::FileRecord;
 pub(crate) use staged_file::StagedFile;
-pub(crate) use staging::{Kind, Staging};
+pub use staging::{Kind, Staging};
+
+/// A graph as the bytes of an ONNX file, its constants inside.
+///
+/// # Errors
+/// [`WriteError::Inconsistent`] when the graph reads tensors of a checkpoint.
+pub fn to_bytes(graph: &Graph) -> Result<Vec<u8>, WriteError> {
+    let count = graph.initializers.len();
+    let model = onnx::model(graph, &vec![layout::Place::Inline; count], &mut vec![None; count])?;
+    Ok(model.encode_to_vec())
+}
 
 /// Name of the graph's file.
 pub const MODEL_FILE: &str = "model.onnx";
