@@ -1,0 +1,330 @@
+//! From gradients to changed weights: accumulation, clipping, AdamW and CAME.
+//!
+//! Every step is an ONNX graph ([`Algorithm`] says which formulas) that is computed by the engine that
+//! computes the model, one weight after the other; a few sessions serve weights of every size.
+//!
+//! ```no_run
+//! use pixart_runtime::engine::Engine;
+//! use pixart_trainer::{
+//!     Tensors,
+//!     optimizer::{Accumulated, Accumulator, Algorithm, Came, Group, Optimizer, Step, clip_factor},
+//! };
+//!
+//! # fn train(engine: &dyn Engine, mut weights: Tensors, batches: Vec<Tensors>)
+//! #     -> Result<(), Box<dyn std::error::Error>> {
+//! let algorithm = Algorithm::Came(Came::default());
+//! let mut optimizer = Optimizer::new(engine, algorithm, vec![Group::without_decay()], &weights)?;
+//! let mut accumulator = Accumulator::new(engine, 4)?;
+//! for gradients in batches {
+//!     // Of a loss that was multiplied by 1024.
+//!     if let Accumulated::Complete(mean) = accumulator.add(gradients, 1024.0)? {
+//!         let clipped = clip_factor(mean.norm, 0.01);
+//!         let gradient_scale = mean.scale * clipped;
+//!         let step = Step { learning_rate: 2e-5, weight_decay: 0.0, gradient_scale };
+//!         optimizer.step(&mut weights, mean.tensors, &step)?;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod accumulator;
+mod algorithm;
+mod error;
+pub(crate) mod graphs;
+mod group;
+
+use std::collections::BTreeMap;
+
+use pixart_runtime::{
+    engine::{Engine, Session},
+    tensor::Tensor,
+};
+
+pub use accumulator::{Accumulated, Accumulator, Mean, clip_factor};
+pub use algorithm::{AdamW, Algorithm, Came};
+pub use error::OptimizerError;
+pub use group::Group;
+
+use crate::{
+    session,
+    tensors::{Tensors, matrices, number, reshaped, take},
+};
+
+/// What AdamW, and CAME for a vector, keep of a weight.
+const MOMENTS: &[&str] = &["first_moment", "second_moment"];
+/// What CAME keeps of a matrix.
+const FACTORED: &[&str] =
+    &["first_moment", "rows", "columns", "instability_rows", "instability_columns"];
+
+/// What a step needs beside gradients; it may differ from step to step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// The learning rate, at least 0.
+    pub learning_rate: f64,
+    /// The weight decay, at least 0: weights shrink by its product with the learning rate.
+    pub weight_decay: f64,
+    /// Factor on all gradients: what they still have to be divided by, and clipping.
+    pub gradient_scale: f64,
+}
+
+/// An optimizer with its state, for a fixed set of weights.
+pub struct Optimizer {
+    algorithm: Algorithm,
+    /// For AdamW and for CAME's vectors.
+    vectors: Box<dyn Session>,
+    /// For CAME's matrices.
+    matrices: Option<Box<dyn Session>>,
+    steps: u64,
+    kept: BTreeMap<String, Kept>,
+    /// The weights, those of one size together: engines prepare themselves for a size.
+    order: Vec<String>,
+}
+
+/// What belongs to one weight.
+struct Kept {
+    shape: Vec<usize>,
+    /// The shape that the graph sees it in.
+    view: Vec<usize>,
+    learning_rate: f64,
+    weight_decay: f64,
+    names: &'static [&'static str],
+    state: Vec<Tensor>,
+}
+
+impl Kept {
+    fn new(algorithm: &Algorithm, groups: &[Group], name: &str, shape: &[usize]) -> Self {
+        let (learning_rate, weight_decay) = group::factors(groups, name);
+        let factored = matches!(algorithm, Algorithm::Came(_)) && shape.len() >= 2;
+        let (names, view) = match factored {
+            true => (FACTORED, matrices(shape).to_vec()),
+            false => (MOMENTS, vec![shape.iter().product()]),
+        };
+        let state = names.iter().map(|name| {
+            let mut shape = view.clone();
+            match *name {
+                "rows" | "instability_rows" => shape[2] = 1,
+                "columns" | "instability_columns" => shape[1] = 1,
+                _ => {}
+            }
+            Tensor::F32(ndarray::ArrayD::zeros(shape))
+        });
+        let state = state.collect();
+        Self { shape: shape.to_vec(), view, learning_rate, weight_decay, names, state }
+    }
+}
+
+impl Optimizer {
+    /// An optimizer of all `weights`, before its first step. `groups` have factors on learning rate
+    /// and decay, the first that fits a name counts; names that none fits have 1.
+    ///
+    /// # Errors
+    /// When a setting is out of its range, there are no weights, or the engine refuses a graph.
+    pub fn new(
+        engine: &dyn Engine,
+        algorithm: Algorithm,
+        groups: Vec<Group>,
+        weights: &Tensors,
+    ) -> Result<Self, OptimizerError> {
+        algorithm.check()?;
+        for group in &groups {
+            at_least_zero("learning rate of a group", group.learning_rate)?;
+            at_least_zero("weight decay of a group", group.weight_decay)?;
+        }
+        if weights.is_empty() {
+            return Err(OptimizerError::Nothing);
+        }
+        let (vectors, matrices) = match &algorithm {
+            Algorithm::AdamW(settings) => (session::load(engine, &graphs::adamw(settings)?)?, None),
+            Algorithm::Came(settings) => {
+                let matrices = session::load(engine, &graphs::came_matrix(settings)?)?;
+                (session::load(engine, &graphs::came_vector(settings)?)?, Some(matrices))
+            }
+        };
+        let kept: BTreeMap<_, _> = weights
+            .iter()
+            .map(|(name, weight)| {
+                (name.clone(), Kept::new(&algorithm, &groups, name, weight.shape()))
+            })
+            .collect();
+        let mut order: Vec<String> = kept.keys().cloned().collect();
+        order.sort_by(|a, b| kept[a].view.cmp(&kept[b].view).then_with(|| a.cmp(b)));
+        Ok(Self { algorithm, vectors, matrices, steps: 0, kept, order })
+    }
+
+    /// The optimizer's kind and settings.
+    pub fn algorithm(&self) -> &Algorithm {
+        &self.algorithm
+    }
+
+    /// Steps done so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Moves the weights by one step against the gradients, which are used up.
+    ///
+    /// # Errors
+    /// When a weight or gradient is missing, has another shape, or belongs to nothing, or a number of
+    /// `step` is out of its range; nothing has changed then. When the engine fails: then some weights
+    /// have moved and one is empty, so that training has to go on from a checkpoint.
+    pub fn step(
+        &mut self,
+        weights: &mut Tensors,
+        mut gradients: Tensors,
+        step: &Step,
+    ) -> Result<(), OptimizerError> {
+        at_least_zero("learning rate", step.learning_rate)?;
+        at_least_zero("weight decay", step.weight_decay)?;
+        at_least_zero("factor on the gradients", step.gradient_scale)?;
+        self.check("weight", weights)?;
+        self.check("gradient", &gradients)?;
+        if let Some(name) = gradients.keys().find(|name| !self.kept.contains_key(*name)) {
+            let advice = "give gradients of what is trained only";
+            return Err(OptimizerError::Unknown { kind: "gradient", name: name.clone(), advice });
+        }
+        let count = self.steps + 1;
+        for name in &self.order {
+            let (Some(kept), Some(weight), Some(mut gradient)) =
+                (self.kept.get_mut(name), weights.get_mut(name), gradients.remove(name))
+            else {
+                continue;
+            };
+            let gradient = take(&mut gradient, &kept.view);
+            let moved = kept.step(
+                &self.algorithm,
+                match (&mut self.matrices, kept.view.len()) {
+                    (Some(matrices), 3) => matrices.as_mut(),
+                    _ => self.vectors.as_mut(),
+                },
+                take(weight, &kept.view),
+                &gradient,
+                (count, step),
+            )?;
+            *weight = reshaped(moved, &kept.shape);
+        }
+        self.steps = count;
+        Ok(())
+    }
+
+    /// Whether all weights have a tensor of their shape.
+    fn check(&self, kind: &'static str, tensors: &Tensors) -> Result<(), OptimizerError> {
+        for (name, kept) in &self.kept {
+            let name = || name.clone();
+            let expected = kept.shape.clone();
+            let Some(tensor) = tensors.get(&name()) else {
+                return Err(OptimizerError::Missing { kind, name: name(), expected });
+            };
+            if tensor.shape() != expected {
+                let found = tensor.shape().to_vec();
+                let advice = "it must have the shape that the weight had when training began";
+                return Err(OptimizerError::Shape { kind, name: name(), found, expected, advice });
+            }
+        }
+        Ok(())
+    }
+
+    /// The state, for a checkpoint: tensors named `kind/weight`, in the shapes that the graphs have
+    /// them in (`[elements]`; for CAME's matrices `[all leading axes, rows, columns]`, means with 1
+    /// in the place of the axis they are taken over).
+    pub fn state(&self) -> impl Iterator<Item = (String, &ndarray::ArrayD<f32>)> {
+        self.kept.iter().flat_map(|(name, kept)| {
+            let tensors = kept.names.iter().zip(&kept.state);
+            tensors.filter_map(move |(kind, tensor)| {
+                Some((format!("{kind}/{name}"), tensor.as_f32()?))
+            })
+        })
+    }
+
+    /// Goes on where another optimizer of the same weights stood after `steps` steps, with the
+    /// tensors of its [`Optimizer::state`].
+    ///
+    /// # Errors
+    /// When a tensor is missing, of another shape, or left over: the state is of another optimizer or
+    /// of other weights. Nothing has changed then.
+    pub fn restore(&mut self, steps: u64, mut state: Tensors) -> Result<(), OptimizerError> {
+        const ADVICE: &str = "the state must be that of the same optimizer on the same weights; \
+                              continue with the settings it was saved with";
+        for (name, kept) in &self.kept {
+            for (kind, own) in kept.names.iter().zip(&kept.state) {
+                let expected = own.shape().to_vec();
+                let name = name.clone();
+                match state.get(&format!("{kind}/{name}")) {
+                    None => return Err(OptimizerError::Missing { kind, name, expected }),
+                    Some(found) if found.shape() != expected => {
+                        let (found, advice) = (found.shape().to_vec(), ADVICE);
+                        return Err(OptimizerError::Shape { kind, name, found, expected, advice });
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        let known = |key: &str| {
+            key.split_once('/').is_some_and(|(kind, name)| {
+                self.kept.get(name).is_some_and(|kept| kept.names.contains(&kind))
+            })
+        };
+        if let Some(name) = state.keys().find(|key| !known(key)) {
+            let (kind, name) = ("the optimizer's state", name.clone());
+            return Err(OptimizerError::Unknown { kind, name, advice: ADVICE });
+        }
+        for (name, kept) in &mut self.kept {
+            for (kind, own) in kept.names.iter().zip(&mut kept.state) {
+                if let Some(found) = state.remove(&format!("{kind}/{name}")) {
+                    *own = Tensor::F32(found);
+                }
+            }
+        }
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+impl Kept {
+    /// One step of one weight; the new weight as the graph sees it.
+    fn step(
+        &mut self,
+        algorithm: &Algorithm,
+        session: &mut dyn Session,
+        weight: Tensor,
+        gradient: &Tensor,
+        (count, step): (u64, &Step),
+    ) -> Result<ndarray::ArrayD<f32>, OptimizerError> {
+        let learning_rate = step.learning_rate * self.learning_rate;
+        let decay = step.weight_decay * self.weight_decay;
+        let scale = number(step.gradient_scale);
+        let keep = number(1.0 - learning_rate * decay);
+        let (rate, correction) = match algorithm {
+            Algorithm::AdamW(AdamW { betas: [beta1, beta2], .. }) => {
+                // In 64 bits here, because the first steps need all digits.
+                let correction = |beta: f64| 1.0 - beta.powf(count as f64);
+                let root = number(correction(*beta2).sqrt());
+                (number(learning_rate / correction(*beta1)), Some(root))
+            }
+            Algorithm::Came(_) => (number(learning_rate), None),
+        };
+        let mut inputs = vec![
+            ("weight", &weight),
+            ("gradient", gradient),
+            ("gradient_scale", &scale),
+            ("keep", &keep),
+            ("rate", &rate),
+        ];
+        inputs.extend(correction.as_ref().map(|correction| ("correction", correction)));
+        inputs.extend(self.names.iter().copied().zip(&self.state));
+        let mut results = session::run(session, &inputs, 1 + self.names.len())?;
+        let state = results.split_off(1);
+        self.state = state.into_iter().map(Tensor::F32).collect();
+        Ok(results.remove(0))
+    }
+}
+
+/// An error unless `value` is a finite number that is not negative.
+fn at_least_zero(setting: &'static str, value: f64) -> Result<(), OptimizerError> {
+    // Beyond the range of 32 bits it would become infinite on its way into a graph.
+    if value >= 0.0 && (value as f32).is_finite() {
+        return Ok(());
+    }
+    let found = value.to_string();
+    Err(OptimizerError::Setting { setting, found, expected: "a finite number, at least 0" })
+}
