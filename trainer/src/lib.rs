@@ -1,10 +1,14 @@
 //! Fine-tuning of PixArt-Σ: pictures and captions in, weights out.
 
+pub mod checkpoint;
 pub mod ema;
+mod files;
+pub mod lora;
 pub mod optimizer;
 pub mod scaler;
 pub mod schedule;
 mod session;
 mod tensors;
 
+pub use files::FileError;
 pub use tensors::Tensors;

@@ -1,8 +1,9 @@
 //! Named tensors of floats, and views of them under other shapes.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use ndarray::{ArrayD, IxDyn};
+use pixart_exporter::write::Floats;
 use pixart_runtime::tensor::Tensor;
 
 /// Weights, gradients or averages by the name of the weight. The order of the names is the order of
@@ -30,6 +31,15 @@ pub(crate) fn take(array: &mut ArrayD<f32>, shape: &[usize]) -> Tensor {
 /// A number that an engine gets as an input of a graph, of shape `[1]`.
 pub(crate) fn number(value: f64) -> Tensor {
     Tensor::F32(ArrayD::from_elem(IxDyn(&[1]), value as f32))
+}
+
+/// A tensor under the name that it has in a file.
+pub(crate) fn floats(name: String, array: &ArrayD<f32>) -> Floats<'_> {
+    let data = match array.as_slice() {
+        Some(slice) => Cow::Borrowed(slice),
+        None => Cow::Owned(array.iter().copied().collect()),
+    };
+    Floats { name, shape: array.shape().to_vec(), data }
 }
 
 /// The shape `[leading axes, rows, columns]`: the last two axes, and all before them as one. A vector

@@ -18,9 +18,11 @@ use prost::Message as _;
 use crate::graph::ir::Graph;
 
 pub(crate) use component::{ConfigFile, Content, write_bare, write_component, write_manifest};
-pub(crate) use copy::{copy_file, copy_plain_files, create_folder, write_text};
+pub use copy::write_text;
+pub(crate) use copy::{copy_file, copy_plain_files, create_folder};
 pub use error::WriteError;
 pub use hash::FileRecord;
+pub use safetensors::{Floats, write_floats};
 pub(crate) use staged_file::StagedFile;
 pub use staging::{Kind, Staging, remove_all_abandoned, sync_folder};
 

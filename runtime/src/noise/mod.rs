@@ -11,6 +11,7 @@ mod cephes;
 mod mersenne;
 
 use mersenne::Mt19937;
+use serde::{Deserialize, Serialize};
 
 /// How many values torch transforms at once.
 const BLOCK: usize = 16;
@@ -20,6 +21,17 @@ pub struct TorchGenerator {
     bits: Mt19937,
     /// Drawing one by one makes two values at a time; this is the second, waiting to be used.
     spare: Option<f64>,
+}
+
+/// Where a [`TorchGenerator`] stands, for a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GeneratorState {
+    /// The words of the Mersenne Twister.
+    pub words: Vec<u32>,
+    /// Which of them is used next.
+    pub next: usize,
+    /// The bits of a normal value that waits to be used.
+    pub spare: Option<u64>,
 }
 
 impl TorchGenerator {
@@ -46,6 +58,26 @@ impl TorchGenerator {
             transform(last);
         }
         values
+    }
+
+    /// `torch.empty(count).uniform_(low, high, generator=self)`: the next `count` values of the uniform
+    /// distribution over `low..high`, float32.
+    pub fn rand(&mut self, count: usize, low: f32, high: f32) -> Vec<f32> {
+        // torch's compiler fuses the two operations.
+        (0..count).map(|_| self.uniform().mul_add(high - low, low)).collect()
+    }
+
+    /// Where the generator stands.
+    pub fn state(&self) -> GeneratorState {
+        let (words, next) = self.bits.state();
+        GeneratorState { words: words.to_vec(), next, spare: self.spare.map(f64::to_bits) }
+    }
+
+    /// A generator that goes on where another one stood; `None` if the state is none: it has 624 words,
+    /// of which the next is at most the one behind the last.
+    pub fn from_state(state: &GeneratorState) -> Option<Self> {
+        let bits = Mt19937::from_state(&state.words, state.next)?;
+        Some(Self { bits, spare: state.spare.map(f64::from_bits) })
     }
 
     /// Uniform in [0, 1), a multiple of 2⁻²⁴.
@@ -130,6 +162,21 @@ mod tests {
             assert_eq!(hash(seed, 100), hundred, "100 values of seed {seed}");
             assert_eq!(hash(seed, 16384 + 5), many, "16389 values of seed {seed}");
         }
+    }
+
+    #[test]
+    fn a_generator_goes_on_where_another_stood() {
+        let mut first = TorchGenerator::new(7);
+        first.randn(3);
+        first.rand(700, 0.0, 1.0);
+        let text = serde_json::to_string(&first.state()).expect("JSON");
+        let state: GeneratorState = serde_json::from_str(&text).expect("JSON");
+        let mut second = TorchGenerator::from_state(&state).expect("a state");
+        let draw = |g: &mut TorchGenerator| (g.randn(5), g.randn(700), g.rand(20, -1.0, 1.0));
+        assert_eq!(draw(&mut first), draw(&mut second));
+        let short = GeneratorState { words: vec![0; 623], ..state.clone() };
+        assert!(TorchGenerator::from_state(&short).is_none());
+        assert!(TorchGenerator::from_state(&GeneratorState { next: 625, ..state }).is_none());
     }
 
     #[test]
