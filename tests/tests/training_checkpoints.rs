@@ -72,7 +72,7 @@ impl Training {
             let scale = self.scaler.scale().recip();
             let step = Step { learning_rate: 1e-3, weight_decay: 0.1, gradient_scale: scale };
             self.optimizer.step(&mut self.weights, gradients, &step).expect("a step");
-            self.average.update(&mut self.weights).expect("an average");
+            self.average.update(&self.weights).expect("an average");
             self.scaler.update(self.steps % 5 == 4);
             self.steps += 1;
         }

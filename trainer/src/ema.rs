@@ -5,7 +5,7 @@ use pixart_runtime::engine::{Engine, Session};
 use crate::{
     optimizer::{OptimizerError, graphs},
     session,
-    tensors::{Tensors, number, reshaped, take},
+    tensors::{Tensors, elements, number},
 };
 
 /// How the decay rises, so that the average forgets the untrained weights. `n` counts updates from 1.
@@ -99,20 +99,16 @@ impl Average {
     /// # Errors
     /// When a weight is missing or has another shape; nothing has changed then. When the engine fails:
     /// then the average has to be read from a checkpoint.
-    pub fn update(&mut self, weights: &mut Tensors) -> Result<(), OptimizerError> {
+    pub fn update(&mut self, weights: &Tensors) -> Result<(), OptimizerError> {
         check(&self.tensors, weights, "weight")?;
         let share = number(1.0 - self.next_decay());
-        let mut order: Vec<_> = self.tensors.iter_mut().collect();
-        order.sort_by_key(|(_, average)| average.len());
-        for (name, average) in order {
-            let Some(weight) = weights.get_mut(name) else { continue };
-            let shape = average.shape().to_vec();
-            let flat = [average.len()];
-            let (old, new) = (take(average, &flat), take(weight, &flat));
-            let inputs = [("average", &old), ("weight", &new), ("share", &share)];
-            let result = session::run_one(self.session.as_mut(), &inputs);
-            *weight = reshaped(new.into_f32(name)?, &shape);
-            *average = reshaped(result?, &shape);
+        for (name, average) in &mut self.tensors {
+            let Some(weight) = weights.get(name) else { continue };
+            let weight = weight.as_standard_layout();
+            let mut moved = [("average", elements(average))];
+            let read = ("weight", weight.as_slice().unwrap_or_default());
+            let numbers = [("share", &share)];
+            session::run_in_pieces(self.session.as_mut(), &mut moved, read, &numbers)?;
         }
         self.updates += 1;
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use ndarray::ArrayD;
+use ndarray::{ArrayD, IxDyn};
 use pixart_exporter::{graph::ir::Graph, write};
 use pixart_runtime::{
     engine::{Engine, Session},
@@ -10,6 +10,10 @@ use pixart_runtime::{
 };
 
 use crate::optimizer::OptimizerError;
+
+/// Rows and columns of a piece: small enough that what a graph computes in between stays in the
+/// processor's cache, large enough that a call costs little beside it.
+const PIECE: [usize; 2] = [64, 256];
 
 /// Loads a graph that has all its constants inside.
 pub(crate) fn load(engine: &dyn Engine, graph: &Graph) -> Result<Box<dyn Session>, OptimizerError> {
@@ -35,10 +39,55 @@ pub(crate) fn run(
     results.into_iter().map(|(name, tensor)| Ok(tensor.into_f32(&name)?)).collect()
 }
 
-/// Runs a graph that has one output.
-pub(crate) fn run_one(
+/// Runs a graph that works element by element, piece by piece. The results, as many as there are in
+/// `moved` and in their order, take their place; all of `moved` and `read` are vectors of one length.
+pub(crate) fn run_in_pieces(
     session: &mut dyn Session,
-    inputs: &[(&str, &Tensor)],
-) -> Result<ArrayD<f32>, OptimizerError> {
-    Ok(run(session, inputs, 1)?.remove(0))
+    moved: &mut [(&str, &mut [f32])],
+    read: (&str, &[f32]),
+    numbers: &[(&str, &Tensor)],
+) -> Result<(), OptimizerError> {
+    let (name, read) = read;
+    let [rows, columns] = PIECE;
+    let piece = |values: &[f32]| Tensor::F32(own(&[values.len()], values));
+    for start in (0..read.len()).step_by(rows * columns) {
+        let range = start..read.len().min(start + rows * columns);
+        let own = moved.iter().map(|(name, whole)| (*name, piece(&whole[range.clone()])));
+        let own: Vec<_> = own.chain([(name, piece(&read[range.clone()]))]).collect();
+        let inputs = own.iter().map(|(name, tensor)| (*name, tensor));
+        let inputs: Vec<_> = inputs.chain(numbers.iter().copied()).collect();
+        let results = run(session, &inputs, moved.len())?;
+        for ((_, whole), result) in moved.iter_mut().zip(results) {
+            whole[range.clone()].iter_mut().zip(&result).for_each(|(old, &new)| *old = new);
+        }
+    }
+    Ok(())
+}
+
+/// The mean of the results of a graph that makes one number of a stack of matrices, over the pieces of
+/// a vector, weighted by their sizes. Both sums it takes are short, so that they are exact enough on
+/// engines that add one element after the other.
+pub(crate) fn mean_of_pieces(
+    session: &mut dyn Session,
+    (name, values): (&str, &[f32]),
+    numbers: &[(&str, &Tensor)],
+) -> Result<f64, OptimizerError> {
+    let [rows, columns] = PIECE;
+    let mut sum = 0.0;
+    for piece in values.chunks(rows * columns) {
+        let shape = match piece.len() == rows * columns {
+            true => [1, rows, columns],
+            false => [1, 1, piece.len()],
+        };
+        let tensor = Tensor::F32(own(&shape, piece));
+        let inputs: Vec<_> = [(name, &tensor)].into_iter().chain(numbers.iter().copied()).collect();
+        let result = run(session, &inputs, 1)?;
+        let number = result[0].first().copied().unwrap_or(f32::NAN);
+        sum += piece.len() as f64 * f64::from(number);
+    }
+    Ok(sum / values.len() as f64)
+}
+
+fn own(shape: &[usize], values: &[f32]) -> ArrayD<f32> {
+    ArrayD::from_shape_vec(IxDyn(shape), values.to_vec()).expect("as many values as the shape")
 }

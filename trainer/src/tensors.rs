@@ -28,6 +28,14 @@ pub(crate) fn take(array: &mut ArrayD<f32>, shape: &[usize]) -> Tensor {
     Tensor::F32(reshaped(std::mem::replace(array, ArrayD::zeros(IxDyn(&[0]))), shape))
 }
 
+/// The elements in their order; they are brought into it first where they are not.
+pub(crate) fn elements(array: &mut ArrayD<f32>) -> &mut [f32] {
+    if !array.is_standard_layout() {
+        *array = array.as_standard_layout().into_owned();
+    }
+    array.as_slice_mut().expect("in order")
+}
+
 /// A number that an engine gets as an input of a graph, of shape `[1]`.
 pub(crate) fn number(value: f64) -> Tensor {
     Tensor::F32(ArrayD::from_elem(IxDyn(&[1]), value as f32))
@@ -70,5 +78,8 @@ mod tests {
         let turned = array.expect("six").reversed_axes();
         let flat = reshaped(turned, &[6]);
         assert_eq!(flat.as_slice().expect("in order"), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+        let mut turned = reshaped(flat, &[3, 2]).reversed_axes();
+        assert_eq!(elements(&mut turned), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+        assert_eq!(turned.shape(), [2, 3]);
     }
 }

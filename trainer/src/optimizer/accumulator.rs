@@ -5,7 +5,7 @@ use pixart_runtime::engine::{Engine, Session};
 use super::{OptimizerError, graphs};
 use crate::{
     session,
-    tensors::{Tensors, matrices, number, reshaped, take},
+    tensors::{Tensors, elements, number},
 };
 
 /// Takes the mean of the gradients of several batches, and leaves out what is not finite.
@@ -65,11 +65,11 @@ impl Accumulator {
     /// When the names or shapes differ from those of the batch before, or the engine fails.
     pub fn add(
         &mut self,
-        mut gradients: Tensors,
+        gradients: Tensors,
         loss_scale: f64,
     ) -> Result<Accumulated, OptimizerError> {
         let scale = 1.0 / loss_scale;
-        let norm = self.norm(&mut gradients, scale)?;
+        let norm = self.norm(&gradients, scale)?;
         if !norm.is_finite() {
             return Ok(Accumulated::Overflow);
         }
@@ -82,8 +82,8 @@ impl Accumulator {
             return Ok(Accumulated::Incomplete);
         }
         self.added = 0;
-        let mut tensors = std::mem::take(&mut self.sum);
-        let norm = self.norm(&mut tensors, 1.0)?;
+        let tensors = std::mem::take(&mut self.sum);
+        let norm = self.norm(&tensors, 1.0)?;
         Ok(Accumulated::Complete(Mean { tensors, scale: 1.0, norm }))
     }
 
@@ -93,26 +93,18 @@ impl Accumulator {
         self.added
     }
 
-    fn add_to_sum(&mut self, mut gradients: Tensors, scale: f64) -> Result<(), OptimizerError> {
+    fn add_to_sum(&mut self, gradients: Tensors, scale: f64) -> Result<(), OptimizerError> {
         let scale = number(scale);
         if self.added > 0 {
             self.check(&gradients)?;
         }
-        for (name, gradient) in &mut gradients {
-            let shape = gradient.shape().to_vec();
-            let flat = [shape.iter().product()];
-            let mut zeros;
-            let sum = match self.sum.get_mut(name) {
-                Some(sum) => sum,
-                None => {
-                    zeros = ndarray::ArrayD::zeros(shape.clone());
-                    &mut zeros
-                }
-            };
-            let (sum, gradient) = (take(sum, &flat), take(gradient, &flat));
-            let inputs = [("sum", &sum), ("gradient", &gradient), ("scale", &scale)];
-            let sum = session::run_one(self.add_scaled.as_mut(), &inputs)?;
-            self.sum.insert(name.clone(), reshaped(sum, &shape));
+        for (name, mut gradient) in gradients {
+            let sum = self.sum.entry(name);
+            let sum = sum.or_insert_with(|| ndarray::ArrayD::zeros(gradient.raw_dim()));
+            let mut moved = [("sum", elements(sum))];
+            let read = ("gradient", &*elements(&mut gradient));
+            let numbers = [("scale", &scale)];
+            session::run_in_pieces(self.add_scaled.as_mut(), &mut moved, read, &numbers)?;
         }
         Ok(())
     }
@@ -141,20 +133,15 @@ impl Accumulator {
     }
 
     /// The norm of all gradients as one vector; not finite if one of them is not.
-    fn norm(&mut self, gradients: &mut Tensors, scale: f64) -> Result<f64, OptimizerError> {
+    fn norm(&mut self, gradients: &Tensors, scale: f64) -> Result<f64, OptimizerError> {
         let scale = number(scale);
-        let mut order: Vec<_> = gradients.iter_mut().collect();
-        order.sort_by_key(|(_, gradient)| matrices(gradient.shape()));
         let mut squares = 0.0;
-        for (_, gradient) in order {
-            let shape = gradient.shape().to_vec();
-            let elements = gradient.len() as f64;
-            let view = take(gradient, &matrices(&shape));
-            let inputs = [("gradient", &view), ("scale", &scale)];
-            let mean = session::run_one(self.mean_square.as_mut(), &inputs);
-            // Put back first: the gradients are the caller's.
-            *gradient = reshaped(view.into_f32("gradient")?, &shape);
-            squares += elements * f64::from(mean?.first().copied().unwrap_or(f32::NAN));
+        for gradient in gradients.values() {
+            let gradient = gradient.as_standard_layout();
+            let values = ("gradient", gradient.as_slice().unwrap_or_default());
+            let numbers = [("scale", &scale)];
+            let mean = session::mean_of_pieces(self.mean_square.as_mut(), values, &numbers)?;
+            squares += gradient.len() as f64 * mean;
         }
         Ok(squares.sqrt())
     }

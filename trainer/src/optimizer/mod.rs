@@ -36,6 +36,7 @@ mod group;
 
 use std::collections::BTreeMap;
 
+use ndarray::ArrayD;
 use pixart_runtime::{
     engine::{Engine, Session},
     tensor::Tensor,
@@ -48,7 +49,7 @@ pub use group::Group;
 
 use crate::{
     session,
-    tensors::{Tensors, matrices, number, reshaped, take},
+    tensors::{Tensors, elements, matrices, number, reshaped, take},
 };
 
 /// What AdamW, and CAME for a vector, keep of a weight.
@@ -81,6 +82,9 @@ pub struct Optimizer {
     order: Vec<String>,
 }
 
+/// The inputs of a graph that are single numbers.
+type Numbers = Vec<(&'static str, Tensor)>;
+
 /// What belongs to one weight.
 struct Kept {
     shape: Vec<usize>,
@@ -107,7 +111,7 @@ impl Kept {
                 "columns" | "instability_columns" => shape[1] = 1,
                 _ => {}
             }
-            Tensor::F32(ndarray::ArrayD::zeros(shape))
+            Tensor::F32(ArrayD::zeros(shape))
         });
         let state = state.collect();
         Self { shape: shape.to_vec(), view, learning_rate, weight_decay, names, state }
@@ -185,23 +189,23 @@ impl Optimizer {
         }
         let count = self.steps + 1;
         for name in &self.order {
-            let (Some(kept), Some(weight), Some(mut gradient)) =
+            let (Some(kept), Some(weight), Some(gradient)) =
                 (self.kept.get_mut(name), weights.get_mut(name), gradients.remove(name))
             else {
                 continue;
             };
-            let gradient = take(&mut gradient, &kept.view);
-            let moved = kept.step(
-                &self.algorithm,
-                match (&mut self.matrices, kept.view.len()) {
-                    (Some(matrices), 3) => matrices.as_mut(),
-                    _ => self.vectors.as_mut(),
-                },
-                take(weight, &kept.view),
-                &gradient,
-                (count, step),
-            )?;
-            *weight = reshaped(moved, &kept.shape);
+            let numbers = kept.numbers(&self.algorithm, count, step);
+            match (&self.algorithm, &mut self.matrices) {
+                (Algorithm::AdamW(_), _) => {
+                    kept.step_in_pieces(self.vectors.as_mut(), weight, gradient, &numbers)?;
+                }
+                (Algorithm::Came(_), Some(matrices)) if kept.view.len() == 3 => {
+                    kept.step(matrices.as_mut(), weight, gradient, &numbers)?;
+                }
+                (Algorithm::Came(_), _) => {
+                    kept.step(self.vectors.as_mut(), weight, gradient, &numbers)?;
+                }
+            }
         }
         self.steps = count;
         Ok(())
@@ -227,7 +231,7 @@ impl Optimizer {
     /// The state, for a checkpoint: tensors named `kind/weight`, in the shapes that the graphs have
     /// them in (`[elements]`; for CAME's matrices `[all leading axes, rows, columns]`, means with 1
     /// in the place of the axis they are taken over).
-    pub fn state(&self) -> impl Iterator<Item = (String, &ndarray::ArrayD<f32>)> {
+    pub fn state(&self) -> impl Iterator<Item = (String, &ArrayD<f32>)> {
         self.kept.iter().flat_map(|(name, kept)| {
             let tensors = kept.names.iter().zip(&kept.state);
             tensors.filter_map(move |(kind, tensor)| {
@@ -281,41 +285,62 @@ impl Optimizer {
 }
 
 impl Kept {
-    /// One step of one weight; the new weight as the graph sees it.
-    fn step(
-        &mut self,
-        algorithm: &Algorithm,
-        session: &mut dyn Session,
-        weight: Tensor,
-        gradient: &Tensor,
-        (count, step): (u64, &Step),
-    ) -> Result<ndarray::ArrayD<f32>, OptimizerError> {
+    /// The numbers that the graphs take for a step.
+    fn numbers(&self, algorithm: &Algorithm, count: u64, step: &Step) -> Numbers {
         let learning_rate = step.learning_rate * self.learning_rate;
         let decay = step.weight_decay * self.weight_decay;
-        let scale = number(step.gradient_scale);
-        let keep = number(1.0 - learning_rate * decay);
-        let (rate, correction) = match algorithm {
+        let mut numbers = vec![
+            ("gradient_scale", number(step.gradient_scale)),
+            ("keep", number(1.0 - learning_rate * decay)),
+        ];
+        match algorithm {
             Algorithm::AdamW(AdamW { betas: [beta1, beta2], .. }) => {
                 // In 64 bits here, because the first steps need all digits.
                 let correction = |beta: f64| 1.0 - beta.powf(count as f64);
-                let root = number(correction(*beta2).sqrt());
-                (number(learning_rate / correction(*beta1)), Some(root))
+                numbers.push(("rate", number(learning_rate / correction(*beta1))));
+                numbers.push(("correction", number(correction(*beta2).sqrt())));
             }
-            Algorithm::Came(_) => (number(learning_rate), None),
-        };
-        let mut inputs = vec![
-            ("weight", &weight),
-            ("gradient", gradient),
-            ("gradient_scale", &scale),
-            ("keep", &keep),
-            ("rate", &rate),
-        ];
-        inputs.extend(correction.as_ref().map(|correction| ("correction", correction)));
+            Algorithm::Came(_) => numbers.push(("rate", number(learning_rate))),
+        }
+        numbers
+    }
+
+    /// One step of one weight whose elements do not depend on one another.
+    fn step_in_pieces(
+        &mut self,
+        session: &mut dyn Session,
+        weight: &mut ArrayD<f32>,
+        mut gradient: ArrayD<f32>,
+        numbers: &Numbers,
+    ) -> Result<(), OptimizerError> {
+        let mut moved = vec![("weight", elements(weight))];
+        for (name, state) in self.names.iter().zip(&mut self.state) {
+            if let Tensor::F32(state) = state {
+                moved.push((name, elements(state)));
+            }
+        }
+        let read = ("gradient", &*elements(&mut gradient));
+        let numbers: Vec<_> = numbers.iter().map(|(name, number)| (*name, number)).collect();
+        session::run_in_pieces(session, &mut moved, read, &numbers)
+    }
+
+    /// One step of one weight.
+    fn step(
+        &mut self,
+        session: &mut dyn Session,
+        weight: &mut ArrayD<f32>,
+        mut gradient: ArrayD<f32>,
+        numbers: &Numbers,
+    ) -> Result<(), OptimizerError> {
+        let (old, gradient) = (take(weight, &self.view), take(&mut gradient, &self.view));
+        let mut inputs = vec![("weight", &old), ("gradient", &gradient)];
+        inputs.extend(numbers.iter().map(|(name, number)| (*name, number)));
         inputs.extend(self.names.iter().copied().zip(&self.state));
         let mut results = session::run(session, &inputs, 1 + self.names.len())?;
         let state = results.split_off(1);
         self.state = state.into_iter().map(Tensor::F32).collect();
-        Ok(results.remove(0))
+        *weight = reshaped(results.remove(0), &self.shape);
+        Ok(())
     }
 }
 
