@@ -33,6 +33,7 @@ mod algorithm;
 mod error;
 pub(crate) mod graphs;
 mod group;
+mod kept;
 
 use std::collections::BTreeMap;
 
@@ -46,17 +47,9 @@ pub use accumulator::{Accumulated, Accumulator, Mean, clip_factor};
 pub use algorithm::{AdamW, Algorithm, Came};
 pub use error::OptimizerError;
 pub use group::Group;
+use kept::Kept;
 
-use crate::{
-    session,
-    tensors::{Tensors, elements, matrices, number, reshaped, take},
-};
-
-/// What AdamW, and CAME for a vector, keep of a weight.
-const MOMENTS: &[&str] = &["first_moment", "second_moment"];
-/// What CAME keeps of a matrix.
-const FACTORED: &[&str] =
-    &["first_moment", "rows", "columns", "instability_rows", "instability_columns"];
+use crate::{session, tensors::Tensors};
 
 /// What a step needs beside gradients; it may differ from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -80,42 +73,6 @@ pub struct Optimizer {
     kept: BTreeMap<String, Kept>,
     /// The weights, those of one size together: engines prepare themselves for a size.
     order: Vec<String>,
-}
-
-/// The inputs of a graph that are single numbers.
-type Numbers = Vec<(&'static str, Tensor)>;
-
-/// What belongs to one weight.
-struct Kept {
-    shape: Vec<usize>,
-    /// The shape that the graph sees it in.
-    view: Vec<usize>,
-    learning_rate: f64,
-    weight_decay: f64,
-    names: &'static [&'static str],
-    state: Vec<Tensor>,
-}
-
-impl Kept {
-    fn new(algorithm: &Algorithm, groups: &[Group], name: &str, shape: &[usize]) -> Self {
-        let (learning_rate, weight_decay) = group::factors(groups, name);
-        let factored = matches!(algorithm, Algorithm::Came(_)) && shape.len() >= 2;
-        let (names, view) = match factored {
-            true => (FACTORED, matrices(shape).to_vec()),
-            false => (MOMENTS, vec![shape.iter().product()]),
-        };
-        let state = names.iter().map(|name| {
-            let mut shape = view.clone();
-            match *name {
-                "rows" | "instability_rows" => shape[2] = 1,
-                "columns" | "instability_columns" => shape[1] = 1,
-                _ => {}
-            }
-            Tensor::F32(ArrayD::zeros(shape))
-        });
-        let state = state.collect();
-        Self { shape: shape.to_vec(), view, learning_rate, weight_decay, names, state }
-    }
 }
 
 impl Optimizer {
@@ -280,66 +237,6 @@ impl Optimizer {
             }
         }
         self.steps = steps;
-        Ok(())
-    }
-}
-
-impl Kept {
-    /// The numbers that the graphs take for a step.
-    fn numbers(&self, algorithm: &Algorithm, count: u64, step: &Step) -> Numbers {
-        let learning_rate = step.learning_rate * self.learning_rate;
-        let decay = step.weight_decay * self.weight_decay;
-        let mut numbers = vec![
-            ("gradient_scale", number(step.gradient_scale)),
-            ("keep", number(1.0 - learning_rate * decay)),
-        ];
-        match algorithm {
-            Algorithm::AdamW(AdamW { betas: [beta1, beta2], .. }) => {
-                // In 64 bits here, because the first steps need all digits.
-                let correction = |beta: f64| 1.0 - beta.powf(count as f64);
-                numbers.push(("rate", number(learning_rate / correction(*beta1))));
-                numbers.push(("correction", number(correction(*beta2).sqrt())));
-            }
-            Algorithm::Came(_) => numbers.push(("rate", number(learning_rate))),
-        }
-        numbers
-    }
-
-    /// One step of one weight whose elements do not depend on one another.
-    fn step_in_pieces(
-        &mut self,
-        session: &mut dyn Session,
-        weight: &mut ArrayD<f32>,
-        mut gradient: ArrayD<f32>,
-        numbers: &Numbers,
-    ) -> Result<(), OptimizerError> {
-        let mut moved = vec![("weight", elements(weight))];
-        for (name, state) in self.names.iter().zip(&mut self.state) {
-            if let Tensor::F32(state) = state {
-                moved.push((name, elements(state)));
-            }
-        }
-        let read = ("gradient", &*elements(&mut gradient));
-        let numbers: Vec<_> = numbers.iter().map(|(name, number)| (*name, number)).collect();
-        session::run_in_pieces(session, &mut moved, read, &numbers)
-    }
-
-    /// One step of one weight.
-    fn step(
-        &mut self,
-        session: &mut dyn Session,
-        weight: &mut ArrayD<f32>,
-        mut gradient: ArrayD<f32>,
-        numbers: &Numbers,
-    ) -> Result<(), OptimizerError> {
-        let (old, gradient) = (take(weight, &self.view), take(&mut gradient, &self.view));
-        let mut inputs = vec![("weight", &old), ("gradient", &gradient)];
-        inputs.extend(numbers.iter().map(|(name, number)| (*name, number)));
-        inputs.extend(self.names.iter().copied().zip(&self.state));
-        let mut results = session::run(session, &inputs, 1 + self.names.len())?;
-        let state = results.split_off(1);
-        self.state = state.into_iter().map(Tensor::F32).collect();
-        *weight = reshaped(results.remove(0), &self.shape);
         Ok(())
     }
 }
