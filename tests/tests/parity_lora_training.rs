@@ -51,7 +51,7 @@ fn trained(settings: AdapterSettings, weights: &Tensors) -> Adapter {
 
 #[test]
 fn factors_begin_as_peft_s() {
-    let cases = fixtures::cases("training/optimizers.safetensors");
+    let cases = fixtures::cases("training/steps.safetensors");
     let mut generator = TorchGenerator::new(7500);
     for (start, case) in [(Start::KaimingUniform, "kaiming"), (Start::Gaussian, "gaussian")] {
         for expected in cases[case].values() {

@@ -1,11 +1,12 @@
 //! The moving average of the weights, which samples better than the weights themselves.
 
+use ndarray::ArrayD;
 use pixart_runtime::engine::{Engine, Session};
 
 use crate::{
     optimizer::{OptimizerError, graphs},
-    session,
-    tensors::{Tensors, elements, number},
+    pieces,
+    tensors::{NamedWeights, Tensors, elements, number},
 };
 
 /// How the decay rises, so that the average forgets the untrained weights. `n` counts updates from 1.
@@ -75,7 +76,7 @@ impl Average {
         {
             return fail("warm-up of the average", found, "numbers above 0");
         }
-        let session = session::load(engine, &graphs::moving_average()?)?;
+        let session = pieces::load(engine, &graphs::moving_average()?)?;
         Ok(Self { session, decay, warmup, updates: 0, tensors: weights.clone() })
     }
 
@@ -99,16 +100,16 @@ impl Average {
     /// # Errors
     /// When a weight is missing or has another shape; nothing has changed then. When the engine fails:
     /// then the average has to be read from a checkpoint.
-    pub fn update(&mut self, weights: &Tensors) -> Result<(), OptimizerError> {
-        check(&self.tensors, weights, "weight")?;
+    pub fn update(&mut self, weights: &impl NamedWeights) -> Result<(), OptimizerError> {
+        check(&self.tensors, |name| weights.weight(name), "weight")?;
         let share = number(1.0 - self.next_decay());
         for (name, average) in &mut self.tensors {
-            let Some(weight) = weights.get(name) else { continue };
+            let Some(weight) = weights.weight(name) else { continue };
             let weight = weight.as_standard_layout();
             let mut moved = [("average", elements(average))];
             let read = ("weight", weight.as_slice().unwrap_or_default());
             let numbers = [("share", &share)];
-            session::run_in_pieces(self.session.as_mut(), &mut moved, read, &numbers)?;
+            pieces::run_in_pieces(self.session.as_mut(), &mut moved, read, &numbers)?;
         }
         self.updates += 1;
         Ok(())
@@ -119,7 +120,7 @@ impl Average {
     /// # Errors
     /// When a tensor is missing or has another shape. Nothing has changed then.
     pub fn restore(&mut self, updates: u64, tensors: Tensors) -> Result<(), OptimizerError> {
-        check(&self.tensors, &tensors, "average")?;
+        check(&self.tensors, |name| tensors.get(name), "average")?;
         if let Some(name) = tensors.keys().find(|name| !self.tensors.contains_key(*name)) {
             let advice = "the average must be that of the same weights";
             return Err(OptimizerError::Unknown { kind: "average", name: name.clone(), advice });
@@ -129,11 +130,15 @@ impl Average {
     }
 }
 
-/// Whether all tensors of `own` are in `found`, in the same shape.
-fn check(own: &Tensors, found: &Tensors, kind: &'static str) -> Result<(), OptimizerError> {
+/// Whether there is a tensor of the same shape for each of `own`.
+fn check<'a>(
+    own: &Tensors,
+    found: impl Fn(&str) -> Option<&'a ArrayD<f32>>,
+    kind: &'static str,
+) -> Result<(), OptimizerError> {
     for (name, own) in own {
         let (name, expected) = (name.clone(), own.shape().to_vec());
-        match found.get(&name) {
+        match found(&name) {
             None => return Err(OptimizerError::Missing { kind, name, expected }),
             Some(found) if found.shape() != expected => {
                 let (found, advice) =

@@ -5,10 +5,10 @@ pub mod ema;
 mod files;
 pub mod lora;
 pub mod optimizer;
+mod pieces;
 pub mod scaler;
 pub mod schedule;
-mod session;
 mod tensors;
 
 pub use files::FileError;
-pub use tensors::Tensors;
+pub use tensors::{NamedWeights, Tensors};

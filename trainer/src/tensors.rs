@@ -1,6 +1,9 @@
 //! Named tensors of floats, and views of them under other shapes.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
 
 use ndarray::{ArrayD, IxDyn};
 use pixart_exporter::write::Floats;
@@ -9,6 +12,53 @@ use pixart_runtime::tensor::Tensor;
 /// Weights, gradients or averages by the name of the weight. The order of the names is the order of
 /// everything that is done with them, so that it does not change from run to run.
 pub type Tensors = BTreeMap<String, ArrayD<f32>>;
+
+/// Weights by name, in whatever map they are kept: [`Tensors`], or the engine's tensors in which a
+/// network reads them. Among them may be others than those that are trained.
+pub trait NamedWeights {
+    /// The weight of this name, if it is there and holds floats.
+    fn weight(&self, name: &str) -> Option<&ArrayD<f32>>;
+
+    /// The same, to be changed.
+    fn weight_mut(&mut self, name: &str) -> Option<&mut ArrayD<f32>>;
+
+    /// The names of all weights that hold floats.
+    fn names(&self) -> Vec<&str>;
+}
+
+impl NamedWeights for Tensors {
+    fn weight(&self, name: &str) -> Option<&ArrayD<f32>> {
+        self.get(name)
+    }
+
+    fn weight_mut(&mut self, name: &str) -> Option<&mut ArrayD<f32>> {
+        self.get_mut(name)
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.keys().map(String::as_str).collect()
+    }
+}
+
+impl NamedWeights for HashMap<String, Tensor> {
+    fn weight(&self, name: &str) -> Option<&ArrayD<f32>> {
+        self.get(name)?.as_f32()
+    }
+
+    fn weight_mut(&mut self, name: &str) -> Option<&mut ArrayD<f32>> {
+        match self.get_mut(name)? {
+            Tensor::F32(array) => Some(array),
+            Tensor::I64(_) => None,
+        }
+    }
+
+    fn names(&self) -> Vec<&str> {
+        let floats = self.iter().filter(|(_, tensor)| tensor.as_f32().is_some());
+        let mut names: Vec<&str> = floats.map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
+        names
+    }
+}
 
 /// The same elements under another shape of as many.
 ///

@@ -39,21 +39,21 @@ use crate::{
     files::read_floats,
     lora::Adapter,
     optimizer::Optimizer,
-    tensors::{Tensors, floats},
+    tensors::{NamedWeights, Tensors, floats},
 };
 
 /// The optimizer's file.
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
 /// What is trained.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum Model<'a> {
     /// All weights, under diffusers' names.
     Whole {
         /// diffusers' `config.json`.
         config: &'a Value,
         /// The weights.
-        weights: &'a Tensors,
+        weights: &'a dyn NamedWeights,
     },
     /// A LoRA.
     Lora(&'a Adapter),
@@ -127,9 +127,14 @@ pub fn save(root: &Path, contents: &Contents<'_>) -> Result<PathBuf, CheckpointE
 }
 
 /// The weights as a folder that diffusers and the exporter read.
-fn write_model(folder: &Path, config: &Value, weights: &Tensors) -> Result<(), WriteError> {
+fn write_model(
+    folder: &Path,
+    config: &Value,
+    weights: &dyn NamedWeights,
+) -> Result<(), WriteError> {
+    let names = weights.names().into_iter();
     let weights: Vec<Floats<'_>> =
-        weights.iter().map(|(name, array)| floats(name.clone(), array)).collect();
+        names.filter_map(|name| Some(floats(name.to_owned(), weights.weight(name)?))).collect();
     write_floats(&folder.join(DIFFUSERS_FILE), &weights, &[])?;
     write_text(&folder.join("config.json"), &format!("{config:#}\n"))?;
     sync_folder(folder)

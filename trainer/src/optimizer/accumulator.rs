@@ -4,7 +4,7 @@ use pixart_runtime::engine::{Engine, Session};
 
 use super::{OptimizerError, graphs};
 use crate::{
-    session,
+    pieces,
     tensors::{Tensors, elements, number},
 };
 
@@ -52,8 +52,8 @@ impl Accumulator {
                 expected: "at least 1",
             });
         }
-        let mean_square = session::load(engine, &graphs::mean_square()?)?;
-        let add_scaled = session::load(engine, &graphs::add_scaled()?)?;
+        let mean_square = pieces::load(engine, &graphs::mean_square()?)?;
+        let add_scaled = pieces::load(engine, &graphs::add_scaled()?)?;
         Ok(Self { mean_square, add_scaled, batches, added: 0, sum: Tensors::new() })
     }
 
@@ -104,7 +104,7 @@ impl Accumulator {
             let mut moved = [("sum", elements(sum))];
             let read = ("gradient", &*elements(&mut gradient));
             let numbers = [("scale", &scale)];
-            session::run_in_pieces(self.add_scaled.as_mut(), &mut moved, read, &numbers)?;
+            pieces::run_in_pieces(self.add_scaled.as_mut(), &mut moved, read, &numbers)?;
         }
         Ok(())
     }
@@ -140,7 +140,7 @@ impl Accumulator {
             let gradient = gradient.as_standard_layout();
             let values = ("gradient", gradient.as_slice().unwrap_or_default());
             let numbers = [("scale", &scale)];
-            let mean = session::mean_of_pieces(self.mean_square.as_mut(), values, &numbers)?;
+            let mean = pieces::mean_of_pieces(self.mean_square.as_mut(), values, &numbers)?;
             squares += gradient.len() as f64 * mean;
         }
         Ok(squares.sqrt())

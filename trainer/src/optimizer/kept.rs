@@ -5,7 +5,7 @@ use pixart_runtime::{engine::Session, tensor::Tensor};
 
 use super::{AdamW, Algorithm, Group, OptimizerError, Step, group};
 use crate::{
-    session,
+    pieces,
     tensors::{elements, matrices, number, reshaped, take},
 };
 
@@ -88,7 +88,7 @@ impl Kept {
         }
         let read = ("gradient", &*elements(&mut gradient));
         let numbers: Vec<_> = numbers.iter().map(|(name, number)| (*name, number)).collect();
-        session::run_in_pieces(session, &mut moved, read, &numbers)
+        pieces::run_in_pieces(session, &mut moved, read, &numbers)
     }
 
     /// One step of one weight.
@@ -103,7 +103,7 @@ impl Kept {
         let mut inputs = vec![("weight", &old), ("gradient", &gradient)];
         inputs.extend(numbers.iter().map(|(name, number)| (*name, number)));
         inputs.extend(self.names.iter().copied().zip(&self.state));
-        let mut results = session::run(session, &inputs, 1 + self.names.len())?;
+        let mut results = pieces::run(session, &inputs, 1 + self.names.len())?;
         let state = results.split_off(1);
         self.state = state.into_iter().map(Tensor::F32).collect();
         *weight = reshaped(results.remove(0), &self.shape);

@@ -49,7 +49,10 @@ pub use error::OptimizerError;
 pub use group::Group;
 use kept::Kept;
 
-use crate::{session, tensors::Tensors};
+use crate::{
+    pieces,
+    tensors::{NamedWeights, Tensors},
+};
 
 /// What a step needs beside gradients; it may differ from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,7 +79,8 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// An optimizer of all `weights`, before its first step. `groups` have factors on learning rate
+    /// An optimizer of all `weights`, of which only names and shapes are read, before its first step: give
+    /// those that are trained, or their gradients. `groups` have factors on learning rate
     /// and decay, the first that fits a name counts; names that none fits have 1.
     ///
     /// # Errors
@@ -96,10 +100,10 @@ impl Optimizer {
             return Err(OptimizerError::Nothing);
         }
         let (vectors, matrices) = match &algorithm {
-            Algorithm::AdamW(settings) => (session::load(engine, &graphs::adamw(settings)?)?, None),
+            Algorithm::AdamW(settings) => (pieces::load(engine, &graphs::adamw(settings)?)?, None),
             Algorithm::Came(settings) => {
-                let matrices = session::load(engine, &graphs::came_matrix(settings)?)?;
-                (session::load(engine, &graphs::came_vector(settings)?)?, Some(matrices))
+                let matrices = pieces::load(engine, &graphs::came_matrix(settings)?)?;
+                (pieces::load(engine, &graphs::came_vector(settings)?)?, Some(matrices))
             }
         };
         let kept: BTreeMap<_, _> = weights
@@ -131,15 +135,15 @@ impl Optimizer {
     /// have moved and one is empty, so that training has to go on from a checkpoint.
     pub fn step(
         &mut self,
-        weights: &mut Tensors,
+        weights: &mut impl NamedWeights,
         mut gradients: Tensors,
         step: &Step,
     ) -> Result<(), OptimizerError> {
         at_least_zero("learning rate", step.learning_rate)?;
         at_least_zero("weight decay", step.weight_decay)?;
         at_least_zero("factor on the gradients", step.gradient_scale)?;
-        self.check("weight", weights)?;
-        self.check("gradient", &gradients)?;
+        self.check("weight", |name| weights.weight(name))?;
+        self.check("gradient", |name| gradients.get(name))?;
         if let Some(name) = gradients.keys().find(|name| !self.kept.contains_key(*name)) {
             let advice = "give gradients of what is trained only";
             return Err(OptimizerError::Unknown { kind: "gradient", name: name.clone(), advice });
@@ -147,7 +151,7 @@ impl Optimizer {
         let count = self.steps + 1;
         for name in &self.order {
             let (Some(kept), Some(weight), Some(gradient)) =
-                (self.kept.get_mut(name), weights.get_mut(name), gradients.remove(name))
+                (self.kept.get_mut(name), weights.weight_mut(name), gradients.remove(name))
             else {
                 continue;
             };
@@ -169,11 +173,15 @@ impl Optimizer {
     }
 
     /// Whether all weights have a tensor of their shape.
-    fn check(&self, kind: &'static str, tensors: &Tensors) -> Result<(), OptimizerError> {
+    fn check<'a>(
+        &self,
+        kind: &'static str,
+        tensor: impl Fn(&str) -> Option<&'a ArrayD<f32>>,
+    ) -> Result<(), OptimizerError> {
         for (name, kept) in &self.kept {
             let name = || name.clone();
             let expected = kept.shape.clone();
-            let Some(tensor) = tensors.get(&name()) else {
+            let Some(tensor) = tensor(&name()) else {
                 return Err(OptimizerError::Missing { kind, name: name(), expected });
             };
             if tensor.shape() != expected {

@@ -1,4 +1,4 @@
-//! Graphs that are made here, ready on an engine.
+//! Graphs that are made here, on an engine: loaded, and run piece by piece.
 
 use std::fs;
 

@@ -1,13 +1,13 @@
 //! Optimizers, clipping, averages, schedules and loss scales against torch, diffusers and, for CAME,
 //! its formulas in torch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ndarray::ArrayD;
-use pixart_runtime::{engine::Engine, noise::TorchGenerator};
+use pixart_runtime::{engine::Engine, noise::TorchGenerator, tensor::Tensor};
 use pixart_tests::{component::TOLERANCE, engines, errors::max_relative_error, fixtures};
 use pixart_trainer::{
-    Tensors,
+    NamedWeights, Tensors,
     ema::{Average, Warmup},
     optimizer::{
         Accumulated, Accumulator, AdamW, Algorithm, Came, Group, Mean, Optimizer, OptimizerError,
@@ -52,12 +52,12 @@ struct Scaler {
 }
 
 fn numbers() -> Numbers {
-    fixtures::json("training/optimizers.json")
+    fixtures::json("training/steps.json")
 }
 
 fn cases() -> BTreeMap<String, Tensors> {
-    let cases = fixtures::cases("training/optimizers.safetensors").into_iter();
-    let floats = |(name, tensor): (String, pixart_runtime::tensor::Tensor)| {
+    let cases = fixtures::cases("training/steps.safetensors").into_iter();
+    let floats = |(name, tensor): (String, Tensor)| {
         let array = tensor.into_f32(&name).expect("floats");
         (name, array)
     };
@@ -120,6 +120,42 @@ fn twenty_steps_are_torch_s() {
             // The bar means something: the weights have gone far from where they began.
             assert!(error("start", &cases["start"], &weights) > 0.01);
         }
+    }
+}
+
+/// The tensors that a network reads can be moved where they are, and what is not trained stays.
+#[test]
+fn an_engine_s_tensors_move_as_arrays_do() {
+    let cases = cases();
+    let engine = engines::tract();
+    for algorithm in algorithms() {
+        let step = Step { learning_rate: 0.1, weight_decay: 0.1, gradient_scale: 1.0 };
+        let gradients = &cases["gradient_01"];
+        let mut arrays = cases["start"].clone();
+        optimizer(&*engine, algorithm, gradients)
+            .step(&mut arrays, gradients.clone(), &step)
+            .expect("a step");
+        let tensor = |(name, array): (&String, &ArrayD<f32>)| (name.clone(), array.clone().into());
+        let mut tensors: HashMap<String, Tensor> = cases["start"].iter().map(tensor).collect();
+        let frozen = Tensor::from(ArrayD::<f32>::zeros(vec![3]));
+        tensors.insert("frozen".to_owned(), frozen.clone());
+        tensors.insert("ids".to_owned(), ArrayD::<i64>::zeros(vec![3]).into());
+        assert_eq!(
+            tensors.names(),
+            ["final_layernorm.weight", "frozen", "patch.weight", "proj.bias", "proj.weight"]
+        );
+        let mut average = Average::new(&*engine, 0.5, Warmup::None, &cases["start"]).expect("one");
+        optimizer(&*engine, algorithm, gradients)
+            .step(&mut tensors, gradients.clone(), &step)
+            .expect("a step");
+        average.update(&tensors).expect("updated");
+        for (name, array) in &arrays {
+            assert_eq!(tensors.weight(name), Some(array), "{name}");
+            let middle = (array + &cases["start"][name]) / 2.0;
+            assert!(max_relative_error(name, &average.weights()[name], &middle) < 1e-6);
+        }
+        assert_eq!(tensors["frozen"], frozen);
+        assert!(tensors.weight_mut("ids").is_none());
     }
 }
 
