@@ -15,7 +15,7 @@ use pixart_runtime::{
 use pixart_tests::{exports::Export, fixtures};
 use pixart_trainer::{
     Tensors,
-    lora::{Adapter, AdapterSettings, Start},
+    lora::{Adapter, AdapterSettings, LINEAR_TARGETS, Start},
 };
 
 /// The weights of the tiny transformer.
@@ -141,6 +141,21 @@ fn assert_merged(overrides: &[pixart_runtime::engine::Override], merged: &Tensor
             assert!((found - expected).abs() < 1e-5, "{}: {found}, {expected}", new.name);
         }
     }
+}
+
+#[test]
+fn targets_are_all_matrices_with_the_convolution_or_without_it() {
+    let weights = weights();
+    let layers = |rank: fn(usize) -> bool| -> Vec<&str> {
+        let fitting = weights.iter().filter(|(_, weight)| rank(weight.ndim()));
+        fitting.filter_map(|(name, _)| name.strip_suffix(".weight")).collect()
+    };
+    let default = adapter(AdapterSettings::default(), &weights, 1);
+    assert_eq!(default.layers().collect::<Vec<_>>(), layers(|rank| rank >= 2));
+    let targets = LINEAR_TARGETS.map(str::to_owned).to_vec();
+    let linear = adapter(AdapterSettings { targets, ..AdapterSettings::default() }, &weights, 1);
+    assert_eq!(linear.layers().collect::<Vec<_>>(), layers(|rank| rank == 2));
+    assert_eq!(default.layers().count(), linear.layers().count() + 1);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use pixart_exporter::write::{Floats, Kind, Staging, sync_folder, write_floats, w
 use pixart_runtime::noise::TorchGenerator;
 
 pub use error::AdapterError;
-pub use settings::{AdapterSettings, DEFAULT_TARGETS, Start};
+pub use settings::{AdapterSettings, DEFAULT_TARGETS, LINEAR_TARGETS, Start};
 
 use crate::{
     files::read_floats,

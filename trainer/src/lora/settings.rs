@@ -21,6 +21,20 @@ pub const DEFAULT_TARGETS: [&str; 12] = [
     "linear_2",
 ];
 
+/// As [`DEFAULT_TARGETS`], without the convolution: all matrices of the transformer.
+pub const LINEAR_TARGETS: [&str; 10] = [
+    "to_k",
+    "to_q",
+    "to_v",
+    "to_out.0",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "adaln_single.linear",
+    "linear_1",
+    "linear_2",
+];
+
 /// Largest rank: more than any matrix of the model has.
 const MOST_RANK: usize = 4096;
 
