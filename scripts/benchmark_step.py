@@ -16,7 +16,7 @@ from diffusers import PixArtTransformer2DModel
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "fixtures" / "make"))
-from optimizers import CAME  # noqa: E402
+from training_steps import Came  # noqa: E402
 
 CONFIG = dict(
     num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28,
@@ -30,7 +30,9 @@ def pytorch(side, steps):
     model = PixArtTransformer2DModel(**CONFIG)
     model.enable_gradient_checkpointing()
     model.train()
-    optimizer = CAME(model.parameters(), lr=2e-5)
+    optimizer = Came(
+        model.parameters(), 2e-5, betas=(0.9, 0.999, 0.9999), eps=(1e-30, 1e-16), clip_threshold=1.0, weight_decay=0.0
+    )
     latents, captions = torch.randn(1, 4, side // 8, side // 8), torch.randn(1, 120, 4096) * 0.1
     noise, mask = torch.randn_like(latents), torch.ones(1, 120)
     for _ in range(steps):

@@ -14,7 +14,9 @@ use pixart_tests::errors::{assert_close, max_relative_error};
 use pixart_tests::{engines, fixtures};
 use pixart_trainer::gradient::{Inputs, TrainedTransformer, Training, Weights};
 use pixart_trainer::loss::{Diffusion, LossKind, Target};
-use pixart_trainer::optimizer::{Came, Optimizer, Rule};
+use pixart_trainer::optimizer::{
+    Accumulated, Accumulator, Algorithm, Came, Optimizer, Step, clip_factor,
+};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -191,8 +193,8 @@ fn training_steps_lower_the_loss_and_repeat_to_the_bit() {
             let target = Target { clean: &clean, noise: &noise, noisy, times: &times };
             let mut model = TrainedTransformer::load(engine.as_ref(), &config, &Training::full())
                 .expect("graphs");
-            let rule = Rule::Came(Came::default());
-            let mut optimizer = Optimizer::load(engine.as_ref(), rule).expect("graphs");
+            let mut accumulator = Accumulator::new(engine.as_ref(), 1).expect("graphs");
+            let mut optimizer: Option<Optimizer> = None;
             let (diffusion, kind) = (diffusion(), LossKind::WithVariance);
             let mut losses = Vec::new();
             for _ in 0..6 {
@@ -200,7 +202,17 @@ fn training_steps_lower_the_loss_and_repeat_to_the_bit() {
                 let loss = diffusion.loss(kind, &pass.output, &target).expect("a loss");
                 losses.push(loss.mean());
                 let gradients = model.backward(&weights, pass, loss.gradient).expect("gradients");
-                optimizer.step(&mut weights, gradients, 2e-5, Some(0.01)).expect("a step");
+                let optimizer = optimizer.get_or_insert_with(|| {
+                    let algorithm = Algorithm::Came(Came::default());
+                    Optimizer::new(engine.as_ref(), algorithm, vec![], &gradients).expect("graphs")
+                });
+                let Accumulated::Complete(mean) = accumulator.add(gradients, 1.0).expect("a mean")
+                else {
+                    panic!("one batch is a step, and its gradients are finite");
+                };
+                let gradient_scale = mean.scale * clip_factor(mean.norm, 0.01);
+                let step = Step { learning_rate: 2e-5, weight_decay: 0.0, gradient_scale };
+                optimizer.step(&mut weights, mean.tensors, &step).expect("a step");
             }
             (losses, weights)
         };

@@ -13,7 +13,9 @@ use pixart_runtime::sampler::{NoiseSchedule, SchedulerConfig};
 use pixart_runtime::tensor::Tensor;
 use pixart_trainer::gradient::{Inputs, TrainedTransformer, Training, Weights};
 use pixart_trainer::loss::{Diffusion, LossKind, Target};
-use pixart_trainer::optimizer::{Came, Optimizer, Rule};
+use pixart_trainer::optimizer::{
+    Accumulated, Accumulator, Algorithm, Came, Optimizer, Step, clip_factor,
+};
 
 /// Tokens of the caption.
 const CAPTION: usize = 120;
@@ -45,7 +47,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => Training::full(),
     };
     let mut model = TrainedTransformer::load(engine.as_ref(), &config, &training)?;
-    let mut optimizer = Optimizer::load(engine.as_ref(), Rule::Came(Came::default()))?;
+    let mut accumulator = Accumulator::new(engine.as_ref(), 1)?;
+    let mut optimizer: Option<Optimizer> = None;
     let diffusion = Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default()));
 
     let mut generator = TorchGenerator::new(0);
@@ -82,7 +85,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mean = loss.mean();
         let gradients = model.backward(&weights, pass, loss.gradient)?;
         let backward = start.elapsed().as_secs_f64() - forward;
-        optimizer.step(&mut weights, gradients, 2e-5, Some(0.01))?;
+        let optimizer = match &mut optimizer {
+            Some(optimizer) => optimizer,
+            none => none.insert(Optimizer::new(
+                engine.as_ref(),
+                Algorithm::Came(Came::default()),
+                vec![],
+                &gradients,
+            )?),
+        };
+        let Accumulated::Complete(gradients) = accumulator.add(gradients, 1.0)? else {
+            return Err("a gradient is not finite".into());
+        };
+        let gradient_scale = gradients.scale * clip_factor(gradients.norm, 0.01);
+        let change = Step { learning_rate: 2e-5, weight_decay: 0.0, gradient_scale };
+        optimizer.step(&mut weights, gradients.tensors, &change)?;
         let all = start.elapsed().as_secs_f64();
         let step = all - forward - backward;
         println!(

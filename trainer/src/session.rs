@@ -42,17 +42,21 @@ pub(crate) struct GraphSession {
 /// Results by name, in the graph's order.
 pub(crate) type Results = Vec<(String, Tensor)>;
 
+/// Loads a graph that has all its constants inside. Engines load files, so it is written to a temporary one; what
+/// they need of it, they have read when they are done loading.
+pub(crate) fn load(engine: &dyn Engine, graph: &Graph) -> Result<Box<dyn Session>, SessionError> {
+    let name = || graph.name.clone();
+    let bytes = to_bytes(graph).map_err(|source| SessionError::Write { graph: name(), source })?;
+    let temporary = |source| SessionError::Temporary { graph: name(), source };
+    let folder = tempfile::tempdir().map_err(temporary)?;
+    let path = folder.path().join(MODEL_FILE);
+    std::fs::write(&path, bytes).map_err(temporary)?;
+    Ok(engine.load(&path)?)
+}
+
 impl GraphSession {
-    /// Engines load files, so the graph is written to a temporary one.
     pub fn load(engine: &dyn Engine, graph: &Graph) -> Result<Self, SessionError> {
-        let name = || graph.name.clone();
-        let bytes =
-            to_bytes(graph).map_err(|source| SessionError::Write { graph: name(), source })?;
-        let temporary = |source| SessionError::Temporary { graph: name(), source };
-        let folder = tempfile::tempdir().map_err(temporary)?;
-        let path = folder.path().join(MODEL_FILE);
-        std::fs::write(&path, bytes).map_err(temporary)?;
-        let session = engine.load(&path)?;
+        let session = load(engine, graph)?;
         Ok(Self { session, inputs: graph.inputs.iter().map(|input| input.name.clone()).collect() })
     }
 

@@ -61,7 +61,7 @@ fn run_check(args: &CheckArgs) -> Result<(), Failure> {
     let options = CheckOptions { data, batch_size: settings.batch_size()?, captions };
     let mut bar = None;
     let result = check(&source, &columns, &image_dir, &options, &mut |done, total| {
-        bar.get_or_insert_with(|| Progress::start("check", total as u64, Unit::Count))
+        bar.get_or_insert_with(|| Progress::start("check", total as u64, Unit::Count("picture")))
             .update(done as u64, total as u64);
     });
     if let Some(bar) = bar {

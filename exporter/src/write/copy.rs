@@ -36,8 +36,11 @@ pub(crate) fn copy_plain_files(from: &Path, to: &Path) -> Result<(), WriteError>
     sync_folder(to)
 }
 
-/// Writes a small text file.
-pub(crate) fn write_text(to: &Path, text: &str) -> Result<(), WriteError> {
+/// Writes a new small text file and flushes it.
+///
+/// # Errors
+/// When the file is there already, there is no room, or it cannot be written.
+pub fn write_text(to: &Path, text: &str) -> Result<(), WriteError> {
     use io::Write;
     let bytes = text.len() as u64;
     let mut file = File::create_new(to).map_err(WriteError::io(to, "create", bytes))?;

@@ -18,11 +18,13 @@ use prost::Message as _;
 use crate::graph::ir::Graph;
 
 pub(crate) use component::{ConfigFile, Content, write_bare, write_component, write_manifest};
-pub(crate) use copy::{copy_file, copy_plain_files, create_folder, write_text};
+pub use copy::write_text;
+pub(crate) use copy::{copy_file, copy_plain_files, create_folder};
 pub use error::WriteError;
 pub use hash::FileRecord;
+pub use safetensors::{Floats, write_floats};
 pub(crate) use staged_file::StagedFile;
-pub(crate) use staging::{Kind, Staging};
+pub use staging::{Kind, Staging, remove_all_abandoned, sync_folder};
 
 /// A graph as the bytes of an ONNX file, its constants inside. It has no tensors of a checkpoint: see
 /// [`GraphBuilder::weights_as_inputs`](crate::graph::GraphBuilder::weights_as_inputs).
@@ -40,9 +42,21 @@ pub const MODEL_FILE: &str = "model.onnx";
 /// Name of the weights' file.
 pub const DATA_FILE: &str = "model.onnx_data";
 /// Name of the weights' file in a diffusers folder.
-pub(crate) const DIFFUSERS_FILE: &str = "diffusion_pytorch_model.safetensors";
+pub const DIFFUSERS_FILE: &str = "diffusion_pytorch_model.safetensors";
 /// Every file of a converted diffusers folder.
 pub(crate) const CHECKPOINT_FILES: [&str; 2] = [DIFFUSERS_FILE, "config.json"];
 /// Every file of an exported component.
 pub(crate) const COMPONENT_FILES: [&str; 4] =
     [MODEL_FILE, DATA_FILE, "config.json", "manifest.json"];
+/// Folder inside a checkpoint of training that holds the averaged weights.
+pub const TRAINING_AVERAGE: &str = "ema";
+/// Every file of a checkpoint of training, of a whole model or of a LoRA.
+pub(crate) const TRAINING_FILES: [&str; 7] = [
+    DIFFUSERS_FILE,
+    "config.json",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "pytorch_lora_weights.safetensors",
+    "optimizer.safetensors",
+    "training.json",
+];

@@ -11,25 +11,28 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::{CHECKPOINT_FILES, COMPONENT_FILES, WriteError};
+use super::{CHECKPOINT_FILES, COMPONENT_FILES, TRAINING_AVERAGE, TRAINING_FILES, WriteError};
 use crate::Component;
 
 /// What kind of folder the target is, which decides what may be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+#[non_exhaustive]
+pub enum Kind {
     /// One exported component.
     Component,
     /// A complete exported pipeline.
     Pipeline,
     /// A converted checkpoint in the diffusers layout.
     Checkpoint,
+    /// A checkpoint of training.
+    Training,
 }
 
 /// End of a temporary folder's name.
 const SUFFIX: &str = ".partial";
 
 /// A target folder being written.
-pub(crate) struct Staging {
+pub struct Staging {
     // Dropped in this order: the folder goes before the parents that were made for it.
     temporary: TempDir,
     /// Held open: shows other exports that the folder is still being written.
@@ -42,6 +45,9 @@ pub(crate) struct Staging {
 impl Staging {
     /// Starts writing `target`. An empty folder may be there already; anything else needs `force`,
     /// and even then only an earlier export is replaced, and never one of the `sources`.
+    ///
+    /// # Errors
+    /// When something is there that may not be replaced, or no folder can be made beside it.
     pub fn begin(
         target: &Path,
         kind: Kind,
@@ -84,7 +90,10 @@ impl Staging {
         self.temporary.path()
     }
 
-    /// Puts the folder in place and returns where it is.
+    /// Puts the folder in place and returns where it is. The files in it must have been flushed.
+    ///
+    /// # Errors
+    /// When a name cannot be flushed or changed; what was there before is there still.
     pub fn commit(self) -> Result<PathBuf, WriteError> {
         let Self { temporary, lock, parents, target, replace } = self;
         sync_folder(temporary.path())?;
@@ -102,6 +111,12 @@ impl Staging {
         drop(temporary);
         Ok(target)
     }
+}
+
+/// Removes what killed processes have left in `parent` when they were writing folders; what is still
+/// being written stays, and what cannot be removed.
+pub fn remove_all_abandoned(parent: &Path) {
+    remove_abandoned(parent, ".");
 }
 
 /// Takes a folder for this process alone; `None` if another has it or the system cannot tell. The
@@ -170,6 +185,13 @@ fn foreign_entry(folder: &Path, kind: Kind) -> Result<Option<String>, WriteError
         let known = match kind {
             Kind::Component => !is_folder && COMPONENT_FILES.contains(&name.as_str()),
             Kind::Checkpoint => !is_folder && CHECKPOINT_FILES.contains(&name.as_str()),
+            Kind::Training if is_folder && name == TRAINING_AVERAGE => {
+                if let Some(inner) = foreign_entry(&folder.join(&name), kind)? {
+                    return Ok(Some(format!("{name}/{inner}")));
+                }
+                true
+            }
+            Kind::Training => !is_folder && TRAINING_FILES.contains(&name.as_str()),
             Kind::Pipeline if is_folder => match name.as_str() {
                 "scheduler" | "tokenizer" => true,
                 _ if name.parse::<Component>().is_ok() => {
@@ -229,7 +251,10 @@ fn exchange_in_steps(new: &Path, old: &Path) -> Result<(), WriteError> {
 }
 
 /// Makes sure that the names in a folder are on the disk.
-pub(super) fn sync_folder(folder: &Path) -> Result<(), WriteError> {
+///
+/// # Errors
+/// When the system cannot.
+pub fn sync_folder(folder: &Path) -> Result<(), WriteError> {
     // Elsewhere a folder cannot be opened as a file, and renames are journalled.
     if cfg!(unix) {
         File::open(folder)
@@ -371,6 +396,20 @@ mod tests {
             Err(WriteError::NotAnExport { found, .. }) => {
                 assert_eq!(found, "vae_decoder/notes.txt")
             }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_training_checkpoint_has_an_average_beside_it() {
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("target");
+        put(&target, "training.json", "{}");
+        put(&target, "ema/config.json", "{}");
+        Staging::begin(&target, Kind::Training, true, &[]).map(drop).unwrap();
+        put(&target, "ema/notes.txt", "");
+        match Staging::begin(&target, Kind::Training, true, &[]).map(drop) {
+            Err(WriteError::NotAnExport { found, .. }) => assert_eq!(found, "ema/notes.txt"),
             other => panic!("{other:?}"),
         }
     }

@@ -22,6 +22,17 @@ impl Mt19937 {
         Self { state, next: SIZE }
     }
 
+    /// The words of the state, and which of them comes next.
+    pub(super) fn state(&self) -> (&[u32], usize) {
+        (&self.state, self.next)
+    }
+
+    /// A generator in a given state; `None` if that is none.
+    pub(super) fn from_state(words: &[u32], next: usize) -> Option<Self> {
+        let state = words.try_into().ok()?;
+        (next <= SIZE).then_some(Self { state, next })
+    }
+
     pub(super) fn next_u32(&mut self) -> u32 {
         if self.next == SIZE {
             self.twist();

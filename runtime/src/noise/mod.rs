@@ -12,6 +12,7 @@ mod mersenne;
 mod slerp;
 
 use mersenne::Mt19937;
+use serde::{Deserialize, Serialize};
 use slerp::slerp;
 
 /// How many values torch transforms at once.
@@ -24,6 +25,20 @@ pub struct TorchGenerator {
     spare: Option<f64>,
     /// A second generator, and how far each draw lies on the way to its own.
     towards: Option<(Box<TorchGenerator>, f64)>,
+}
+
+/// Where a [`TorchGenerator`] stands, for a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GeneratorState {
+    /// The words of the Mersenne Twister.
+    pub words: Vec<u32>,
+    /// Which of them is used next.
+    pub next: usize,
+    /// The bits of a normal value that waits to be used.
+    pub spare: Option<u64>,
+    /// The state of the generator it goes towards, and the bits of how far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub towards: Option<(Box<GeneratorState>, u64)>,
 }
 
 impl TorchGenerator {
@@ -69,6 +84,38 @@ impl TorchGenerator {
             transform(last);
         }
         values
+    }
+
+    /// `torch.empty(count).uniform_(low, high, generator=self)`: the next `count` values of the uniform
+    /// distribution over `low..high`, float32.
+    pub fn rand(&mut self, count: usize, low: f32, high: f32) -> Vec<f32> {
+        // torch's compiler fuses the two operations.
+        (0..count).map(|_| self.uniform().mul_add(high - low, low)).collect()
+    }
+
+    /// Where the generator stands.
+    pub fn state(&self) -> GeneratorState {
+        let (words, next) = self.bits.state();
+        let towards = self.towards.as_ref();
+        GeneratorState {
+            words: words.to_vec(),
+            next,
+            spare: self.spare.map(f64::to_bits),
+            towards: towards.map(|(other, part)| (Box::new(other.state()), part.to_bits())),
+        }
+    }
+
+    /// A generator that goes on where another one stood; `None` if the state is none: it has 624 words,
+    /// of which the next is at most the one behind the last.
+    pub fn from_state(state: &GeneratorState) -> Option<Self> {
+        let bits = Mt19937::from_state(&state.words, state.next)?;
+        let towards = match &state.towards {
+            Some((other, part)) => {
+                Some((Box::new(Self::from_state(other)?), f64::from_bits(*part)))
+            }
+            None => None,
+        };
+        Some(Self { bits, spare: state.spare.map(f64::from_bits), towards })
     }
 
     /// Uniform in [0, 1), a multiple of 2⁻²⁴.
@@ -175,6 +222,22 @@ mod tests {
             let values = TorchGenerator::between(1, 2, weight).randn(1 << 16);
             let variance = values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / 65536.0;
             assert!((variance - 1.0).abs() < 0.02, "{weight}: {variance}");
+        }
+    }
+
+    #[test]
+    fn a_generator_goes_on_where_another_stood() {
+        for mut first in [TorchGenerator::new(7), TorchGenerator::between(7, 8, 0.3)] {
+            first.randn(3);
+            first.rand(700, 0.0, 1.0);
+            let text = serde_json::to_string(&first.state()).expect("JSON");
+            let state: GeneratorState = serde_json::from_str(&text).expect("JSON");
+            let mut second = TorchGenerator::from_state(&state).expect("a state");
+            let draw = |g: &mut TorchGenerator| (g.randn(5), g.randn(700), g.rand(20, -1.0, 1.0));
+            assert_eq!(draw(&mut first), draw(&mut second));
+            let short = GeneratorState { words: vec![0; 623], ..state.clone() };
+            assert!(TorchGenerator::from_state(&short).is_none());
+            assert!(TorchGenerator::from_state(&GeneratorState { next: 625, ..state }).is_none());
         }
     }
 

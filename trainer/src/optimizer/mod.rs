@@ -1,330 +1,260 @@
-//! Optimizers: a step is a graph too, so that it runs where the gradients are.
+//! From gradients to changed weights: accumulation, clipping, AdamW and CAME.
 //!
-//! [`Optimizer::step`] measures the gradients of all weights together, scales them down if their norm is
-//! larger than it may be, and runs the optimizer's graph once for every weight.
+//! Every step is an ONNX graph ([`Algorithm`] says which formulas) that is computed by the engine that
+//! computes the model, one weight after the other; a few sessions serve weights of every size.
+//!
+//! ```no_run
+//! use pixart_runtime::engine::Engine;
+//! use pixart_trainer::{
+//!     Tensors,
+//!     optimizer::{Accumulated, Accumulator, Algorithm, Came, Group, Optimizer, Step, clip_factor},
+//! };
+//!
+//! # fn train(engine: &dyn Engine, mut weights: Tensors, batches: Vec<Tensors>)
+//! #     -> Result<(), Box<dyn std::error::Error>> {
+//! let algorithm = Algorithm::Came(Came::default());
+//! let mut optimizer = Optimizer::new(engine, algorithm, vec![Group::without_decay()], &weights)?;
+//! let mut accumulator = Accumulator::new(engine, 4)?;
+//! for gradients in batches {
+//!     // Of a loss that was multiplied by 1024.
+//!     if let Accumulated::Complete(mean) = accumulator.add(gradients, 1024.0)? {
+//!         let clipped = clip_factor(mean.norm, 0.01);
+//!         let gradient_scale = mean.scale * clipped;
+//!         let step = Step { learning_rate: 2e-5, weight_decay: 0.0, gradient_scale };
+//!         optimizer.step(&mut weights, mean.tensors, &step)?;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
-mod adamw;
-mod came;
-mod norm;
+mod accumulator;
+mod algorithm;
+mod error;
+pub(crate) mod graphs;
+mod group;
+mod kept;
 
 use std::collections::BTreeMap;
 
 use ndarray::ArrayD;
-use pixart_exporter::graph::{GraphError, ir::Graph};
-use pixart_runtime::engine::{Engine, EngineError};
-use pixart_runtime::tensor::Tensor;
+use pixart_runtime::{
+    engine::{Engine, Session},
+    tensor::Tensor,
+};
 
-pub use adamw::AdamW;
-pub use came::Came;
+pub use accumulator::{Accumulated, Accumulator, Mean, clip_factor};
+pub use algorithm::{AdamW, Algorithm, Came};
+pub use error::OptimizerError;
+pub use group::Group;
+use kept::Kept;
 
-use crate::gradient::{Gradients, Weights};
-use crate::session::{GraphSession, SessionError};
+use crate::{
+    session,
+    tensors::{NamedWeights, Tensors},
+};
 
-/// Which rule turns gradients into steps.
+/// What a step needs beside gradients; it may differ from step to step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rule {
-    /// Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019.
-    AdamW(AdamW),
-    /// Luo et al., "CAME: Confidence-guided Adaptive Memory Efficient Optimization", 2023.
-    Came(Came),
+pub struct Step {
+    /// The learning rate, at least 0.
+    pub learning_rate: f64,
+    /// The weight decay, at least 0: weights shrink by its product with the learning rate.
+    pub weight_decay: f64,
+    /// Factor on all gradients: what they still have to be divided by, and clipping.
+    pub gradient_scale: f64,
 }
 
-/// Why a step fails.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OptimizerError {
-    /// There is a gradient without a weight, or of another shape.
-    #[error("gradient of `{name}`: found shape {found:?}; expected {expected}")]
-    Gradient {
-        /// The weight.
-        name: String,
-        /// The gradient's shape.
-        found: Vec<usize>,
-        /// What it has to be.
-        expected: String,
-    },
-    /// A number among the settings or the gradients is not finite, or out of its range.
-    #[error("{name} is {found}; expected {expected}")]
-    Value {
-        /// What it is.
-        name: String,
-        /// The number.
-        found: f64,
-        /// Its range.
-        expected: &'static str,
-    },
-    /// A state that is not this optimizer's.
-    #[error("optimizer state `{name}`: found {found}; expected {expected}")]
-    State {
-        /// The tensor's name.
-        name: String,
-        /// What it is.
-        found: String,
-        /// What it has to be.
-        expected: String,
-    },
-    /// A step's graph is not well-formed.
-    #[error(transparent)]
-    Graph(#[from] GraphError),
-    /// A graph cannot be loaded or run.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// A result has another type than its graph says.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-}
-
-/// What an optimizer keeps of one weight, and how the graph sees it.
-struct Layout {
-    /// The shape that weight and gradient have in the graph.
-    shape: Vec<usize>,
-    /// Names and shapes of the state, all zero in the beginning.
-    slots: Vec<(&'static str, Vec<usize>)>,
-    /// Whether it goes to the graph for matrices.
-    matrix: bool,
-}
-
-/// An optimizer with its state.
+/// An optimizer with its state, for a fixed set of weights.
 pub struct Optimizer {
-    rule: Rule,
-    norm: GraphSession,
-    vector: GraphSession,
-    /// The graph for weights of two axes and more, where the rule has another one for them.
-    matrix: Option<GraphSession>,
-    /// `<slot>.<weight>` → its tensor.
-    state: BTreeMap<String, Tensor>,
+    algorithm: Algorithm,
+    /// For AdamW and for CAME's vectors.
+    vectors: Box<dyn Session>,
+    /// For CAME's matrices.
+    matrices: Option<Box<dyn Session>>,
     steps: u64,
+    kept: BTreeMap<String, Kept>,
+    /// The weights, those of one size together: engines prepare themselves for a size.
+    order: Vec<String>,
 }
 
 impl Optimizer {
-    /// An optimizer at its beginning, its graphs loaded.
+    /// An optimizer of all `weights`, of which only names and shapes are read, before its first step: give
+    /// those that are trained, or their gradients. `groups` have factors on learning rate
+    /// and decay, the first that fits a name counts; names that none fits have 1.
     ///
     /// # Errors
-    /// Settings out of their range, or an engine that cannot load the graphs.
-    pub fn load(engine: &dyn Engine, rule: Rule) -> Result<Self, OptimizerError> {
-        let (vector, matrix) = match &rule {
-            Rule::AdamW(adamw) => (adamw.graph()?, None),
-            Rule::Came(came) => (came.vector_graph()?, Some(came.matrix_graph()?)),
+    /// When a setting is out of its range, there are no weights, or the engine refuses a graph.
+    pub fn new(
+        engine: &dyn Engine,
+        algorithm: Algorithm,
+        groups: Vec<Group>,
+        weights: &Tensors,
+    ) -> Result<Self, OptimizerError> {
+        algorithm.check()?;
+        for group in &groups {
+            at_least_zero("learning rate of a group", group.learning_rate)?;
+            at_least_zero("weight decay of a group", group.weight_decay)?;
+        }
+        if weights.is_empty() {
+            return Err(OptimizerError::Nothing);
+        }
+        let (vectors, matrices) = match &algorithm {
+            Algorithm::AdamW(settings) => (session::load(engine, &graphs::adamw(settings)?)?, None),
+            Algorithm::Came(settings) => {
+                let matrices = session::load(engine, &graphs::came_matrix(settings)?)?;
+                (session::load(engine, &graphs::came_vector(settings)?)?, Some(matrices))
+            }
         };
-        let load = |graph: &Graph| GraphSession::load(engine, graph);
-        Ok(Self {
-            rule,
-            norm: load(&norm::graph()?)?,
-            vector: load(&vector)?,
-            matrix: matrix.as_ref().map(load).transpose()?,
-            state: BTreeMap::new(),
-            steps: 0,
-        })
-    }
-
-    /// One step for all weights that have a gradient; the gradients are used up. Returns the norm of all of
-    /// them together, as it was: where it is larger than `max_norm`, they are scaled down to that first.
-    ///
-    /// # Errors
-    /// A gradient of no weight or of another shape, gradients that are not finite, or a learning rate that is
-    /// not: weights and state are as they were then. When the engine fails, some weights may have made the
-    /// step and some not.
-    pub fn step(
-        &mut self,
-        weights: &mut Weights,
-        gradients: Gradients,
-        learning_rate: f64,
-        max_norm: Option<f64>,
-    ) -> Result<f64, OptimizerError> {
-        positive("learning rate", learning_rate, true)?;
-        check(weights, &gradients)?;
-        // Flat, as the norm's graph wants them; this moves no elements.
-        let shapes: Vec<Vec<usize>> = gradients.values().map(|g| g.shape().to_vec()).collect();
-        let gradients: Vec<(String, Tensor)> = gradients
-            .into_iter()
-            .map(|(name, gradient)| {
-                let count = gradient.len();
-                (name, Tensor::F32(reshaped(gradient, &[count])))
+        let kept: BTreeMap<_, _> = weights
+            .iter()
+            .map(|(name, weight)| {
+                (name.clone(), Kept::new(&algorithm, &groups, name, weight.shape()))
             })
             .collect();
-        let norm = self.norm(&gradients)?;
-        let scale = match max_norm {
-            Some(most) => {
-                positive("largest norm of the gradients", most, false)?;
-                (most / (norm + 1e-6)).min(1.0)
-            }
-            None => 1.0,
-        };
-        let scalars = match &self.rule {
-            Rule::AdamW(adamw) => adamw.scalars(learning_rate, self.steps + 1),
-            Rule::Came(came) => came.scalars(learning_rate),
-        };
-        let mut scalars: Vec<(&str, Tensor)> =
-            scalars.into_iter().map(|(name, value)| (name, scalar(value))).collect();
-        scalars.push(("scale", scalar(scale)));
-        for ((name, gradient), shape) in gradients.into_iter().zip(shapes) {
-            let gradient = gradient.into_f32(&name)?;
-            let weight = weights.get_mut(&name).expect("checked");
-            self.step_of(&name, weight, reshaped(gradient, &shape), &scalars)?;
-        }
-        self.steps += 1;
-        Ok(norm)
+        let mut order: Vec<String> = kept.keys().cloned().collect();
+        order.sort_by(|a, b| kept[a].view.cmp(&kept[b].view).then_with(|| a.cmp(b)));
+        Ok(Self { algorithm, vectors, matrices, steps: 0, kept, order })
     }
 
-    /// The step of one weight.
-    fn step_of(
+    /// The optimizer's kind and settings.
+    pub fn algorithm(&self) -> &Algorithm {
+        &self.algorithm
+    }
+
+    /// Steps done so far.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Moves the weights by one step against the gradients, which are used up.
+    ///
+    /// # Errors
+    /// When a weight or gradient is missing, has another shape, or belongs to nothing, or a number of
+    /// `step` is out of its range; nothing has changed then. When the engine fails: then some weights
+    /// have moved and one is empty, so that training has to go on from a checkpoint.
+    pub fn step(
         &mut self,
-        name: &str,
-        weight: &mut Tensor,
-        gradient: ArrayD<f32>,
-        scalars: &[(&str, Tensor)],
+        weights: &mut impl NamedWeights,
+        mut gradients: Tensors,
+        step: &Step,
     ) -> Result<(), OptimizerError> {
-        let shape = weight.shape().to_vec();
-        let layout = self.layout(&shape);
-        // Taken out, so that no elements are copied.
-        let old = std::mem::replace(weight, scalar(0.0)).into_f32(name)?;
-        let old = Tensor::F32(reshaped(old, &layout.shape));
-        let gradient = Tensor::F32(reshaped(gradient, &layout.shape));
-        let mut slots = Vec::with_capacity(layout.slots.len());
-        for (slot, shape) in &layout.slots {
-            let zeros = || Tensor::F32(ArrayD::zeros(&shape[..]));
-            let kept = self.state.remove(&format!("{slot}.{name}"));
-            slots.push((*slot, kept.unwrap_or_else(zeros)));
+        at_least_zero("learning rate", step.learning_rate)?;
+        at_least_zero("weight decay", step.weight_decay)?;
+        at_least_zero("factor on the gradients", step.gradient_scale)?;
+        self.check("weight", |name| weights.weight(name))?;
+        self.check("gradient", |name| gradients.get(name))?;
+        if let Some(name) = gradients.keys().find(|name| !self.kept.contains_key(*name)) {
+            let advice = "give gradients of what is trained only";
+            return Err(OptimizerError::Unknown { kind: "gradient", name: name.clone(), advice });
         }
-        let mut inputs = vec![("weight", &old), ("gradient", &gradient)];
-        inputs.extend(scalars.iter().map(|(name, value)| (*name, value)));
-        inputs.extend(slots.iter().map(|(slot, value)| (*slot, value)));
-        let session = match (&mut self.matrix, layout.matrix) {
-            (Some(matrix), true) => matrix,
-            _ => &mut self.vector,
-        };
-        let results = session.run(&inputs);
-        drop(inputs);
-        let results = match results {
-            Ok(results) => results,
-            Err(error) => {
-                *weight = Tensor::F32(reshaped(old.into_f32(name)?, &shape));
-                let back = slots.into_iter().map(|(slot, value)| (format!("{slot}.{name}"), value));
-                self.state.extend(back);
-                return Err(error.into());
+        let count = self.steps + 1;
+        for name in &self.order {
+            let (Some(kept), Some(weight), Some(gradient)) =
+                (self.kept.get_mut(name), weights.weight_mut(name), gradients.remove(name))
+            else {
+                continue;
+            };
+            let numbers = kept.numbers(&self.algorithm, count, step);
+            match (&self.algorithm, &mut self.matrices) {
+                (Algorithm::AdamW(_), _) => {
+                    kept.step_in_pieces(self.vectors.as_mut(), weight, gradient, &numbers)?;
+                }
+                (Algorithm::Came(_), Some(matrices)) if kept.view.len() == 3 => {
+                    kept.step(matrices.as_mut(), weight, gradient, &numbers)?;
+                }
+                (Algorithm::Came(_), _) => {
+                    kept.step(self.vectors.as_mut(), weight, gradient, &numbers)?;
+                }
             }
-        };
-        for (result, value) in results {
-            match result.strip_prefix("out_") {
-                Some("weight") => {
-                    *weight = Tensor::F32(reshaped(value.into_f32("weight")?, &shape));
-                }
-                slot => {
-                    let slot = slot.unwrap_or(&result);
-                    self.state.insert(format!("{slot}.{name}"), value);
-                }
+        }
+        self.steps = count;
+        Ok(())
+    }
+
+    /// Whether all weights have a tensor of their shape.
+    fn check<'a>(
+        &self,
+        kind: &'static str,
+        tensor: impl Fn(&str) -> Option<&'a ArrayD<f32>>,
+    ) -> Result<(), OptimizerError> {
+        for (name, kept) in &self.kept {
+            let name = || name.clone();
+            let expected = kept.shape.clone();
+            let Some(tensor) = tensor(&name()) else {
+                return Err(OptimizerError::Missing { kind, name: name(), expected });
+            };
+            if tensor.shape() != expected {
+                let found = tensor.shape().to_vec();
+                let advice = "it must have the shape that the weight had when training began";
+                return Err(OptimizerError::Shape { kind, name: name(), found, expected, advice });
             }
         }
         Ok(())
     }
 
-    /// √Σ g² over all gradients; each one's sum is computed by a graph.
-    fn norm(&mut self, gradients: &[(String, Tensor)]) -> Result<f64, OptimizerError> {
-        let mut squares = 0.0;
-        for (name, flat) in gradients {
-            for (result, value) in self.norm.run(&[("gradient", flat)])? {
-                let sum: f32 = value.into_f32(&result)?.sum();
-                if !sum.is_finite() {
-                    let name = format!("the sum of the squares of the gradient of `{name}`");
-                    let expected = "a finite number; the step was not made";
-                    return Err(OptimizerError::Value { name, found: f64::from(sum), expected });
-                }
-                squares += f64::from(sum);
-            }
-        }
-        Ok(squares.sqrt())
+    /// The state, for a checkpoint: tensors named `kind/weight`, in the shapes that the graphs have
+    /// them in (`[elements]`; for CAME's matrices `[all leading axes, rows, columns]`, means with 1
+    /// in the place of the axis they are taken over).
+    pub fn state(&self) -> impl Iterator<Item = (String, &ArrayD<f32>)> {
+        self.kept.iter().flat_map(|(name, kept)| {
+            let tensors = kept.names.iter().zip(&kept.state);
+            tensors.filter_map(move |(kind, tensor)| {
+                Some((format!("{kind}/{name}"), tensor.as_f32()?))
+            })
+        })
     }
 
-    fn layout(&self, shape: &[usize]) -> Layout {
-        match &self.rule {
-            Rule::AdamW(_) => AdamW::layout(shape),
-            Rule::Came(_) => Came::layout(shape),
-        }
-    }
-
-    /// How many steps were made.
-    pub fn steps(&self) -> u64 {
-        self.steps
-    }
-
-    /// What must be kept to go on later: tensors named `<slot>.<weight>`.
-    pub fn state(&self) -> &BTreeMap<String, Tensor> {
-        &self.state
-    }
-
-    /// Goes on from a state that [`Self::state`] and [`Self::steps`] gave, for the same weights.
+    /// Goes on where another optimizer of the same weights stood after `steps` steps, with the
+    /// tensors of its [`Optimizer::state`].
     ///
     /// # Errors
-    /// A tensor that this optimizer does not keep of one of the weights, or one of another shape; nothing
-    /// is changed then.
-    pub fn restore(
-        &mut self,
-        state: BTreeMap<String, Tensor>,
-        steps: u64,
-        weights: &Weights,
-    ) -> Result<(), OptimizerError> {
-        for (name, tensor) in &state {
-            let (slot, weight) = name.split_once('.').unwrap_or((name, ""));
-            let slots =
-                weights.get(weight).map(|w| self.layout(w.shape()).slots).unwrap_or_default();
-            let expected = match slots.iter().find(|(known, _)| *known == slot) {
-                Some((_, shape)) if tensor.shape() == shape && tensor.as_f32().is_some() => {
-                    continue;
+    /// When a tensor is missing, of another shape, or left over: the state is of another optimizer or
+    /// of other weights. Nothing has changed then.
+    pub fn restore(&mut self, steps: u64, mut state: Tensors) -> Result<(), OptimizerError> {
+        const ADVICE: &str = "the state must be that of the same optimizer on the same weights; \
+                              continue with the settings it was saved with";
+        for (name, kept) in &self.kept {
+            for (kind, own) in kept.names.iter().zip(&kept.state) {
+                let expected = own.shape().to_vec();
+                let name = name.clone();
+                match state.get(&format!("{kind}/{name}")) {
+                    None => return Err(OptimizerError::Missing { kind, name, expected }),
+                    Some(found) if found.shape() != expected => {
+                        let (found, advice) = (found.shape().to_vec(), ADVICE);
+                        return Err(OptimizerError::Shape { kind, name, found, expected, advice });
+                    }
+                    Some(_) => {}
                 }
-                Some((_, shape)) => format!("f32 {shape:?}"),
-                None => "a state that this optimizer keeps of one of the weights".to_owned(),
-            };
-            let found = format!("{} {:?}", tensor.dtype(), tensor.shape());
-            return Err(OptimizerError::State { name: name.clone(), found, expected });
+            }
         }
-        self.state = state;
+        let known = |key: &str| {
+            key.split_once('/').is_some_and(|(kind, name)| {
+                self.kept.get(name).is_some_and(|kept| kept.names.contains(&kind))
+            })
+        };
+        if let Some(name) = state.keys().find(|key| !known(key)) {
+            let (kind, name) = ("the optimizer's state", name.clone());
+            return Err(OptimizerError::Unknown { kind, name, advice: ADVICE });
+        }
+        for (name, kept) in &mut self.kept {
+            for (kind, own) in kept.names.iter().zip(&mut kept.state) {
+                if let Some(found) = state.remove(&format!("{kind}/{name}")) {
+                    *own = Tensor::F32(found);
+                }
+            }
+        }
         self.steps = steps;
         Ok(())
     }
 }
 
-fn scalar(value: f64) -> Tensor {
-    Tensor::F32(ArrayD::from_elem(vec![], value as f32))
-}
-
-/// The same elements under a shape of as many; arrays in their usual order are not copied.
-fn reshaped(array: ArrayD<f32>, shape: &[usize]) -> ArrayD<f32> {
-    array.into_shape_clone(shape).expect("a shape of as many elements")
-}
-
-/// An error unless every gradient is one of a weight of its shape.
-fn check(weights: &Weights, gradients: &Gradients) -> Result<(), OptimizerError> {
-    for (name, gradient) in gradients {
-        let weight = weights.get(name).and_then(Tensor::as_f32);
-        if weight.is_none_or(|weight| weight.shape() != gradient.shape()) {
-            let expected = match weights.get(name) {
-                Some(weight) => format!("{:?}, that of the weight", weight.shape()),
-                None => "a gradient of one of the weights".to_owned(),
-            };
-            let (name, found) = (name.clone(), gradient.shape().to_vec());
-            return Err(OptimizerError::Gradient { name, found, expected });
-        }
-    }
-    Ok(())
-}
-
-/// An error unless `value` is finite and positive, or zero where that is allowed.
-fn positive(name: &str, value: f64, zero: bool) -> Result<(), OptimizerError> {
-    if value.is_finite() && (value > 0.0 || (zero && value == 0.0)) {
+/// An error unless `value` is a finite number that is not negative.
+fn at_least_zero(setting: &'static str, value: f64) -> Result<(), OptimizerError> {
+    // Beyond the range of 32 bits it would become infinite on its way into a graph.
+    if value >= 0.0 && (value as f32).is_finite() {
         return Ok(());
     }
-    let expected = if zero { "a number from 0 on" } else { "a number above 0" };
-    Err(OptimizerError::Value { name: name.to_owned(), found: value, expected })
+    let found = value.to_string();
+    Err(OptimizerError::Setting { setting, found, expected: "a finite number, at least 0" })
 }
-
-/// An error unless `value` is in `0..1`.
-fn fraction(name: &str, value: f64) -> Result<(), OptimizerError> {
-    if (0.0..1.0).contains(&value) {
-        return Ok(());
-    }
-    let expected = "a number from 0 on and below 1";
-    Err(OptimizerError::Value { name: name.to_owned(), found: value, expected })
-}
-
-#[cfg(test)]
-mod tests;

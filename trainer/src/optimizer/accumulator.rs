@@ -1,0 +1,154 @@
+//! Gradients of several batches as one, and what is known about them.
+
+use pixart_runtime::engine::{Engine, Session};
+
+use super::{OptimizerError, graphs};
+use crate::{
+    pieces, session,
+    tensors::{Tensors, elements, number},
+};
+
+/// Takes the mean of the gradients of several batches, and leaves out what is not finite.
+pub struct Accumulator {
+    mean_square: Box<dyn Session>,
+    add_scaled: Box<dyn Session>,
+    batches: u32,
+    added: u32,
+    sum: Tensors,
+}
+
+/// What became of the gradients of a batch.
+#[derive(Debug)]
+pub enum Accumulated {
+    /// Some were infinite or no numbers; they have been left out, as upstream does it.
+    Overflow,
+    /// More batches are needed before a step.
+    Incomplete,
+    /// All batches are there.
+    Complete(Mean),
+}
+
+/// The mean of the gradients of all batches.
+#[derive(Debug)]
+pub struct Mean {
+    /// The gradients, still without the factor [`Mean::scale`].
+    pub tensors: Tensors,
+    /// What they have to be multiplied by.
+    pub scale: f64,
+    /// The norm of all of them as one vector, with the factor.
+    pub norm: f64,
+}
+
+impl Accumulator {
+    /// For steps of `batches` batches each.
+    ///
+    /// # Errors
+    /// When `batches` is 0 or the engine refuses a graph.
+    pub fn new(engine: &dyn Engine, batches: u32) -> Result<Self, OptimizerError> {
+        if batches == 0 {
+            return Err(OptimizerError::Setting {
+                setting: "gradient_accumulation_steps",
+                found: "0".to_owned(),
+                expected: "at least 1",
+            });
+        }
+        let mean_square = session::load(engine, &graphs::mean_square()?)?;
+        let add_scaled = session::load(engine, &graphs::add_scaled()?)?;
+        Ok(Self { mean_square, add_scaled, batches, added: 0, sum: Tensors::new() })
+    }
+
+    /// Adds the gradients of a batch, of a loss that was multiplied by `loss_scale`.
+    ///
+    /// Gradients whose squares (without the loss scale) exceed the range of 32 bits count as infinite.
+    ///
+    /// # Errors
+    /// When the names or shapes differ from those of the batch before, or the engine fails.
+    pub fn add(
+        &mut self,
+        gradients: Tensors,
+        loss_scale: f64,
+    ) -> Result<Accumulated, OptimizerError> {
+        let scale = 1.0 / loss_scale;
+        let norm = self.norm(&gradients, scale)?;
+        if !norm.is_finite() {
+            return Ok(Accumulated::Overflow);
+        }
+        if self.batches == 1 {
+            return Ok(Accumulated::Complete(Mean { tensors: gradients, scale, norm }));
+        }
+        self.add_to_sum(gradients, scale / f64::from(self.batches))?;
+        self.added += 1;
+        if self.added < self.batches {
+            return Ok(Accumulated::Incomplete);
+        }
+        self.added = 0;
+        let tensors = std::mem::take(&mut self.sum);
+        let norm = self.norm(&tensors, 1.0)?;
+        Ok(Accumulated::Complete(Mean { tensors, scale: 1.0, norm }))
+    }
+
+    /// Batches of the coming step that are there already. What they added up to is lost when training
+    /// is interrupted, so checkpoints belong between steps.
+    pub fn pending(&self) -> u32 {
+        self.added
+    }
+
+    fn add_to_sum(&mut self, gradients: Tensors, scale: f64) -> Result<(), OptimizerError> {
+        let scale = number(scale);
+        if self.added > 0 {
+            self.check(&gradients)?;
+        }
+        for (name, mut gradient) in gradients {
+            let sum = self.sum.entry(name);
+            let sum = sum.or_insert_with(|| ndarray::ArrayD::zeros(gradient.raw_dim()));
+            let mut moved = [("sum", elements(sum))];
+            let read = ("gradient", &*elements(&mut gradient));
+            let numbers = [("scale", &scale)];
+            pieces::run_in_pieces(self.add_scaled.as_mut(), &mut moved, read, &numbers)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the gradients are those of the same weights as before.
+    fn check(&self, gradients: &Tensors) -> Result<(), OptimizerError> {
+        let kind = "gradient";
+        for (name, sum) in &self.sum {
+            let (name, expected) = (name.clone(), sum.shape().to_vec());
+            match gradients.get(&name) {
+                None => return Err(OptimizerError::Missing { kind, name, expected }),
+                Some(found) if found.shape() != expected => {
+                    let (found, advice) = (found.shape().to_vec(), "as in the batch before");
+                    return Err(OptimizerError::Shape { kind, name, found, expected, advice });
+                }
+                Some(_) => {}
+            }
+        }
+        match gradients.keys().find(|name| !self.sum.contains_key(*name)) {
+            None => Ok(()),
+            Some(name) => {
+                let (name, advice) = (name.clone(), "the batch before had none");
+                Err(OptimizerError::Unknown { kind, name, advice })
+            }
+        }
+    }
+
+    /// The norm of all gradients as one vector; not finite if one of them is not.
+    fn norm(&mut self, gradients: &Tensors, scale: f64) -> Result<f64, OptimizerError> {
+        let scale = number(scale);
+        let mut squares = 0.0;
+        for gradient in gradients.values() {
+            let gradient = gradient.as_standard_layout();
+            let values = ("gradient", gradient.as_slice().unwrap_or_default());
+            let numbers = [("scale", &scale)];
+            let mean = pieces::mean_of_pieces(self.mean_square.as_mut(), values, &numbers)?;
+            squares += gradient.len() as f64 * mean;
+        }
+        Ok(squares.sqrt())
+    }
+}
+
+/// The factor that brings gradients of this norm down to `largest`, as
+/// `torch.nn.utils.clip_grad_norm_` has it: `largest / (norm + 1e-6)`, at most 1.
+pub fn clip_factor(norm: f64, largest: f64) -> f64 {
+    (largest / (norm + 1e-6)).min(1.0)
+}

@@ -1,0 +1,112 @@
+//! What an optimizer keeps of one weight, and one step of it.
+
+use ndarray::ArrayD;
+use pixart_runtime::{engine::Session, tensor::Tensor};
+
+use super::{AdamW, Algorithm, Group, OptimizerError, Step, group};
+use crate::{
+    pieces,
+    tensors::{elements, matrices, number, reshaped, take},
+};
+
+/// What AdamW, and CAME for a vector, keep of a weight.
+const MOMENTS: &[&str] = &["first_moment", "second_moment"];
+/// What CAME keeps of a matrix.
+const FACTORED: &[&str] =
+    &["first_moment", "rows", "columns", "instability_rows", "instability_columns"];
+
+/// The inputs of a graph that are single numbers.
+pub(super) type Numbers = Vec<(&'static str, Tensor)>;
+
+/// What belongs to one weight.
+pub(super) struct Kept {
+    /// The weight's.
+    pub shape: Vec<usize>,
+    /// The shape that the graph sees it in.
+    pub view: Vec<usize>,
+    learning_rate: f64,
+    weight_decay: f64,
+    /// The kinds of the tensors of `state`.
+    pub names: &'static [&'static str],
+    pub state: Vec<Tensor>,
+}
+
+impl Kept {
+    pub fn new(algorithm: &Algorithm, groups: &[Group], name: &str, shape: &[usize]) -> Self {
+        let (learning_rate, weight_decay) = group::factors(groups, name);
+        let factored = matches!(algorithm, Algorithm::Came(_)) && shape.len() >= 2;
+        let (names, view) = match factored {
+            true => (FACTORED, matrices(shape).to_vec()),
+            false => (MOMENTS, vec![shape.iter().product()]),
+        };
+        let state = names.iter().map(|name| {
+            let mut shape = view.clone();
+            match *name {
+                "rows" | "instability_rows" => shape[2] = 1,
+                "columns" | "instability_columns" => shape[1] = 1,
+                _ => {}
+            }
+            Tensor::F32(ArrayD::zeros(shape))
+        });
+        let state = state.collect();
+        Self { shape: shape.to_vec(), view, learning_rate, weight_decay, names, state }
+    }
+
+    /// The numbers that the graphs take for a step.
+    pub fn numbers(&self, algorithm: &Algorithm, count: u64, step: &Step) -> Numbers {
+        let learning_rate = step.learning_rate * self.learning_rate;
+        let decay = step.weight_decay * self.weight_decay;
+        let mut numbers = vec![
+            ("gradient_scale", number(step.gradient_scale)),
+            ("keep", number(1.0 - learning_rate * decay)),
+        ];
+        match algorithm {
+            Algorithm::AdamW(AdamW { betas: [beta1, beta2], .. }) => {
+                // In 64 bits here, because the first steps need all digits.
+                let correction = |beta: f64| 1.0 - beta.powf(count as f64);
+                numbers.push(("rate", number(learning_rate / correction(*beta1))));
+                numbers.push(("correction", number(correction(*beta2).sqrt())));
+            }
+            Algorithm::Came(_) => numbers.push(("rate", number(learning_rate))),
+        }
+        numbers
+    }
+
+    /// One step of one weight whose elements do not depend on one another.
+    pub fn step_in_pieces(
+        &mut self,
+        session: &mut dyn Session,
+        weight: &mut ArrayD<f32>,
+        mut gradient: ArrayD<f32>,
+        numbers: &Numbers,
+    ) -> Result<(), OptimizerError> {
+        let mut moved = vec![("weight", elements(weight))];
+        for (name, state) in self.names.iter().zip(&mut self.state) {
+            if let Tensor::F32(state) = state {
+                moved.push((name, elements(state)));
+            }
+        }
+        let read = ("gradient", &*elements(&mut gradient));
+        let numbers: Vec<_> = numbers.iter().map(|(name, number)| (*name, number)).collect();
+        pieces::run_in_pieces(session, &mut moved, read, &numbers)
+    }
+
+    /// One step of one weight.
+    pub fn step(
+        &mut self,
+        session: &mut dyn Session,
+        weight: &mut ArrayD<f32>,
+        mut gradient: ArrayD<f32>,
+        numbers: &Numbers,
+    ) -> Result<(), OptimizerError> {
+        let (old, gradient) = (take(weight, &self.view), take(&mut gradient, &self.view));
+        let mut inputs = vec![("weight", &old), ("gradient", &gradient)];
+        inputs.extend(numbers.iter().map(|(name, number)| (*name, number)));
+        inputs.extend(self.names.iter().copied().zip(&self.state));
+        let mut results = pieces::run(session, &inputs, 1 + self.names.len())?;
+        let state = results.split_off(1);
+        self.state = state.into_iter().map(Tensor::F32).collect();
+        *weight = reshaped(results.remove(0), &self.shape);
+        Ok(())
+    }
+}
