@@ -115,5 +115,9 @@ fn long_helps_are_grouped() {
         }
     }
     assert!(headings(&all["sample"]).len() > 6);
-    assert_eq!(headings(&all["sample"])["Options"], 2, "only --config and --help have no heading");
+    assert_eq!(
+        headings(&all["sample"])["Options"],
+        3,
+        "only --config, --from and --help have none"
+    );
 }
