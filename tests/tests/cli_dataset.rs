@@ -103,6 +103,32 @@ fn the_seeds_labels_with_trailing_commas() {
 }
 
 #[test]
+fn the_long_caption_may_have_another_name() {
+    let sandbox = sandbox();
+    let text = labels().replace("sharegpt4v", "long");
+    let captions = |more: &[&str]| {
+        let (report, run) = check_labels(&sandbox, "labels.json", &text, more);
+        assert_eq!(run.code, DONE, "{run:?}");
+        report["captions"].clone()
+    };
+    // With both, the original one only, the long one only.
+    assert_eq!(captions(&[]), json!([0, 4, 0]));
+    assert_eq!(captions(&["--sharegpt4v_column", "long"]), json!([4, 0, 0]));
+}
+
+#[test]
+fn the_report_does_not_depend_on_the_number_of_threads() {
+    let sandbox = sandbox();
+    let report = |workers: &str| {
+        let (more, name) = (["--num_parallel_workers", workers], "labels.json");
+        let (report, run) = check_labels(&sandbox, name, &labels(), &more);
+        assert_eq!(run.code, DONE, "{run:?}");
+        report
+    };
+    assert_eq!(report("1"), report("3"));
+}
+
+#[test]
 fn every_other_source() {
     let sandbox = sandbox();
     let expected = check_labels(&sandbox, "labels.json", &labels(), &[]).0;
@@ -363,6 +389,7 @@ fn wrong_requests() {
         (&["--path_column", "a"], "a folder of pictures has no columns"),
         (&["--sample_size", "7"], "sample_size: found 7, expected an even number"),
         (&["--batch_size", "0"], "batch_size: found 0, expected 1 or more"),
+        (&["--num_parallel_workers", "0"], "num_parallel_workers: found 0, expected 1 or more"),
         (&["--max_ratio", "0.5"], "max_ratio: found 0.5"),
         (&["--max_enlargement", "0"], "max_enlargement: found 0"),
         (&["--tokenizer_root", "none"], "tokenizer_root: there is no folder none"),

@@ -1,5 +1,6 @@
 //! Picture files through the binary: formats, names, what pictures say about themselves, and drawing them again.
 
+use image::{Rgb, RgbImage};
 use pixart_tests::binary::{Run, Sandbox, copy_folder};
 use pixart_tests::fixtures;
 use serde_json::{Value, json};
@@ -262,6 +263,10 @@ fn a_picture_is_drawn_again_bit_for_bit() {
         "a red circle --ar 9:16\na <b>blue</b> square --hw 40:72\n\n  ~/a star  \n",
     )
     .unwrap();
+    let from = RgbImage::from_fn(70, 50, |x, y| Rgb([3 * x as u8, 5 * y as u8, 9]));
+    from.save(sandbox.path().join("from.png")).unwrap();
+    let mask = RgbImage::from_fn(70, 50, |x, _| Rgb([255 * u8::from(x > 40); 3]));
+    mask.save(sandbox.path().join("mask.png")).unwrap();
     for (k, more) in [
         &["--prompt", "a red circle"][..],
         &["--prompt", "a red circle", "a star", "--num_trials", "2", "--seed", "5"],
@@ -273,6 +278,10 @@ fn a_picture_is_drawn_again_bit_for_bit() {
         &["--prompt", "a", "b", "--seed", "18446744073709551615", "--guidance_rescale", "0.7"],
         &["--prompt", "a", "--sampling_method", "lcm", "--t5_max_length", "9", "--seed", "-1"],
         &["--prompt", "a", "--use_resolution_binning", "false", "-W", "48", "-H", "64"],
+        &["--prompt", "a", "b", "--variation_seed", "9", "--variation_strength", "0.3"],
+        &["--prompt", "a", "b", "--interpolate_to", "9", "--interpolate_steps", "3"],
+        &["--prompt", "a", "--init_image", "from.png", "--strength", "0.5", "--num_trials", "2"],
+        &["--prompt", "a", "--init_image", "from.png", "--mask", "mask.png", "--mask_blur", "3"],
     ]
     .into_iter()
     .enumerate()
