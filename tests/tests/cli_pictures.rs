@@ -294,6 +294,8 @@ fn a_picture_is_drawn_again_bit_for_bit() {
             // The copy says the same about itself.
             let [first, second] = [&picture, &copy].map(|name| inspect(&sandbox, name));
             assert_eq!(first["pixart"], second["pixart"], "{more:?}");
+            let encoder = &first["pixart"]["facts"]["model"]["vae_encoder"];
+            assert_eq!(encoder.is_object(), more.contains(&"--init_image"), "{more:?}");
         }
     }
 }

@@ -21,11 +21,13 @@ pub fn gather(
     loras: &[Arc<Lora>],
 ) -> Value {
     let mut model = Map::new();
-    for (part, source, export) in [
+    let always = [
         ("transformer", sources.transformer(), &paths.transformer),
         ("text_encoder", sources.text_encoder(), &paths.text_encoder),
         ("vae_decoder", sources.vae(), &paths.vae_decoder),
-    ] {
+    ];
+    let encoder = paths.vae_encoder.iter().map(|export| ("vae_encoder", sources.vae(), export));
+    for (part, source, export) in always.into_iter().chain(encoder) {
         // There may be no text encoder.
         if let Some(facts) = component(source, export) {
             model.insert(part.to_owned(), facts);
