@@ -361,6 +361,34 @@ fn flags_win_over_the_picture() {
 }
 
 #[test]
+fn flags_set_aside_what_belonged_to_what_they_replace() {
+    let sandbox = sandbox();
+    for (name, side) in [("a.png", 64), ("b.png", 48)] {
+        let picture = RgbImage::from_fn(side, side, |x, y| Rgb([x as u8, 4 * y as u8, 9]));
+        picture.save(sandbox.path().join(name)).unwrap();
+    }
+    let init = ["--prompt", "a", "--sampling_steps", "3", "--guidance_last_step", "2"];
+    sample(&sandbox, &[&init[..], &["--init_image", "a.png"]].concat());
+    let settings = |path: &str| inspect(&sandbox, path)["pixart"]["settings"].clone();
+    let from = |name: &str, more: &[&str]| settings(&again(&sandbox, name, more).0);
+    // A mask given later does not change the strength, whose default depends on it.
+    assert_eq!(settings("samples/0.png")["strength"], 0.8);
+    let masked = from("samples/0.png", &["--mask", "a.png"]);
+    assert_eq!([&masked["strength"], &masked["mask"]], [&json!(0.8), &json!("a.png")]);
+    assert_eq!([&masked["mask_blur"], &masked["paste_back"]], [&json!(0.0), &json!(true)]);
+    // A mask belongs to its picture, the last guided step to the number of steps.
+    let changed = from("again/0.png", &["--init_image", "b.png"]);
+    assert_eq!([&changed["mask"], &changed["paste_back"]], [&Value::Null, &Value::Null]);
+    let changed = from("samples/0.png", &["--sampling_steps", "2"]);
+    assert_eq!(changed["guidance_last_step"], Value::Null);
+    // The overlap follows the size of the tiles.
+    let tiles = ["--vae_tiling", "blend", "--vae_tile_size", "256", "--vae_tile_overlap", "128"];
+    sample(&sandbox, &[&["--prompt", "a"][..], &tiles].concat());
+    let changed = from("samples/1.png", &["--vae_tile_size", "128"]);
+    assert_eq!(changed["vae_tile_overlap"], Value::Null);
+}
+
+#[test]
 fn another_model_or_engine_is_told_of() {
     let sandbox = sandbox();
     sample(&sandbox, &["--prompt", "a"]);

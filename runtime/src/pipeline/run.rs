@@ -17,6 +17,8 @@ pub(super) struct Run<'a> {
     /// Latents that wait for the VAE; those of the first pictures are gone already.
     waiting: Vec<ArrayD<f32>>,
     pub(super) pictures: Vec<Picture>,
+    /// Whether it was told that the VAE works in tiles.
+    told_of_tiles: bool,
 }
 
 impl<'a> Run<'a> {
@@ -27,7 +29,8 @@ impl<'a> Run<'a> {
         captions: &'a [Conditioning],
         init: Option<&'a Init>,
     ) -> Self {
-        Self { request, sizes, captions, init, waiting: Vec::new(), pictures: Vec::new() }
+        let (waiting, pictures) = (Vec::new(), Vec::new());
+        Self { request, sizes, captions, init, waiting, pictures, told_of_tiles: false }
     }
 
     /// How many pictures are drawn, decoded or not.
@@ -102,9 +105,10 @@ impl Pipeline {
                     init.finish(&drawn, size)
                 }
             };
-            // The first of a run says it for all.
-            if let Some(text) = told.as_deref().filter(|_| k == 0) {
+            // The first that needs them says it for all.
+            if let Some(text) = told.as_deref().filter(|_| !run.told_of_tiles) {
                 stage.tell(Event::Info { text });
+                run.told_of_tiles = true;
             }
             let (seed, prompt) = (run.request.noise_seed(k).seed, run.request.prompts[k].clone());
             run.pictures.push(Picture { image, latents, seed, prompt });

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// A flag, and the settings of a picture that it sets aside because they would contradict it or belong to what
 /// it replaces.
-const SET_ASIDE: [(&str, &[&str]); 13] = [
+const SET_ASIDE: [(&str, &[&str]); 17] = [
     ("prompt", &["prompt_directives"]),
     ("prompt_path", &["prompt", "prompt_directives"]),
     ("aspect_ratio", &["image_width", "image_height"]),
@@ -24,7 +24,11 @@ const SET_ASIDE: [(&str, &[&str]); 13] = [
     ("clean_caption", &["prompt_cleaning"]),
     ("interpolate_to", &["variation_seed", "variation_strength"]),
     ("reference", &["prompt_cleaning", "uncond_mask"]),
-    ("sampling_method", &["sampling_steps", "guidance_scale"]),
+    ("sampling_method", &["sampling_steps", "guidance_scale", "guidance_last_step"]),
+    ("sampling_steps", &["guidance_last_step"]),
+    ("init_image", &["mask", "mask_blur", "paste_back"]),
+    ("vae_root", &["sd_scale_factor"]),
+    ("vae_tile_size", &["vae_tile_overlap"]),
     ("model", &["checkpoint", "text_encoder_root", "vae_root", "tokenizer_root"]),
     // Checks against mixed-up files, and what a checkpoint that is exported on first use is.
     ("checkpoint", OF_THE_CHECKPOINT),

@@ -119,6 +119,13 @@ impl Record {
         ] {
             settings.insert(name.to_owned(), value);
         }
+        if let Some(init) = &request.init {
+            settings.insert("strength".to_owned(), json!(init.strength));
+            if let Some(mask) = &init.mask {
+                settings.insert("mask_blur".to_owned(), decimal(mask.blur));
+                settings.insert("paste_back".to_owned(), json!(mask.paste_back));
+            }
+        }
         Ok(Self { settings, facts, request: request.clone() })
     }
 
