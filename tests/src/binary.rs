@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::engines;
+use crate::{engines, fixtures};
 
 /// The folder for caches inside a sandbox, which [`Sandbox::files`] leaves out.
 const CACHE: &str = ".cache";
@@ -68,6 +68,16 @@ impl Sandbox {
             ("NO_COLOR".into(), Some("1".into())),
         ];
         Self { folder, variables }
+    }
+
+    /// A folder with a copy of the tiny pipeline in `model`.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn with_tiny_model() -> Self {
+        let sandbox = Self::new();
+        copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
+        sandbox
     }
 
     /// Sets an environment variable of the binary.

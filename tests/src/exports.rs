@@ -1,9 +1,16 @@
 //! Exports of the small models into folders that go away with the test.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use pixart_exporter::{
     Component, ExportOptions, PipelineSource, Profile, export_component, export_pipeline,
+};
+use pixart_runtime::{
+    engine::Engine,
+    pipeline::{ModelPaths, Pipeline, PipelineOptions},
 };
 use tempfile::TempDir;
 
@@ -51,6 +58,16 @@ impl Export {
     /// The folder that holds one folder a component.
     pub fn path(&self) -> PathBuf {
         self.folder.path().join("model")
+    }
+
+    /// The exported pipeline on an engine, its parts kept loaded between requests.
+    ///
+    /// # Panics
+    /// When it cannot be opened.
+    pub fn open(&self, engine: Arc<dyn Engine>) -> Pipeline {
+        let options = PipelineOptions { keep_resident: true, ..PipelineOptions::default() };
+        Pipeline::new(engine, ModelPaths::from_folder(self.path()), options)
+            .unwrap_or_else(|error| panic!("the exported pipeline: {error}"))
     }
 
     /// The graph of one component.

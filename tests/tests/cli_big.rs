@@ -32,9 +32,7 @@ fn released_tree() -> Sandbox {
 }
 
 fn tiny() -> Sandbox {
-    let sandbox = Sandbox::new();
-    copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
-    sandbox
+    Sandbox::with_tiny_model()
 }
 
 fn draw(sandbox: &Sandbox, more: &[&str]) -> Run {
@@ -111,8 +109,7 @@ fn tiles_leave_the_picture_as_it_is() {
             let (engine, folder) = (["--engine", engine], folder(name));
             let run = draw(&sandbox, &[&engine[..], &["--output_path", &folder], tiling].concat());
             assert!(!run.stderr.contains("tiles"), "only `auto` has to explain: {}", run.stderr);
-            let path = sandbox.path().join(folder).join("0.png");
-            image(&fs::read(path).expect("a picture"))
+            sandbox.pixels(&format!("{folder}/0.png")).into_raw()
         };
         let whole = sample("whole", &["--vae_tiling", "false"]);
         let tiled = sample("tiled", &["--vae_tiling", "true", "--vae_tile_size", "64"]);
@@ -128,11 +125,6 @@ fn tiles_leave_the_picture_as_it_is() {
         let blended = sample("blended", &[&["--vae_tiling", "blend"], &size[..]].concat());
         assert_ne!(blended, whole);
     }
-}
-
-/// The decoded levels of a PNG.
-fn image(png: &[u8]) -> Vec<u8> {
-    image::load_from_memory(png).expect("a PNG").into_rgb8().into_raw()
 }
 
 #[test]

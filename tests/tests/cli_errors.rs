@@ -1,7 +1,6 @@
 //! Bad input through the binary: one clear error, the right exit code, no partial file.
 
-use pixart_tests::binary::{Run, Sandbox, copy_folder};
-use pixart_tests::fixtures;
+use pixart_tests::binary::{Run, Sandbox};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,9 +10,7 @@ const WRONG_REQUEST: i32 = 2;
 
 /// A sandbox with a copy of the tiny pipeline in `model`.
 fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
-    sandbox
+    Sandbox::with_tiny_model()
 }
 
 /// A short run on the model in `model`.

@@ -2,8 +2,7 @@
 //! pipeline; and what is refused before any model is touched.
 
 use image::{GrayImage, ImageBuffer, Luma, Rgb, RgbImage};
-use pixart_tests::binary::{Run, Sandbox, copy_folder};
-use pixart_tests::fixtures;
+use pixart_tests::binary::{Run, Sandbox};
 use safetensors::SafeTensors;
 use std::fs;
 
@@ -12,8 +11,7 @@ const WRONG_REQUEST: i32 = 2;
 
 /// A sandbox with a copy of the tiny pipeline in `model`, a picture of 70 × 50 and masks for it.
 fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
+    let sandbox = Sandbox::with_tiny_model();
     picture().save(sandbox.path().join("picture.png")).unwrap();
     mask(70, 50, |x, _| x >= 40).save(sandbox.path().join("mask.png")).unwrap();
     mask(50, 70, |_, _| true).save(sandbox.path().join("turned.png")).unwrap();
@@ -50,8 +48,7 @@ fn run(sandbox: &Sandbox, more: &[&str]) -> Run {
 fn sample(sandbox: &Sandbox, more: &[&str]) -> Vec<RgbImage> {
     let run = run(sandbox, more);
     assert_eq!(run.code, 0, "{run:?}");
-    let open = |line: &str| image::open(sandbox.path().join(line)).unwrap().into_rgb8();
-    run.stdout.lines().map(open).collect()
+    run.stdout.lines().map(|line| sandbox.pixels(line)).collect()
 }
 
 fn one(sandbox: &Sandbox, more: &[&str]) -> RgbImage {

@@ -35,10 +35,6 @@ fn latents(sandbox: &Sandbox, name: &str) -> Vec<f32> {
     data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
-fn open(sandbox: &Sandbox, name: &str) -> image::RgbImage {
-    image::open(sandbox.path().join(name)).unwrap_or_else(|e| panic!("{name}: {e}")).into_rgb8()
-}
-
 /// Prompts whose captions have several lengths, also once they are rounded up.
 const PROMPTS: [&str; 5] = [
     "a red circle on a blue background",
@@ -89,7 +85,7 @@ fn sizes_and_trials_go_into_batches_and_come_out_in_order() {
     sample(&sandbox, &[&["--batch_size", "3", "--output_path", "three"][..], &common].concat());
     for k in 0..8 {
         let [one, three] =
-            ["one", "three"].map(|folder| open(&sandbox, &format!("{folder}/{k}.png")));
+            ["one", "three"].map(|folder| sandbox.pixels(&format!("{folder}/{k}.png")));
         // Rounding may move a value to the next level.
         let ratio = psnr(&k.to_string(), &three, &one);
         assert!(ratio > 60.0, "{k}: {ratio} dB");
@@ -102,7 +98,7 @@ fn the_preview_looks_like_the_picture() {
     let prompt = ["--prompt", "a red circle on a blue background"];
     let steps = ["--sampling_steps", "12", "--preview", "seen.png"];
     sample(&sandbox, &[&prompt[..], &steps].concat());
-    let (preview, picture) = (open(&sandbox, "seen.png"), open(&sandbox, "samples/0.png"));
+    let (preview, picture) = (sandbox.pixels("seen.png"), sandbox.pixels("samples/0.png"));
     assert_eq!(preview.dimensions(), (128, 128), "16 × 16 latents, enlarged");
     let ratio = psnr("the preview", &preview, &picture);
     println!("{ratio:.1} dB");
@@ -113,7 +109,7 @@ fn the_preview_looks_like_the_picture() {
     assert_eq!(before.len(), 1);
     let more = ["--batch_size", "2", "--preview-interval", "5", "--preview", "./two.PNG"];
     sample(&sandbox, &[&["--prompt", "a star", "a circle"][..], &more].concat());
-    assert_eq!(open(&sandbox, "two.PNG").dimensions(), (256, 128));
+    assert_eq!(sandbox.pixels("two.PNG").dimensions(), (256, 128));
     let latest: Vec<_> = fs::read_dir(&cached).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(latest, before);
 }
@@ -225,7 +221,7 @@ mod ended_early {
         ];
         super::sample(&sandbox, &whole);
         assert!(
-            psnr("kept", &open(&sandbox, "samples/0.png"), &open(&sandbox, "whole/0.png")) > 60.0
+            psnr("kept", &sandbox.pixels("samples/0.png"), &sandbox.pixels("whole/0.png")) > 60.0
         );
     }
 
@@ -290,7 +286,7 @@ mod ended_early {
         wait_for(&mut child, &sandbox.path().join("samples/0.png"));
         child.kill().expect("a child of ours");
         child.wait().expect("a child");
-        open(&sandbox, "samples/0.png");
+        sandbox.pixels("samples/0.png");
         assert!(!sandbox.path().join("samples/2.png").exists());
         // Without it, pictures of a short run are decoded together, at its end.
         let mut child = start(

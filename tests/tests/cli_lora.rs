@@ -13,8 +13,7 @@ const WRONG_REQUEST: i32 = 2;
 
 /// A sandbox with the tiny pipeline in `model`, the LoRAs in `lora` and a config for a short run.
 fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
+    let sandbox = Sandbox::with_tiny_model();
     copy_folder(&fixtures::root().join("lora"), &sandbox.path().join("lora"));
     let config = "model: model\nsampling_steps: 2\nengine: tract\nprompt: a red circle\n\
                   image_width: 64\nimage_height: 64\nuse_resolution_binning: False\n";

@@ -11,8 +11,7 @@ const WRONG_REQUEST: i32 = 2;
 
 /// A sandbox with the tiny pipeline in `model` and a config for a short run.
 fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
+    let sandbox = Sandbox::with_tiny_model();
     let config = "model: model\nsampling_steps: 2\nprompt: a red circle\nimage_width: 64\n\
                   image_height: 64\nuse_resolution_binning: False\nno_text_cache: True\n";
     fs::write(sandbox.path().join("short.yaml"), config).unwrap();

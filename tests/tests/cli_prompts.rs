@@ -1,7 +1,6 @@
 //! Where prompts come from, through the binary: files, stdin, directives, styles, trials, cleaning.
 
-use pixart_tests::binary::{Run, Sandbox, copy_folder};
-use pixart_tests::fixtures;
+use pixart_tests::binary::{Run, Sandbox};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
@@ -11,8 +10,7 @@ const WRONG_REQUEST: i32 = 2;
 
 /// A sandbox with the tiny pipeline in `model` and a config for a short run.
 fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
+    let sandbox = Sandbox::with_tiny_model();
     let config = "model: model\nsampling_steps: 2\nengine: tract\n";
     fs::write(sandbox.path().join("short.yaml"), config).unwrap();
     sandbox

@@ -1,13 +1,12 @@
 //! `pixart sample` and `pixart export` through the binary: what a user gets and may rely on.
 
-use pixart_tests::binary::{Sandbox, copy_folder};
+use pixart_tests::binary::Sandbox;
 use pixart_tests::fixtures;
 use std::fs;
 
 /// A sandbox with the tiny pipeline in `model` and a config for a short run.
 fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
+    let sandbox = Sandbox::with_tiny_model();
     let config = "model: model\nsampling_steps: 2\nengine: tract\nprompt: a red circle\n";
     fs::write(sandbox.path().join("short.yaml"), config).unwrap();
     sandbox

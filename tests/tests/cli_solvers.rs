@@ -1,8 +1,7 @@
 //! Solvers and guidance through the binary: every one makes a picture of the demo model on both
 //! engines, and what cannot be is refused.
 
-use pixart_tests::binary::{Run, Sandbox, copy_folder};
-use pixart_tests::fixtures;
+use pixart_tests::binary::{Run, Sandbox};
 use std::fs;
 use std::path::Path;
 
@@ -11,9 +10,7 @@ const METHODS: [&str; 6] = ["dpm", "iddpm", "ddim", "sa-solver", "lcm", "dmd"];
 
 /// A sandbox with a copy of the tiny pipeline in `model`.
 fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
-    sandbox
+    Sandbox::with_tiny_model()
 }
 
 fn run(sandbox: &Sandbox, more: &[&str]) -> Run {

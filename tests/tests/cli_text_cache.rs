@@ -11,8 +11,7 @@ const WRONG_REQUEST: i32 = 2;
 
 /// A sandbox with the tiny pipeline in `model` and a config for a short run.
 fn sandbox() -> Sandbox {
-    let sandbox = Sandbox::new();
-    copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
+    let sandbox = Sandbox::with_tiny_model();
     let config = "model: model\nsampling_steps: 2\nengine: tract\ntext_cache_dir: cache\n";
     fs::write(sandbox.path().join("short.yaml"), config).unwrap();
     sandbox

@@ -141,8 +141,7 @@ fn a_variant_of_the_files_can_be_chosen() {
 
 #[test]
 fn settings_of_a_config_are_flags_too() {
-    let sandbox = Sandbox::new();
-    copy_folder(&fixtures::tiny(), &sandbox.path().join("model"));
+    let sandbox = Sandbox::with_tiny_model();
     let common =
         ["--model", "model", "--engine", "tract", "--steps", "2", "--prompt", "a red circle"];
     let small =

@@ -6,12 +6,8 @@ use std::{path::PathBuf, sync::Arc};
 use image::RgbImage;
 use pixart_exporter::Profile;
 use pixart_runtime::{
-    engine::Engine,
     image::{read_mask, read_picture},
-    pipeline::{
-        InitImage, Mask, ModelPaths, NoiseSeed, Picture, Pipeline, PipelineOptions, Reference,
-        Request, Variation,
-    },
+    pipeline::{InitImage, Mask, NoiseSeed, Picture, Pipeline, Reference, Request, Variation},
     sampler::SamplingMethod,
     text::PromptCleaning,
 };
@@ -83,12 +79,6 @@ fn request(cases: &Cases, case: &Case, reference: Reference) -> Request {
     }
 }
 
-fn pipeline(export: &Export, engine: Arc<dyn Engine>) -> Pipeline {
-    let options = PipelineOptions { keep_resident: true, ..PipelineOptions::default() };
-    Pipeline::new(engine, ModelPaths::from_folder(export.path()), options)
-        .unwrap_or_else(|error| panic!("the exported pipeline: {error}"))
-}
-
 fn sample(name: &str, pipeline: &mut Pipeline, request: &Request) -> Vec<Picture> {
     pipeline.sample(request, &mut |_| ()).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
@@ -111,7 +101,7 @@ fn assert_parity(reference: Reference) {
     {
         let export = Export::pipeline(&fixtures::tiny(), profile);
         let on = engine.name();
-        let mut pipeline = pipeline(&export, engine);
+        let mut pipeline = export.open(engine);
         for case in cases {
             let name = format!("{reference} {}, on {on}", case.name);
             let picture = sample(&name, &mut pipeline, &request(&all, case, reference)).remove(0);
@@ -168,7 +158,7 @@ fn towards(seed: u64, to: u64, strength: f64) -> NoiseSeed {
 #[test]
 fn the_ends_of_a_row_are_the_pictures_of_the_seeds_with_every_solver() {
     let export = Export::pipeline(&fixtures::tiny(), Profile::Portable);
-    let mut pipeline = pipeline(&export, engines::tract());
+    let mut pipeline = export.open(engines::tract());
     for method in SamplingMethod::ALL {
         let request = Request {
             sampling_method: method,
@@ -196,7 +186,7 @@ fn the_ends_of_a_row_are_the_pictures_of_the_seeds_with_every_solver() {
 fn a_picture_from_a_picture_is_the_same_alone_or_in_a_row() {
     let cases: Cases = fixtures::json("img2img/cases.json");
     let export = Export::pipeline(&fixtures::tiny(), Profile::Portable);
-    let mut pipeline = pipeline(&export, engines::tract());
+    let mut pipeline = export.open(engines::tract());
     for name in ["dpm_mask_60", "sa_solver_60", "iddpm_40"] {
         let case = cases.diffusers.iter().find(|case| case.name == name).expect("a case");
         let one = request(&cases, case, Reference::Diffusers);

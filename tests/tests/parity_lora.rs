@@ -7,7 +7,7 @@ use pixart_exporter::{Component, ExportOptions, Precision, Profile};
 use pixart_runtime::{
     engine::Engine,
     lora::{Exported, Lora, LoraError, LoraMatch, LoraPlan, LoraSpec, match_loras},
-    pipeline::{ModelPaths, Pipeline, PipelineOptions, Request},
+    pipeline::Request,
 };
 use pixart_tests::{
     component::{TOLERANCE, run},
@@ -191,9 +191,7 @@ fn what_a_lora_changes_is_told() {
 #[test]
 fn a_pipeline_changes_its_loras_between_requests() {
     let export = Export::pipeline(&fixtures::tiny(), Profile::Portable);
-    let paths = ModelPaths::from_folder(export.path());
-    let options = PipelineOptions { keep_resident: true, ..PipelineOptions::default() };
-    let mut pipeline = Pipeline::new(engines::tract(), paths, options).expect("opens");
+    let mut pipeline = export.open(engines::tract());
     let request = Request {
         prompts: vec!["a red circle".to_owned()],
         width: Some(64),

@@ -4,12 +4,9 @@
 //! Both references run with captions padded to 300 tokens, so that these tests also show that
 //! trimming captions changes nothing.
 
-use std::sync::Arc;
-
 use image::RgbImage;
 use pixart_exporter::Profile;
 use pixart_runtime::{
-    engine::Engine,
     pipeline::{ModelPaths, Picture, Pipeline, PipelineOptions, Reference, Request},
     tensor::Tensor,
     text::PromptCleaning,
@@ -82,12 +79,6 @@ fn cases(reference: Reference) -> Vec<Case> {
     }
 }
 
-fn pipeline(export: &Export, engine: Arc<dyn Engine>) -> Pipeline {
-    let options = PipelineOptions { keep_resident: true, ..PipelineOptions::default() };
-    Pipeline::new(engine, ModelPaths::from_folder(export.path()), options)
-        .unwrap_or_else(|error| panic!("the exported pipeline: {error}"))
-}
-
 fn sample(name: &str, pipeline: &mut Pipeline, request: &Request) -> Vec<Picture> {
     pipeline.sample(request, &mut |_| ()).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
@@ -108,7 +99,7 @@ fn assert_parity(reference: Reference) {
         let export = Export::pipeline(&fixtures::tiny(), profile);
         for engine in engines::both() {
             let on = format!("{profile} on {}", engine.name());
-            let mut pipeline = pipeline(&export, engine);
+            let mut pipeline = export.open(engine);
             for case in cases(reference) {
                 let name = format!("{reference} {}, {on}", case.name);
                 let pictures = sample(&name, &mut pipeline, &case.request(reference));

@@ -4,7 +4,7 @@
 use ndarray::Axis;
 use pixart_exporter::Profile;
 use pixart_runtime::{
-    pipeline::{ModelPaths, Pipeline, PipelineOptions, Reference, Request},
+    pipeline::{Reference, Request},
     sampler::SamplingMethod,
     text::PromptCleaning,
 };
@@ -16,9 +16,7 @@ fn latents_equal_those_of_diffusers() {
     let export = Export::pipeline(&fixtures::tiny(), Profile::ALL[0]);
     for engine in engines::both() {
         let on = engine.name();
-        let paths = ModelPaths::from_folder(export.path());
-        let options = PipelineOptions { keep_resident: true, ..PipelineOptions::default() };
-        let mut pipeline = Pipeline::new(engine, paths, options).expect("the exported pipeline");
+        let mut pipeline = export.open(engine);
         for (method, steps) in
             [(SamplingMethod::Ddim, 6), (SamplingMethod::SaSolver, 8), (SamplingMethod::Lcm, 4)]
         {
