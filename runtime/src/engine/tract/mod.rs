@@ -50,6 +50,31 @@ impl TractEngine {
         };
         Self { executor, threads }
     }
+
+    /// A session of what is in `file`, whose path was given as `model`.
+    fn session(
+        &self,
+        model: &Path,
+        mut file: ModelFile,
+        overrides: Vec<Override>,
+    ) -> Result<TractSession, EngineError> {
+        let built = guarded(|| {
+            let replaced = Replaced::new(overrides)?;
+            Ok((build(&mut file, &replaced)?, replaced))
+        });
+        let (graph, replaced) = built.map_err(|reason| EngineError::Load {
+            engine: NAME,
+            model: model.to_path_buf(),
+            reason,
+        })?;
+        let plans = Plans::new(file.path.clone(), replaced, graph, self.executor.clone());
+        Ok(TractSession {
+            model: file.path,
+            signature: file.signature,
+            plans,
+            executor: self.executor.clone(),
+        })
+    }
 }
 
 impl Engine for TractEngine {
@@ -67,47 +92,18 @@ impl Engine for TractEngine {
         model: &Path,
         overrides: Vec<Override>,
     ) -> Result<Box<dyn Session>, EngineError> {
-        let mut file = ModelFile::open(model)?;
+        let file = ModelFile::open(model)?;
         graph_weights::check(&file, &overrides)?;
-        let built = guarded(|| {
-            let replaced = Replaced::new(overrides)?;
-            Ok((build(&mut file, &replaced)?, replaced))
-        });
-        let (graph, replaced) = built.map_err(|reason| EngineError::Load {
-            engine: NAME,
-            model: model.to_path_buf(),
-            reason,
-        })?;
-        let plans = Plans::new(file.path.clone(), replaced, graph, self.executor.clone());
-        Ok(Box::new(TractSession {
-            model: file.path,
-            signature: file.signature,
-            plans,
-            executor: self.executor.clone(),
-        }))
+        Ok(Box::new(self.session(model, file, overrides)?))
     }
 
     fn load_part(&self, model: &Path, part: &GraphPart) -> Result<Box<dyn Session>, EngineError> {
         let mut file = ModelFile::open(model)?;
         part::cut(&mut file, part)?;
-        let built = guarded(|| {
-            let replaced = Replaced::new(Vec::new())?;
-            Ok((build(&mut file, &replaced)?, replaced))
-        });
-        let (graph, replaced) = built.map_err(|reason| EngineError::Load {
-            engine: NAME,
-            model: model.to_path_buf(),
-            reason,
-        })?;
-        let mut plans = Plans::new(file.path.clone(), replaced, graph, self.executor.clone());
+        let mut session = self.session(model, file, Vec::new())?;
         // The file has more than the part, so it cannot be read anew.
-        plans.most_bytes_twice = u64::MAX;
-        Ok(Box::new(TractSession {
-            model: file.path,
-            signature: file.signature,
-            plans,
-            executor: self.executor.clone(),
-        }))
+        session.plans.most_bytes_twice = u64::MAX;
+        Ok(Box::new(session))
     }
 }
 
