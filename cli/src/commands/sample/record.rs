@@ -35,7 +35,7 @@ pub const SOURCES: [&str; 8] = [
 ];
 
 /// Settings that do not say how a picture looks, or whose effect is in others already.
-const LEFT_OUT: [&str; 7] = [
+const LEFT_OUT: [&str; 9] = [
     "style",
     "num_trials",
     "batch_size",
@@ -43,6 +43,9 @@ const LEFT_OUT: [&str; 7] = [
     "threads",
     "keep_resident",
     "text_cache_size",
+    // A place in a row between two seeds is a variation.
+    "interpolate_to",
+    "interpolate_steps",
 ];
 
 /// Groups of flags none of which says how a picture looks.
@@ -138,9 +141,6 @@ impl Record {
         let (width, height) =
             size.map_or((request.width, request.height), |size| (size.width, size.height));
         let ratio = size.and_then(|size| size.aspect_ratio).map(|(h, w)| format!("{h}:{w}"));
-        // A place in a row between two seeds is a variation, too.
-        settings
-            .retain(|name, _| !["interpolate_to", "interpolate_steps"].contains(&name.as_str()));
         let variation = request.noise_seed(index).variation;
         for (name, value) in [
             ("prompt", json!([picture.prompt])),

@@ -346,8 +346,8 @@ pub struct Settings {
         help_heading = "While it runs"
     )]
     pub decode_interval: Option<f64>,
-    /// Decode and encode pictures in tiles: auto (when the whole picture would not fit into free memory), true, false, or
-    /// blend (faster, but tiles differ slightly) [default: auto]
+    /// Decode and encode pictures in tiles: auto (when the whole picture would not fit into free
+    /// memory), true, false, or blend (faster, but tiles differ slightly) [default: auto]
     #[arg(long = "vae_tiling", value_name = "WHEN", num_args = 0..=1,
           default_missing_value = "true", help_heading = "Large pictures")]
     #[serde(deserialize_with = "word_or_boolean")]
