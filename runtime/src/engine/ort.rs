@@ -123,8 +123,9 @@ impl OrtEngine {
             // Repacked weights are copies in memory of what is otherwise mapped from the file.
             .with_prepacking(self.repack)?
             .with_intra_threads(self.threads)?
-            // Patterns are kept per input shape; a diffusion loop repeats one shape many times.
-            .with_memory_pattern(!self.plain)?;
+            // A pattern takes its memory from the second run of a shape on, beside what the first took: up
+            // to twice as much, and nothing is faster for it (docs/big-pictures.md).
+            .with_memory_pattern(false)?;
         for new in overrides {
             let tensor = owned_tensor(&new)?.into_dyn();
             builder = builder.with_external_initializer(&new.name, tensor)?;

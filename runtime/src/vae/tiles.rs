@@ -197,7 +197,7 @@ fn choose<A: Architecture>(
     if auto || chain.is_none() {
         let reason = match auto {
             true => format!(
-                " as a whole it would need about {}, and {} are free;",
+                " as a whole it may need {}, and {} are free;",
                 gigabytes(needed),
                 gigabytes(free)
             ),
