@@ -38,7 +38,7 @@ use crate::{
     },
     sampler::{NoiseSchedule, SchedulerConfig},
     text::{CaptionEncoder, TextCache},
-    vae::tiles::TilingOptions,
+    vae::tiles::{TilingMode, TilingOptions},
 };
 pub use crate::{
     error::{PipelineError, RequestError},
@@ -93,6 +93,8 @@ pub struct Picture {
     pub seed: u64,
     /// Its prompt.
     pub prompt: String,
+    /// How the VAE decoded it; what [`TilingMode::Auto`] came to.
+    pub vae_tiling: TilingMode,
 }
 
 /// A model and an engine, ready for requests.

@@ -195,6 +195,7 @@ fn where_memory_is_short_the_pipeline_decodes_in_tiles_and_says_so_once() {
         "{told:?}"
     );
     for (a, b) in whole.iter().zip(&tiled) {
+        assert_eq!([a.vae_tiling, b.vae_tiling], [TilingMode::Off, TilingMode::Exact]);
         let most = a.image.iter().zip(b.image.iter()).map(|(a, b)| a.abs_diff(*b)).max();
         assert!(most <= Some(1), "a pixel differs by {most:?} levels");
     }

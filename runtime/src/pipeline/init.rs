@@ -241,7 +241,7 @@ impl Pipeline {
         let channels = 2 * encoder.folder.architecture.latent_channels;
         let (input, tiling) = (("sample", from_picture(picture)), &self.options.vae_tiling);
         let scale = (1, CELL as usize);
-        let parameters = tiles::run(encoder, input, "latent_parameters", scale, tiling, tell)?;
+        let (parameters, _) = tiles::run(encoder, input, "latent_parameters", scale, tiling, tell)?;
         let [height, width] =
             [picture.height(), picture.width()].map(|side| (side / CELL) as usize);
         encoder.check_shape(&parameters, &[1, channels, height, width])?;

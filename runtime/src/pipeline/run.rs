@@ -98,11 +98,12 @@ impl Pipeline {
             let (size, reference) = (&run.sizes[k], run.request.reference);
             let mut told = None;
             let tell = &mut |text: &str| told = Some(text.to_owned());
-            let image = match run.init {
+            let (image, vae_tiling) = match run.init {
                 None => self.decode(&latents, size, reference, tell)?,
                 Some(init) => {
-                    let drawn = self.decode(&latents, &Init::decoded(size), reference, tell)?;
-                    init.finish(&drawn, size)
+                    let decoded = Init::decoded(size);
+                    let (drawn, mode) = self.decode(&latents, &decoded, reference, tell)?;
+                    (init.finish(&drawn, size), mode)
                 }
             };
             // The first that needs them says it for all.
@@ -111,7 +112,7 @@ impl Pipeline {
                 run.told_of_tiles = true;
             }
             let (seed, prompt) = (run.request.noise_seed(k).seed, run.request.prompts[k].clone());
-            run.pictures.push(Picture { image, latents, seed, prompt });
+            run.pictures.push(Picture { image, latents, seed, prompt, vae_tiling });
             stage.advance(1);
             stage.tell(Event::Picture { index: k, picture: &run.pictures[k] });
         }

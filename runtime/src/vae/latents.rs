@@ -65,6 +65,7 @@ mod tests {
             latents: ArrayD::from_elem(shape, seed as f32),
             seed,
             prompt: String::new(),
+            vae_tiling: crate::vae::tiles::TilingMode::Off,
         }
     }
 

@@ -116,15 +116,8 @@ impl TilingOptions {
     }
 }
 
-/// Which way a picture takes.
-enum Way {
-    Whole,
-    Exact,
-    Blended,
-}
-
 /// Runs an auto-encoder's half on `input`, f32 `[batch, channels, height, width]`, whole or in tiles
-/// as `options` say, and gives its `output`.
+/// as `options` say, and gives its `output`, with the mode that came of it, which is never `Auto`.
 ///
 /// `scale` is the side of the output against that of the input: (8, 1) for a decoder. `tell` gets a
 /// line when the choice was made here and fell on tiles.
@@ -135,21 +128,23 @@ pub(crate) fn run<A: Architecture>(
     scale: (usize, usize),
     options: &TilingOptions,
     tell: &mut dyn FnMut(&str),
-) -> Result<ArrayD<f32>, PipelineError> {
+) -> Result<(ArrayD<f32>, TilingMode), PipelineError> {
     options.check()?;
     let failed = |source| PipelineError::Engine { component: A::COMPONENT, source };
     let sides = [input.shape()[2], input.shape()[3]];
     let pixels = sides.map(|side| side * scale.0.max(scale.1) / scale.1);
-    let way = choose(component, sides, pixels, options, tell).map_err(failed)?;
-    match way {
-        Way::Whole => component.load()?.run(&[(name, input.into())], output),
-        Way::Blended => {
+    let mode = choose(component, sides, pixels, options, tell).map_err(failed)?;
+    let result = match mode {
+        TilingMode::Off | TilingMode::Auto => {
+            component.load()?.run(&[(name, input.into())], output)
+        }
+        TilingMode::Blended => {
             let loaded = component.load()?;
             blend::run(input, scale, options, &mut |tile| {
                 loaded.run(&[(name, tile.into())], output)
             })
         }
-        Way::Exact => {
+        TilingMode::Exact => {
             // Its weights are not needed as a whole.
             component.unload();
             let (engine, model) = component.places();
@@ -158,7 +153,8 @@ pub(crate) fn run<A: Architecture>(
                 None => component.load()?.run(&[(name, input.into())], output),
             }
         }
-    }
+    };
+    Ok((result?, mode))
 }
 
 fn choose<A: Architecture>(
@@ -167,13 +163,13 @@ fn choose<A: Architecture>(
     pixels: [usize; 2],
     options: &TilingOptions,
     tell: &mut dyn FnMut(&str),
-) -> Result<Way, EngineError> {
+) -> Result<TilingMode, EngineError> {
     let small = pixels.iter().all(|side| *side <= options.tile_size);
     if options.mode == TilingMode::Off || small {
-        return Ok(Way::Whole);
+        return Ok(TilingMode::Off);
     }
     if options.mode == TilingMode::Blended {
-        return Ok(Way::Blended);
+        return Ok(TilingMode::Blended);
     }
     let chain = Chain::open(component.places().1)?;
     let needed = match &chain {
@@ -188,7 +184,7 @@ fn choose<A: Architecture>(
     let auto = options.mode == TilingMode::Auto;
     // A part stays for what else happens on the machine.
     if auto && needed <= free / 5 * 4 {
-        return Ok(Way::Whole);
+        return Ok(TilingMode::Off);
     }
     let how = match chain {
         Some(_) => "the result is the same",
@@ -205,7 +201,7 @@ fn choose<A: Architecture>(
         };
         tell(&format!("{}: in tiles of {} pixels;{reason} {how}", A::COMPONENT, options.tile_size));
     }
-    Ok(if chain.is_some() { Way::Exact } else { Way::Blended })
+    Ok(if chain.is_some() { TilingMode::Exact } else { TilingMode::Blended })
 }
 
 fn gigabytes(bytes: u64) -> String {

@@ -12,6 +12,7 @@ use pixart_runtime::image::{Metadata, Parameters};
 use pixart_runtime::lora::LoraSpec;
 use pixart_runtime::pipeline::{Picture, Request};
 use pixart_runtime::sampler::{SamplingMethod, UncondMask};
+use pixart_runtime::vae::tiles::{TilingMode, TilingOptions};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -79,11 +80,13 @@ pub struct Record {
     settings: Map<String, Value>,
     facts: Value,
     request: Request,
+    tiling: TilingOptions,
 }
 
 impl Record {
     /// Takes what belongs into pictures from the settings of a run.
     pub fn new(settings: &Settings, request: &Request, mut facts: Value) -> Result<Self, Failure> {
+        let tiling = settings.vae_tiling()?;
         // By way of text, because a number of 32 bits has more digits as a value of 64.
         let text = serde_json::to_string(settings)?;
         let mut settings: Map<String, Value> = serde_json::from_str(&text)?;
@@ -129,7 +132,7 @@ impl Record {
                 settings.insert("paste_back".to_owned(), json!(mask.paste_back));
             }
         }
-        Ok(Self { settings, facts, request: request.clone() })
+        Ok(Self { settings, facts, request: request.clone(), tiling })
     }
 
     /// The texts of picture `index` of the run.
@@ -156,6 +159,14 @@ impl Record {
                 Value::Null => settings.remove(name),
                 value => settings.insert(name.to_owned(), value),
             };
+        }
+        // Tiles are another way to add up; a picture that was decoded as a whole does not ask for that on
+        // a machine with less memory.
+        if picture.vae_tiling != TilingMode::Off {
+            let TilingOptions { tile_size, overlap, .. } = self.tiling;
+            settings.insert("vae_tiling".to_owned(), json!(picture.vae_tiling.to_string()));
+            settings.insert("vae_tile_size".to_owned(), json!(tile_size));
+            settings.insert("vae_tile_overlap".to_owned(), json!(overlap));
         }
         let mut facts = self.facts.clone();
         let (width, height) = picture.image.dimensions();
@@ -287,6 +298,28 @@ mod tests {
         {
             assert!(!recorded.iter().any(|other| other == name), "{name}");
         }
+    }
+
+    #[test]
+    fn tiles_that_nobody_asked_for_are_in_the_picture() {
+        let request = Request { prompts: vec!["a".to_owned()], ..Request::default() };
+        let record = Record::new(&Settings::default(), &request, json!({})).unwrap();
+        let mut picture = Picture {
+            image: Default::default(),
+            latents: Default::default(),
+            seed: 1,
+            prompt: "a".to_owned(),
+            vae_tiling: TilingMode::Off,
+        };
+        let settings = |picture: &Picture| -> Value {
+            let record: Value = serde_json::from_str(&record.metadata(picture, 0).record).unwrap();
+            record["settings"].clone()
+        };
+        assert_eq!(settings(&picture)["vae_tiling"], Value::Null);
+        picture.vae_tiling = TilingMode::Exact;
+        let tiled = settings(&picture);
+        assert_eq!([&tiled["vae_tiling"], &tiled["vae_tile_size"]], [&json!("true"), &json!(512)]);
+        assert_eq!(tiled["vae_tile_overlap"], 128);
     }
 
     #[test]
