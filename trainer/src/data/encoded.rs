@@ -119,18 +119,25 @@ fn batch(
     (null, settings): (&CaptionStates, CaptionSettings),
     skipped: Vec<Skipped>,
 ) -> EncodedBatch {
-    let half = moments.shape()[1] as isize / 2;
-    let part = |slice| moments.slice_axis(Axis(1), slice).to_owned();
+    let (mean, log_variance) = halves(moments);
     let (captions, mask) = put_together(captions, null, settings.max_length);
     EncodedBatch {
-        mean: part(Slice::from(..half)),
-        log_variance: part(Slice::from(half..)).mapv_into(|value| value.clamp(-30.0, 20.0)),
+        mean,
+        log_variance,
         captions,
         mask,
         sizes: plan.items.iter().map(|&item| dataset.items()[item].size).collect(),
         plan,
         skipped,
     }
+}
+
+/// Means and logarithms of variances, cut off.
+fn halves(moments: &Array4<f32>) -> (Array4<f32>, Array4<f32>) {
+    let half = moments.shape()[1] as isize / 2;
+    let part = |slice| moments.slice_axis(Axis(1), slice).to_owned();
+    let log_variance = part(Slice::from(half..));
+    (part(Slice::from(..half)), log_variance.mapv_into(|value| value.clamp(-30.0, 20.0)))
 }
 
 /// States f32 [captions, tokens, width] and mask int64 [captions, tokens]. Where the mask is 0, states are 0: the
@@ -145,9 +152,10 @@ fn put_together(
     let mut states = Array3::zeros((captions.len(), length, null.states.ncols()));
     let mut mask = Array2::zeros((captions.len(), length));
     for (k, (caption, dropped)) in captions.iter().enumerate() {
-        let own = s![..caption.tokens, ..];
         let source = if *dropped { &null.states } else { &caption.states };
-        states.slice_mut(s![k, ..caption.tokens, ..]).assign(&source.slice(own));
+        states
+            .slice_mut(s![k, ..caption.tokens, ..])
+            .assign(&source.slice(s![..caption.tokens, ..]));
         mask.slice_mut(s![k, ..caption.tokens]).fill(1);
     }
     (states, mask)

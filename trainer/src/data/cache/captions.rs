@@ -233,3 +233,7 @@ fn padded(text: &str, tokens: usize, settings: CaptionSettings) -> usize {
         false => tokens.next_multiple_of(LENGTH_MULTIPLE).min(settings.max_length).max(tokens),
     }
 }
+
+#[cfg(test)]
+#[path = "captions_tests.rs"]
+mod tests;

@@ -152,7 +152,7 @@ impl EncodesText for CaptionEncoder {
 
 /// How far filling is.
 pub(super) struct Fill<'a> {
-    filled: Filled,
+    pub(super) filled: Filled,
     done: usize,
     options: &'a FillOptions,
     progress: &'a mut dyn FnMut(usize, usize),

@@ -3,6 +3,7 @@ use crate::data::{
     BatchOptions, Captions, DataOptions, Labels, PictureLimits, Place, Position, Record, Sizing,
 };
 use image::RgbImage;
+use ndarray::Axis;
 use std::fs;
 
 /// Ten pictures of noise, six square and four wide.
