@@ -1,5 +1,6 @@
 //! Batches of pixels and captions, made ahead of time.
 
+use super::ahead::{Ahead, OfPlan, Stopped};
 use super::picture::{PictureError, decode_picture, read_file, training_tensor};
 use super::scan::in_parallel;
 use super::{BatchPlan, Caption, CaptionOptions, Dataset, Sampler};
@@ -7,8 +8,7 @@ use ndarray::{Array3, Array4, Axis};
 use pixart_runtime::size::Size;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 
 /// How batches are made.
 #[derive(Clone, Copy, Debug)]
@@ -73,80 +73,41 @@ pub enum LoadError {
         problem: String,
     },
     /// The thread that makes batches is gone.
-    #[error("the loader stopped unexpectedly; this is a mistake in the program")]
-    Stopped,
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
-/// Makes batches on threads of its own, in the sampler's order.
+/// Batches of pixels, made on threads of their own in the sampler's order.
 ///
 /// A picture that has become unreadable is replaced by the next readable one of its bucket, so that batches
-/// keep their size and workers stay together; [`Loader::skipped`] has all of them.
-pub struct Loader {
-    batches: mpsc::Receiver<Result<Batch, LoadError>>,
-    skipped: BTreeMap<usize, Skipped>,
-    over: bool,
-}
+/// keep their size and workers stay together; [`Loader::skipped`](Ahead::skipped) has all of them.
+pub type Loader = Ahead<Batch, LoadError>;
 
 impl Loader {
     /// Makes the batches from where `sampler` is to the end of the epoch before `end_epoch`.
     pub fn start(
         dataset: Arc<Dataset>,
-        mut sampler: Sampler,
+        sampler: Sampler,
         end_epoch: u64,
         options: LoaderOptions,
     ) -> Self {
-        let (sender, batches) = mpsc::sync_channel(options.ahead);
-        thread::spawn(move || {
-            let mut bad = BTreeMap::new();
-            while sampler.position().epoch < end_epoch {
-                let seed = sampler.position().seed;
-                let batch = load(&dataset, sampler.next_batch(), seed, &options, &mut bad);
-                let failed = batch.is_err();
-                // Nobody waits for batches any more, or there are none.
-                if sender.send(batch).is_err() || failed {
-                    return;
-                }
-            }
-        });
-        Self { batches, skipped: BTreeMap::new(), over: false }
-    }
-
-    /// The pictures skipped so far, each once, by number.
-    pub fn skipped(&self) -> impl ExactSizeIterator<Item = &Skipped> {
-        self.skipped.values()
+        let mut bad = BTreeMap::new();
+        Self::making(sampler, end_epoch, options.ahead, move |plan| {
+            load(&dataset, plan, &options, &mut bad)
+        })
     }
 }
 
-impl Iterator for Loader {
-    type Item = Result<Batch, LoadError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.over {
-            return None;
-        }
-        let batch = match self.batches.recv() {
-            Ok(batch) => batch,
-            Err(mpsc::RecvError) => {
-                self.over = true;
-                return None;
-            }
-        };
-        match &batch {
-            Ok(batch) => {
-                let new = batch.skipped.iter().map(|skipped| (skipped.item, skipped.clone()));
-                self.skipped.extend(new);
-            }
-            Err(_) => self.over = true,
-        }
-        Some(batch)
+impl OfPlan for Batch {
+    fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 }
 
 /// Makes one batch. `bad` are pictures known to be unreadable.
-fn load(
+pub(super) fn load(
     dataset: &Dataset,
     mut plan: BatchPlan,
-    seed: u64,
     options: &LoaderOptions,
     bad: &mut BTreeMap<usize, String>,
 ) -> Result<Batch, LoadError> {
@@ -163,7 +124,7 @@ fn load(
     let mut pixels = Array4::zeros(shape);
     let mut skipped = Vec::new();
     for (k, tried) in loaded.into_iter().enumerate() {
-        let Tried { found, unreadable } = tried.ok_or(LoadError::Stopped)?;
+        let Tried { found, unreadable } = tried.ok_or(Stopped)?;
         for (item, problem) in unreadable {
             bad.insert(item, problem.clone());
             skipped.push(Skipped { item, file: dataset.file(item), problem });
@@ -180,11 +141,20 @@ fn load(
         plan.items[k] = item;
         pixels.index_axis_mut(Axis(0), k).assign(&picture);
     }
-    let captions = plan.items.iter().map(|&item| {
-        dataset.items()[item].captions.choose(options.captions, seed, plan.epoch, item)
-    });
-    let captions = captions.collect();
+    let captions = chosen_captions(dataset, &plan, options.captions);
     Ok(Batch { plan, pixels, captions, skipped })
+}
+
+/// The captions of a plan's pictures.
+pub(super) fn chosen_captions(
+    dataset: &Dataset,
+    plan: &BatchPlan,
+    options: CaptionOptions,
+) -> Vec<Caption> {
+    let choose = |&item: &usize| {
+        dataset.items()[item].captions.choose(options, plan.after.seed, plan.epoch, item)
+    };
+    plan.items.iter().map(choose).collect()
 }
 
 /// A picture, and those before it that could not be read.

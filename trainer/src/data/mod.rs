@@ -6,10 +6,12 @@
 //! the VAE's encoder makes of pictures. [`check`](fn@check) is
 //! `pixart dataset check`.
 
+mod ahead;
 mod cache;
 mod caption;
 mod check;
 mod dataset;
+mod encoded;
 mod labels;
 mod loader;
 mod picture;
@@ -17,6 +19,7 @@ mod random;
 mod sampler;
 mod scan;
 
+pub use ahead::{Ahead, OfPlan, Stopped};
 pub use cache::{CacheError, FillOptions, Filled, MomentCache};
 pub use caption::{Caption, CaptionOptions, Captions};
 pub use check::{
@@ -24,6 +27,7 @@ pub use check::{
     LongCaption, Mislabelled, check,
 };
 pub use dataset::{Bucket, DataOptions, Dataset, Item, LeftOut, Reason};
+pub use encoded::{BatchEncoder, EncodeError, EncodedBatch, EncodedBatches};
 pub use labels::{Columns, EXTENSIONS, LabelError, Labels, Place, Record, Source};
 pub use loader::{Batch, LoadError, Loader, LoaderOptions, Skipped};
 pub use picture::{

@@ -136,7 +136,7 @@ fn a_loader_nobody_listens_to_stops() {
         if Arc::strong_count(&dataset) == 1 {
             return;
         }
-        thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(std::time::Duration::from_millis(10));
     }
     panic!("the thread goes on");
 }
