@@ -73,7 +73,8 @@ mod tests {
         // 1000 expected in each with a deviation of 30.
         assert!(tenths.iter().all(|count| (850..1150).contains(count)), "{tenths:?}");
         assert_eq!(time(2, 5), time(2, 5));
-        let of_epochs: std::collections::BTreeSet<_> = (0..50).map(|epoch| time(epoch, 5)).collect();
+        let of_epochs: std::collections::BTreeSet<_> =
+            (0..50).map(|epoch| time(epoch, 5)).collect();
         assert!(of_epochs.len() > 40);
     }
 
@@ -87,11 +88,18 @@ mod tests {
         let count = latents.len() as f32;
         let found = latents.sum() / count;
         let deviation = (latents.mapv(|x| (x - found).powi(2)).sum() / count).sqrt();
-        assert!((found - 1.0).abs() < 0.01 && (deviation - 0.25).abs() < 0.005, "{found} {deviation}");
+        assert!(
+            (found - 1.0).abs() < 0.01 && (deviation - 0.25).abs() < 0.005,
+            "{found} {deviation}"
+        );
         // A variance of zero leaves the mean.
         let none = Array3::from_elem(shape, f32::NEG_INFINITY);
         let latents = Draws::new(1, 0, 0, 1000).latents(mean.view(), none.view(), 1.0);
         assert!(latents.iter().all(|x| (x - 2.0).abs() < 1e-5));
-        assert_ne!(draws.noise(shape), Draws::new(1, 0, 0, 1000).noise(shape), "noise comes second");
+        assert_ne!(
+            draws.noise(shape),
+            Draws::new(1, 0, 0, 1000).noise(shape),
+            "noise comes second"
+        );
     }
 }

@@ -5,8 +5,13 @@ use std::{fmt, path::PathBuf};
 use pixart_exporter::ExportError;
 
 use crate::{
-    checkpoint::CheckpointError, data::EncodeError, data::SamplerError, gradient::TransformerError,
-    lora::AdapterError, loss::LossError, optimizer::OptimizerError, scaler::ScalerError,
+    checkpoint::CheckpointError,
+    data::{EncodeError, SamplerError, Stopped},
+    gradient::TransformerError,
+    lora::AdapterError,
+    loss::LossError,
+    optimizer::OptimizerError,
+    scaler::ScalerError,
 };
 
 /// A run that cannot begin, or ends early.
@@ -91,8 +96,8 @@ pub enum RunError {
     #[error(transparent)]
     Watcher(Box<dyn std::error::Error + Send + Sync>),
     /// The thread that prepares batches is gone.
-    #[error("the preparation of batches stopped unexpectedly; this is a mistake in the program")]
-    Stopped,
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// What is not finite.

@@ -205,21 +205,21 @@ impl Learner {
     /// Goes on where a checkpoint stood. The weights of a whole model are those it was made with: the
     /// [`StartingPoint`] is then the checkpoint's folder.
     pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), RunError> {
-        saved.restore_optimizer(&mut self.optimizer)?;
+        saved.check_kind(self.adapter.is_some())?;
         if let Some(adapter) = &mut self.adapter {
             saved.restore_adapter(adapter)?;
             for (name, factor) in adapter.factors() {
                 self.weights.insert(name.clone(), Tensor::F32(factor.clone()));
             }
         }
+        saved.restore_optimizer(&mut self.optimizer)?;
         if let Some(average) = &mut self.average
             && !saved.restore_average(average, self.adapter.as_ref())?
         {
             // Begun only now: from the weights as they are.
             let trained = average.weights().keys();
-            let now = trained.filter_map(|name| {
-                Some((name.clone(), self.weights.get(name)?.as_f32()?.clone()))
-            });
+            let now = trained
+                .filter_map(|name| Some((name.clone(), self.weights.get(name)?.as_f32()?.clone())));
             let now: Tensors = now.collect();
             average.restore(0, now)?;
         }

@@ -49,10 +49,10 @@ use pixart_runtime::{
 
 pub use error::{NotFinite, RunError};
 pub use event::{Began, EpochReport, Event, SkippedBatch, StepReport};
-pub use learner::Learner;
 use learner::Learned;
+pub use learner::Learner;
 pub use options::{AverageOptions, Length, MOST_SKIPPED, Policy, RunOptions, SaveOptions};
-use prepare::{Ahead, Prepared, Recipe};
+use prepare::{Prepared, Recipe};
 pub use start::StartingPoint;
 use state::State;
 
@@ -199,15 +199,16 @@ impl Run {
         // With nothing left to do, nothing is prepared.
         let mut ahead = match self.is_over(progress.epoch) {
             true => None,
-            false => Some(Ahead::start(sampler, encoder, recipe, end_epoch)),
+            false => Some(recipe.start(encoder, sampler, end_epoch)),
         };
         while let Some(ahead) = &mut ahead
             && !self.is_over(progress.epoch)
             && !cancel.is_cancelled()
         {
             let batch = match ahead.next() {
-                Ok(batch) => batch,
-                Err(error) => {
+                None => break,
+                Some(Ok(batch)) => batch,
+                Some(Err(error)) => {
                     // What was learnt until now is sound.
                     self.save(&mut progress, watcher)?;
                     return Err(error);
@@ -311,8 +312,16 @@ impl Run {
         progress.due |= every.is_some_and(|every| step.is_multiple_of(every));
         let (loss, images, seconds) = progress.stepped();
         let epoch = plan.epoch + 1;
-        let report =
-            StepReport { step, epoch, loss, learning_rate, loss_scale, gradient_norm, seconds, images };
+        let report = StepReport {
+            step,
+            epoch,
+            loss,
+            learning_rate,
+            loss_scale,
+            gradient_norm,
+            seconds,
+            images,
+        };
         tell(watcher, Event::Step(report))
     }
 

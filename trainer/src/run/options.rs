@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::{
-    ema::Warmup, loss::LossKind, lora::AdapterSettings, optimizer::Algorithm, scaler::Scaling,
+    ema::Warmup, lora::AdapterSettings, loss::LossKind, optimizer::Algorithm, scaler::Scaling,
     schedule::Shape,
 };
 

@@ -1,16 +1,13 @@
-//! Batches made ready ahead of time, on a thread of their own.
+//! Batches made ready ahead of time: encoded, and with everything drawn.
 
-use std::{
-    sync::{Arc, mpsc},
-    thread::{self, JoinHandle},
-};
+use std::sync::Arc;
 
 use ndarray::{Array1, Array4, ArrayD, Axis};
 use pixart_runtime::tensor::Tensor;
 
 use super::{RunError, draws::Draws};
 use crate::{
-    data::{BatchEncoder, BatchPlan, EncodedBatch, Sampler, Skipped},
+    data::{Ahead, BatchEncoder, BatchPlan, EncodedBatch, OfPlan, Sampler, Skipped},
     gradient::Inputs,
     loss::Diffusion,
 };
@@ -37,52 +34,26 @@ pub(super) struct Recipe {
 }
 
 /// The batches to come.
-pub(super) struct Ahead {
-    batches: Option<mpsc::Receiver<Result<Prepared, RunError>>>,
-    thread: Option<JoinHandle<()>>,
-}
+pub(super) type Prepares = Ahead<Prepared, RunError>;
 
-impl Ahead {
-    /// Prepares the batches from where `sampler` is, to the end of the epoch before `end_epoch` if there is one.
-    pub fn start(
-        mut sampler: Sampler,
-        mut encoder: Box<dyn BatchEncoder>,
-        recipe: Recipe,
-        end_epoch: Option<u64>,
-    ) -> Self {
-        let (sender, batches) = mpsc::sync_channel(AHEAD);
-        let thread = thread::spawn(move || {
-            while end_epoch.is_none_or(|end| sampler.position().epoch < end) {
-                let encoded = encoder.encode(sampler.next_batch()).map_err(RunError::from);
-                let batch = encoded.and_then(|encoded| recipe.prepare(encoded));
-                let failed = batch.is_err();
-                // Nobody waits for batches any more, or there are none.
-                if sender.send(batch).is_err() || failed {
-                    return;
-                }
-            }
-        });
-        Self { batches: Some(batches), thread: Some(thread) }
-    }
-
-    pub fn next(&mut self) -> Result<Prepared, RunError> {
-        let batch = self.batches.as_ref().map(mpsc::Receiver::recv);
-        batch.ok_or(RunError::Stopped)?.map_err(|_| RunError::Stopped)?
-    }
-}
-
-impl Drop for Ahead {
-    /// Waits for the batch in the making: it may be on the engine, which must not go before it.
-    fn drop(&mut self) {
-        self.batches = None;
-        if let Some(thread) = self.thread.take() {
-            // What it panicked with, it has told.
-            let _ = thread.join();
-        }
+impl OfPlan for Prepared {
+    fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 }
 
 impl Recipe {
+    /// Prepares the batches from where `sampler` is, to the end of the epoch before `end_epoch` if there is one.
+    pub fn start(
+        self,
+        mut encoder: Box<dyn BatchEncoder>,
+        sampler: Sampler,
+        end_epoch: Option<u64>,
+    ) -> Prepares {
+        let end_epoch = end_epoch.unwrap_or(u64::MAX);
+        Ahead::making(sampler, end_epoch, AHEAD, move |plan| self.prepare(encoder.encode(plan)?))
+    }
+
     fn prepare(&self, encoded: EncodedBatch) -> Result<Prepared, RunError> {
         let EncodedBatch { plan, mean, log_variance, captions, mask, skipped, .. } = encoded;
         let count = plan.items.len();

@@ -53,8 +53,7 @@ fn value(of: &impl Serialize) -> Value {
 }
 
 fn field<T: DeserializeOwned>(saved: &Saved, field: &'static str) -> Result<T, RunError> {
-    let fail =
-        |problem| RunError::State { path: saved.folder().to_owned(), field, problem };
+    let fail = |problem| RunError::State { path: saved.folder().to_owned(), field, problem };
     let value = saved.state().get(field).ok_or_else(|| fail("is missing".to_owned()))?;
     serde_json::from_value(value.clone()).map_err(|error| fail(format!("cannot be read: {error}")))
 }
