@@ -1,9 +1,20 @@
 //! Batches as the transformer is trained on them: latents' distributions and caption states.
 
+mod cached;
+mod live;
+
+pub use cached::CachedEncoder;
+pub use live::LiveEncoder;
+
 use super::ahead::{Ahead, OfPlan, Stopped};
-use super::{BatchPlan, LoadError, Sampler, Skipped};
-use ndarray::{Array2, Array3, Array4};
+use super::{
+    BatchPlan, CacheError, CaptionOptions, CaptionSettings, CaptionStates, Dataset, LoadError,
+    Sampler, Skipped,
+};
+use ndarray::{Array2, Array3, Array4, Axis, Slice, s};
+use pixart_runtime::error::PipelineError;
 use pixart_runtime::size::Size;
+use pixart_runtime::text::LENGTH_MULTIPLE;
 
 /// A batch as the transformer reads it, before latents are sampled and noise is added.
 #[derive(Clone, Debug)]
@@ -30,6 +41,25 @@ pub struct EncodedBatch {
     pub skipped: Vec<Skipped>,
 }
 
+/// How batches are encoded.
+#[derive(Clone, Copy, Debug)]
+pub struct EncodeOptions {
+    /// How captions are chosen. The seed is the sampler's.
+    pub captions: CaptionOptions,
+    /// How captions become tokens.
+    pub settings: CaptionSettings,
+    /// Threads that read files.
+    pub workers: usize,
+}
+
+impl Default for EncodeOptions {
+    /// The seed's, with four threads.
+    fn default() -> Self {
+        let (captions, settings) = (CaptionOptions::default(), CaptionSettings::default());
+        Self { captions, settings, workers: 4 }
+    }
+}
+
 /// A batch cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -37,6 +67,12 @@ pub enum EncodeError {
     /// Its pictures cannot be had.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Text encoder or VAE failed.
+    #[error(transparent)]
+    Encoder(#[from] Box<PipelineError>),
+    /// What was encoded cannot be kept.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The thread that makes batches is gone.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -72,3 +108,50 @@ impl OfPlan for EncodedBatch {
         &self.skipped
     }
 }
+
+/// The parts of a batch, put together. `moments` is f32 [pictures, 2 × channels, h, w]; of each caption there is
+/// whether it is dropped.
+fn batch(
+    dataset: &Dataset,
+    plan: BatchPlan,
+    moments: &Array4<f32>,
+    captions: &[(CaptionStates, bool)],
+    (null, settings): (&CaptionStates, CaptionSettings),
+    skipped: Vec<Skipped>,
+) -> EncodedBatch {
+    let half = moments.shape()[1] as isize / 2;
+    let part = |slice| moments.slice_axis(Axis(1), slice).to_owned();
+    let (captions, mask) = put_together(captions, null, settings.max_length);
+    EncodedBatch {
+        mean: part(Slice::from(..half)),
+        log_variance: part(Slice::from(half..)).mapv_into(|value| value.clamp(-30.0, 20.0)),
+        captions,
+        mask,
+        sizes: plan.items.iter().map(|&item| dataset.items()[item].size).collect(),
+        plan,
+        skipped,
+    }
+}
+
+/// States f32 [captions, tokens, width] and mask int64 [captions, tokens]. Where the mask is 0, states are 0: the
+/// transformer gives these places no weight at all.
+fn put_together(
+    captions: &[(CaptionStates, bool)],
+    null: &CaptionStates,
+    max_length: usize,
+) -> (Array3<f32>, Array2<i64>) {
+    let longest = captions.iter().map(|(caption, _)| caption.tokens).max().unwrap_or(0);
+    let length = longest.next_multiple_of(LENGTH_MULTIPLE).min(max_length).max(longest);
+    let mut states = Array3::zeros((captions.len(), length, null.states.ncols()));
+    let mut mask = Array2::zeros((captions.len(), length));
+    for (k, (caption, dropped)) in captions.iter().enumerate() {
+        let own = s![..caption.tokens, ..];
+        let source = if *dropped { &null.states } else { &caption.states };
+        states.slice_mut(s![k, ..caption.tokens, ..]).assign(&source.slice(own));
+        mask.slice_mut(s![k, ..caption.tokens]).fill(1);
+    }
+    (states, mask)
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,9 @@
 //!
 //! [`Labels::read`] reads what the pictures show, [`Dataset::open`] looks at the pictures and sorts them into
 //! aspect buckets, [`Sampler`] deals them out in batches that repeat for a seed and go on where they were
-//! interrupted, and [`Loader`] brings the batches' pictures to their size ahead of time. [`MomentCache`] keeps what
-//! the VAE's encoder makes of pictures. [`check`](fn@check) is
+//! interrupted, and [`Loader`] brings the batches' pictures to their size ahead of time. A [`BatchEncoder`] gives
+//! batches as the transformer reads them: [`CachedEncoder`] from an [`EncodingCache`] that [`Filling`] has filled
+//! (`pixart train cache`), [`LiveEncoder`] with text encoder and VAE. [`check`](fn@check) is
 //! `pixart dataset check`.
 
 mod ahead;
@@ -20,14 +21,21 @@ mod sampler;
 mod scan;
 
 pub use ahead::{Ahead, OfPlan, Stopped};
-pub use cache::{CacheError, FillOptions, Filled, MomentCache};
+pub use cache::{
+    CacheError, CaptionCache, CaptionSettings, CaptionStates, CaptionType, Description,
+    EncodingCache, FillOptions, Filled, Filling, Lack, MomentCache, TextDescription,
+    VaeDescription,
+};
 pub use caption::{Caption, CaptionOptions, Captions};
 pub use check::{
     BucketCount, CaptionLimit, CheckError, CheckOptions, CheckReport, Enlarged, LeftOutEntry,
     LongCaption, Mislabelled, check,
 };
 pub use dataset::{Bucket, DataOptions, Dataset, Item, LeftOut, Reason};
-pub use encoded::{BatchEncoder, EncodeError, EncodedBatch, EncodedBatches};
+pub use encoded::{
+    BatchEncoder, CachedEncoder, EncodeError, EncodeOptions, EncodedBatch, EncodedBatches,
+    LiveEncoder,
+};
 pub use labels::{Columns, EXTENSIONS, LabelError, Labels, Place, Record, Source};
 pub use loader::{Batch, LoadError, Loader, LoaderOptions, Skipped};
 pub use picture::{
