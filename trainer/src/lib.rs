@@ -9,6 +9,7 @@ pub mod lora;
 pub mod loss;
 pub mod optimizer;
 mod pieces;
+pub mod run;
 pub mod scaler;
 pub mod schedule;
 mod session;

@@ -201,6 +201,14 @@ impl Saved {
         &self.record.state
     }
 
+    /// Whether it is one of a LoRA, or one of a whole model, as is expected.
+    ///
+    /// # Errors
+    /// When it is the other.
+    pub fn check_kind(&self, lora: bool) -> Result<(), CheckpointError> {
+        self.expect(if lora { Kind::Lora } else { Kind::Model })
+    }
+
     /// The weights.
     ///
     /// # Errors

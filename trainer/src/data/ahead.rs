@@ -20,7 +20,8 @@ pub struct Stopped;
 /// the last item.
 #[derive(Debug)]
 pub struct Ahead<T, E> {
-    batches: mpsc::Receiver<Result<T, E>>,
+    /// Until this goes.
+    batches: Option<mpsc::Receiver<Result<T, E>>>,
     /// Until it has ended.
     maker: Option<JoinHandle<()>>,
     skipped: BTreeMap<usize, Skipped>,
@@ -29,7 +30,7 @@ pub struct Ahead<T, E> {
 impl<T: OfPlan + Send + 'static, E: From<Stopped> + Send + 'static> Ahead<T, E> {
     /// Makes the batches from where `sampler` is to the end of the epoch before `end_epoch`, `ahead` of
     /// them before they are asked for.
-    pub(super) fn making(
+    pub(crate) fn making(
         mut sampler: Sampler,
         end_epoch: u64,
         ahead: usize,
@@ -46,7 +47,7 @@ impl<T: OfPlan + Send + 'static, E: From<Stopped> + Send + 'static> Ahead<T, E> 
                 }
             }
         });
-        Self { batches, maker: Some(maker), skipped: BTreeMap::new() }
+        Self { batches: Some(batches), maker: Some(maker), skipped: BTreeMap::new() }
     }
 }
 
@@ -62,7 +63,7 @@ impl<T: OfPlan, E: From<Stopped>> Iterator for Ahead<T, E> {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.maker.as_ref()?;
-        let batch = match self.batches.recv() {
+        let batch = match self.batches.as_ref()?.recv() {
             Ok(batch) => batch,
             // A maker that is done hangs up, and so does one that panics.
             Err(mpsc::RecvError) => self.maker.take()?.join().err().map(|_| Err(Stopped.into()))?,
@@ -75,6 +76,17 @@ impl<T: OfPlan, E: From<Stopped>> Iterator for Ahead<T, E> {
             Err(_) => self.maker = None,
         }
         Some(batch)
+    }
+}
+
+impl<T, E> Drop for Ahead<T, E> {
+    /// Waits for the batch in the making: it may be computed by an engine, which must not go before it.
+    fn drop(&mut self) {
+        self.batches = None;
+        if let Some(maker) = self.maker.take() {
+            // What it panicked with, it has told.
+            let _ = maker.join();
+        }
     }
 }
 

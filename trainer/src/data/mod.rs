@@ -42,5 +42,6 @@ pub use picture::{
     Filter, PictureError, PictureLimits, Sizing, decode_picture, file_size, picture_size,
     read_file, training_tensor,
 };
+pub(crate) use random::Stream;
 pub use sampler::{BatchOptions, BatchPlan, Position, Sampler, SamplerError};
 pub use scan::Depth;
