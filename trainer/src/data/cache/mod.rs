@@ -20,6 +20,7 @@ pub use moments::MomentCache;
 pub(super) use moments::at_once;
 
 use super::Dataset;
+use super::scan::in_parallel;
 use pixart_runtime::error::PipelineError;
 use std::collections::BTreeSet;
 use std::io;
@@ -32,6 +33,15 @@ pub struct EncodingCache {
     description: Description,
     captions: CaptionCache,
     moments: MomentCache,
+}
+
+/// What a cache does not have of a training.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lacks {
+    /// Captions, in quotes, and paths of pictures, with the reason.
+    pub list: Vec<(String, Lack)>,
+    /// How many captions and pictures the training has.
+    pub of: usize,
 }
 
 /// A cache cannot be used or not be filled.
@@ -229,7 +239,8 @@ impl EncodingCache {
         let mut lacking = Vec::new();
         for item in 0..dataset.items().len() {
             match self.moments.has(dataset, item) {
-                Ok(()) | Err(Lack::Unreadable(_)) => {}
+                Ok(()) => {}
+                Err(why) if why.is_noted() => {}
                 Err(why) => lacking.push((dataset.file(item).display().to_string(), why)),
             }
         }
@@ -241,6 +252,43 @@ impl EncodingCache {
         let CaptionSettings { cleaning, max_length } = settings;
         let what = format!("captions ({max_length} tokens at most, cleaning {cleaning})");
         incomplete(what, lacking.collect(), texts.len())
+    }
+
+    /// Reads everything that training on these pictures needs, on `workers` threads, and gives what cannot be had.
+    /// `progress` is told how many of how many were read.
+    pub fn lacks(
+        &self,
+        dataset: &Dataset,
+        settings: CaptionSettings,
+        workers: usize,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Lacks {
+        let texts = texts(dataset);
+        let of = texts.len() + dataset.items().len();
+        let width = self.description.text_encoder.width;
+        let mut list = Vec::new();
+        in_parallel(
+            of,
+            workers,
+            |k| match texts.get(k) {
+                Some(text) => {
+                    let caption = self.captions.get(text, settings);
+                    let caption = caption.and_then(|caption| caption.of_width(width));
+                    caption.err().map(|why| (format!("\"{}\"", shortened(text)), why))
+                }
+                None => {
+                    let item = k - texts.len();
+                    let why = self.moments.get(dataset, item).err();
+                    why.map(|why| (dataset.file(item).display().to_string(), why))
+                }
+            },
+            |k, lack, done| {
+                list.extend(lack.map(|lack| (k, lack)));
+                progress(done, of);
+            },
+        );
+        list.sort_by_key(|(k, _)| *k);
+        Lacks { list: list.into_iter().map(|(_, lack)| lack).collect(), of }
     }
 }
 
