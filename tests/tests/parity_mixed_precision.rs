@@ -3,7 +3,9 @@
 //! Two computations that round the same values at other places do not agree digit by digit: each is some
 //! way from the exact gradient, and their ways are as good as independent. So the bars come from the distance
 //! that torch's own gradient has from the exact one (float64): ours must be about as far from it, and
-//! both not further from each other than two independent errors of that size.
+//! both not further from each other than two independent errors of that size. On the processor, torch computes
+//! what is inside of attention in 32 bits. Here it has operands of 16, as on graphics cards, and the
+//! gradients of queries, whose terms nearly cancel, are up to three times as far from exact for it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -131,71 +133,73 @@ fn norm(array: &ArrayD<f32>) -> f64 {
     array.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
 }
 
-#[test]
-fn gradients_are_as_far_from_the_exact_ones_as_those_of_autocast() {
+/// Compares with torch's autocast; of the weights, ours may be at most `most` times as far from exact as
+/// theirs each, and half of them at most `typical` and at least `least` times: in 32 bits, it would be a
+/// thousandth.
+fn assert_as_near(
+    case: &str,
+    precision: Precision,
+    found: &Tensors,
+    [least, typical, most]: [f64; 3],
+) {
     let batch = Batch::open();
-    let exact = batch.torch("exact");
+    let (exact, torch) = (batch.torch("exact"), batch.torch(precision.as_str()));
+    assert_eq!(found.len() + 1, exact.len(), "{case}: all but the loss");
+    let (mut all, mut wrong) = (Vec::new(), Vec::new());
+    for (name, found) in found {
+        if is_rounding_alone(name) {
+            let size = norm(found) / norm(&exact[&name.replace(".bias", ".weight")]);
+            if size >= 8.0 * precision.unit_roundoff() {
+                wrong.push(format!("{name}: {size:.1e} of the matrix's"));
+            }
+            continue;
+        }
+        let (exact, torch) = (&exact[name], &torch[name]);
+        let theirs = rms_relative_error(name, torch, exact);
+        let ours = rms_relative_error(name, found, exact);
+        let apart = rms_relative_error(name, found, torch);
+        if ours > most * theirs || apart > 1.5 * ours.hypot(theirs) {
+            wrong.push(format!(
+                "{name}: {ours:.1e} from exact, torch {theirs:.1e}, apart {apart:.1e}"
+            ));
+        }
+        all.push([ours, theirs, ours / theirs, apart]);
+    }
+    let column = |which: usize| {
+        let mut values: Vec<f64> = all.iter().map(|row| row[which]).collect();
+        values.sort_by(f64::total_cmp);
+        [values[values.len() / 2], values[values.len() - 1]]
+    };
+    let [ours, theirs, ratio, apart] = [0, 1, 2, 3].map(column);
+    println!(
+        "{case}: from exact {:.1e} to {:.1e}, torch {:.1e} to {:.1e}, {:.2} to {:.2} times as far; apart \
+         {:.1e} to {:.1e} (median, worst)",
+        ours[0], ours[1], theirs[0], theirs[1], ratio[0], ratio[1], apart[0], apart[1]
+    );
+    assert!(wrong.is_empty(), "{case}: {wrong:#?}");
+    assert!(ratio[0] < typical, "{case}: half are {:.2} times as far from exact", ratio[0]);
+    assert!(ratio[0] >= least, "{case}: nothing is rounded");
+}
+
+#[test]
+fn gradients_are_as_near_to_the_exact_ones_as_those_of_autocast() {
     for engine in engines::both() {
         for precision in [Precision::Fp16, Precision::Bf16] {
-            let (torch, found) = (batch.torch(precision.as_str()), step(&*engine, precision));
             let case = format!("{precision} on {}", engine.name());
-            assert_eq!(found.len() + 1, exact.len(), "{case}: all but the loss");
-            let (mut of_torch, mut own, mut apart) = (Vec::new(), Vec::new(), Vec::new());
-            for (name, found) in &found {
-                if is_rounding_alone(name) {
-                    let beside = norm(&exact[&name.replace(".bias", ".weight")]);
-                    let size = norm(found) / beside;
-                    let most = 8.0 * precision.unit_roundoff();
-                    assert!(size < most, "{case}: {name} is {size:.1e} of the matrix's");
-                    continue;
-                }
-                let (exact, torch) = (&exact[name], &torch[name]);
-                let case = format!("{case}: {name}");
-                let theirs = rms_relative_error(&case, torch, exact);
-                let ours = rms_relative_error(&case, found, exact);
-                let between = rms_relative_error(&case, found, torch);
-                assert!(ours < 2.0 * theirs, "{case}: {ours:.1e} from exact, torch {theirs:.1e}");
-                let most = 1.5 * ours.hypot(theirs);
-                assert!(between < most, "{case}: {between:.1e} from torch, allowed {most:.1e}");
-                of_torch.push(theirs);
-                own.push(ours);
-                apart.push(between);
-            }
-            for values in [&mut of_torch, &mut own, &mut apart] {
-                values.sort_by(f64::total_cmp);
-            }
-            let text = |values: &[f64]| {
-                format!(
-                    "median {:.1e}, worst {:.1e}",
-                    values[values.len() / 2],
-                    values[values.len() - 1]
-                )
-            };
-            println!(
-                "{case}: from exact {}; torch from exact {}; apart {}",
-                text(&own),
-                text(&of_torch),
-                text(&apart)
-            );
-            let [ours, theirs] = [&own, &of_torch].map(|values| values[values.len() / 2]);
-            assert!(ours < 1.25 * theirs, "{case}: in the middle {ours:.1e}, torch {theirs:.1e}");
-            // In 32 bits it would be a thousandth.
-            assert!(ours > 0.3 * theirs, "{case}: nothing is rounded");
+            assert_as_near(&case, precision, &step(&*engine, precision), [0.5, 1.5, 4.0]);
         }
     }
 }
 
-/// A graph of 16-bit operators is the same computation where an engine runs it.
+/// A graph of 16-bit operators is the same computation where an engine runs it; scores and results have
+/// 16 bits as well then.
 #[test]
-fn operators_of_16_bits_give_what_rounding_gives() {
-    let rounded = step(&*engines::ort(), Precision::Fp16);
-    let kernels = step(&Device::new(engines::ort()).with_kernels(), Precision::Fp16);
-    let mut worst = 0.0f64;
-    for (name, expected) in rounded.iter().filter(|(name, _)| !is_rounding_alone(name)) {
-        worst = worst.max(rms_relative_error(name, &kernels[name], expected));
+fn operators_of_16_bits_are_nearly_as_near() {
+    for engine in engines::both() {
+        let case = format!("fp16 operators on {}", engine.name());
+        let found = step(&Device::new(engine).with_kernels(), Precision::Fp16);
+        assert_as_near(&case, Precision::Fp16, &found, [0.0, 2.0, 4.0]);
     }
-    println!("fp16 operators on ONNX Runtime: {worst:.1e} from rounded fp32 ones");
-    assert!(worst < 2.0 * Precision::Fp16.unit_roundoff(), "{worst:.1e}");
 }
 
 /// ONNX Runtime has no kernel for products of bf16 on the processor, and says so while it loads.

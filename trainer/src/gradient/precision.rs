@@ -2,7 +2,7 @@
 //!
 //! Which operators is the question that torch's autocast and MindSpore's mixed precision answer alike:
 //! what multiplies matrices (linear layers, convolutions, attention's two products) gets operands of 16
-//! bits and gives 16 bits, in the pass backward as well. Norms, softmax, activations, the modulation, the
+//! bits, in the pass backward as well. Norms, softmax, activations, the modulation, the
 //! stream that the blocks add to, and all weights between passes have 32.
 
 use std::collections::{HashMap, HashSet};
@@ -81,11 +81,13 @@ impl FromStr for Precision {
 /// How products of 16 bits come about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Arithmetic {
-    /// By operators of 16 bits, for engines that have kernels for them.
+    /// By operators of 16 bits, for engines that have kernels for them. Results have 16 bits too.
     #[default]
     Kernels,
-    /// By operators of 32 bits whose operands and results are rounded to 16: the same numbers but for the
-    /// order of sums, for engines without such kernels. It saves neither time nor memory.
+    /// By operators of 32 bits whose operands are rounded to 16, for engines without such kernels. It saves
+    /// neither time nor memory. A result is rounded if a product reads it, for whatever else reads it as
+    /// well: attention's gradient is a small difference of large sums, which must be of the same numbers.
+    /// Other results keep 32 bits, such as attention's scores.
     Rounded,
 }
 
@@ -95,6 +97,27 @@ const PRODUCTS: [&str; 3] = ["MatMul", "Conv", "MultiHeadAttention"];
 /// Operators that only move what they read first.
 const MOVES: [&str; 8] =
     ["Reshape", "Transpose", "Unsqueeze", "Squeeze", "Slice", "Split", "Expand", "Identity"];
+
+fn is_product(node: &Node) -> bool {
+    PRODUCTS.contains(&node.op_type.as_str())
+}
+
+fn moves(node: &Node) -> bool {
+    MOVES.contains(&node.op_type.as_str())
+}
+
+/// The values that products read, as they are or moved.
+fn operands(nodes: &[Node]) -> HashSet<String> {
+    let mut found: HashSet<String> = HashSet::new();
+    for node in nodes.iter().rev() {
+        if is_product(node) {
+            found.extend(node.inputs.iter().cloned());
+        } else if moves(node) && node.outputs.iter().any(|output| found.contains(output)) {
+            found.insert(node.inputs[0].clone());
+        }
+    }
+    found
+}
 
 /// The graph with its products in `precision`. Inputs and outputs keep their 32 bits. The graph must be
 /// one of 32-bit floats, without nodes that have graphs inside.
@@ -109,7 +132,8 @@ pub fn in_precision(graph: Graph, precision: Precision, arithmetic: Arithmetic) 
         nodes,
         initializers,
         short: HashMap::new(),
-        exact: HashSet::new(),
+        operands: operands(&graph.nodes),
+        rounded: HashSet::new(),
     };
     for node in graph.nodes {
         narrow.add(node);
@@ -124,8 +148,10 @@ struct Narrow {
     initializers: Vec<Initializer>,
     /// For a value of 32 bits, the one that goes into products in its place.
     short: HashMap<String, String>,
+    /// Values that products read, as they are or moved.
+    operands: HashSet<String>,
     /// Values of 32 bits that are results of rounding, moved or not.
-    exact: HashSet<String>,
+    rounded: HashSet<String>,
 }
 
 /// The factor whose product with a number of 24 digits takes the lower 16 of them along.
@@ -133,10 +159,9 @@ const SPLITTER: &str = "constants.splitter";
 
 impl Narrow {
     fn add(&mut self, mut node: Node) {
-        if !PRODUCTS.contains(&node.op_type.as_str()) {
-            let first = node.inputs.first().is_some_and(|input| self.exact.contains(input));
-            if first && MOVES.contains(&node.op_type.as_str()) {
-                self.exact.extend(node.outputs.iter().cloned());
+        if !is_product(&node) {
+            if moves(&node) && self.rounded.contains(&node.inputs[0]) {
+                self.rounded.extend(node.outputs.iter().cloned());
             }
             self.nodes.push(node);
             return;
@@ -144,25 +169,27 @@ impl Narrow {
         for input in node.inputs.iter_mut().filter(|input| !input.is_empty()) {
             *input = self.shortened(input);
         }
+        let kernels = self.arithmetic == Arithmetic::Kernels;
         let [output] = &mut node.outputs[..] else { unreachable!("a product has one result") };
+        if !kernels && !self.operands.contains(output) {
+            self.nodes.push(node);
+            return;
+        }
         let wide = std::mem::replace(output, format!("{output}.product"));
         let product = output.clone();
         self.nodes.push(node);
-        match self.arithmetic {
-            Arithmetic::Kernels => {
-                self.cast(&product, &wide, DType::F32);
-                self.short.insert(wide, product);
-            }
-            Arithmetic::Rounded => {
-                self.round(&product, &wide);
-                self.exact.insert(wide);
-            }
+        if kernels {
+            self.cast(&product, &wide, DType::F32);
+            self.short.insert(wide, product);
+        } else {
+            self.round(&product, &wide);
+            self.rounded.insert(wide);
         }
     }
 
     /// The name of the value as a product reads it.
     fn shortened(&mut self, name: &str) -> String {
-        if self.exact.contains(name) {
+        if self.rounded.contains(name) {
             return name.to_owned();
         }
         if let Some(short) = self.short.get(name) {
