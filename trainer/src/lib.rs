@@ -17,4 +17,4 @@ mod tensors;
 
 pub use files::FileError;
 pub use session::SessionError;
-pub use tensors::{NamedWeights, Tensors};
+pub use tensors::{Tensors, Values, to_tensors, to_values};

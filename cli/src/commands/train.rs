@@ -198,6 +198,11 @@ fn upstream_notes(settings: &Settings) -> Result<Vec<String>, Failure> {
                 .to_owned(),
         );
     }
+    if settings.validation.visualize == Some(true) {
+        notes.push(
+            "visualize: true has no effect yet; no pictures are drawn while training".to_owned(),
+        );
+    }
     Ok(notes)
 }
 

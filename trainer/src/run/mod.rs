@@ -151,7 +151,7 @@ impl Run {
         saved: &Saved,
     ) -> Result<Self, RunError> {
         let mut run = Self::new(engine, start, sampler, options)?;
-        run.learner.restore(saved)?;
+        run.learner.restore(engine, saved)?;
         run.state = State::read(saved)?;
         run.scaler.restore(run.state.scale)?;
         run.saved = Some(saved.folder().to_owned());
