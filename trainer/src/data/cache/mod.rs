@@ -93,26 +93,8 @@ pub enum CacheError {
         folder: PathBuf,
     },
     /// Something training needs is not there.
-    #[error(
-        "cache_dir: {} lacks {lacking} of {of} {what} of this training: {first}: {why}; {advice}",
-        folder.display()
-    )]
-    Incomplete {
-        /// The folder.
-        folder: PathBuf,
-        /// `captions` or `pictures`, with their settings.
-        what: String,
-        /// How many are not there.
-        lacking: usize,
-        /// How many are needed.
-        of: usize,
-        /// The first of them.
-        first: String,
-        /// Why it is not there.
-        why: Lack,
-        /// What to do.
-        advice: String,
-    },
+    #[error(transparent)]
+    Incomplete(#[from] Box<Incomplete>),
     /// A value too large for fp16.
     #[error(
         "the text encoder gave {value} for the caption \"{}\", and fp16 ends at 65504; keep captions with \
@@ -146,6 +128,29 @@ pub enum CacheError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Something training needs is not in a cache.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cache_dir: {} lacks {lacking} of {of} {what} of this training: {first}: {why}; {advice}",
+    folder.display()
+)]
+pub struct Incomplete {
+    /// The folder.
+    pub folder: PathBuf,
+    /// `captions` or `pictures`, with their settings.
+    pub what: String,
+    /// How many are not there.
+    pub lacking: usize,
+    /// How many are needed.
+    pub of: usize,
+    /// The first of them.
+    pub first: String,
+    /// Why it is not there.
+    pub why: Lack,
+    /// What to do.
+    pub advice: String,
 }
 
 impl From<PipelineError> for CacheError {
@@ -202,14 +207,10 @@ impl EncodingCache {
     pub fn null(&self, settings: CaptionSettings) -> Result<CaptionStates, CacheError> {
         let null = self.captions.get("", settings);
         let null = null.and_then(|null| null.of_width(self.description.text_encoder.width));
-        null.map_err(|why| CacheError::Incomplete {
-            folder: self.folder.clone(),
-            what: "empty captions".to_owned(),
-            lacking: 1,
-            of: 1,
-            first: "\"\"".to_owned(),
-            why,
-            advice: ADVICE.to_owned(),
+        null.map_err(|why| {
+            let (folder, advice) = (self.folder.clone(), ADVICE.to_owned());
+            let (what, first) = ("empty captions".to_owned(), "\"\"".to_owned());
+            Box::new(Incomplete { folder, what, lacking: 1, of: 1, first, why, advice }).into()
         })
     }
 
@@ -233,7 +234,7 @@ impl EncodingCache {
                     false => String::new(),
                 }
             );
-            Err(CacheError::Incomplete { folder, what, lacking, of, first, why, advice })
+            Err(Box::new(Incomplete { folder, what, lacking, of, first, why, advice }).into())
         };
         let sizing = dataset.sizing();
         let mut lacking = Vec::new();
