@@ -3,8 +3,10 @@
 
 pub mod binary;
 pub mod component;
+pub mod device;
 pub mod engines;
 pub mod errors;
 pub mod exports;
 pub mod fixtures;
 pub mod random;
+pub mod training;
