@@ -177,7 +177,7 @@ impl CaptionEncoder {
                 Found::Nothing => {}
             }
         }
-        let embeddings = encode::embed(encoder.load()?, &rows, pad, length)?;
+        let embeddings = encode::embed(&mut encoder.load()?, &rows, pad, length)?;
         if let Some(problem) =
             self.cache.as_mut().and_then(|cache| cache.put(&identity, &key, &embeddings))
         {
