@@ -8,27 +8,14 @@ use std::path::Path;
 
 /// Lays `flags` over the settings of the YAML file at `path`, if there is one.
 ///
-/// `known` are the names `T` has, for the suggestion beside an unknown key.
+/// `known` are the keys that the file may have, and what is suggested beside an unknown one. `T` may have some of
+/// them only.
 pub fn merge<T>(path: Option<&Path>, flags: &T, known: &[String]) -> Result<T, Failure>
 where
     T: Serialize + DeserializeOwned + Default,
 {
-    merge_some(path, flags, known, &[])
-}
-
-/// The same for a command that reads some of the keys of a file: `others` are those it may have
-/// besides.
-pub fn merge_some<T>(
-    path: Option<&Path>,
-    flags: &T,
-    known: &[String],
-    others: &[&str],
-) -> Result<T, Failure>
-where
-    T: Serialize + DeserializeOwned + Default,
-{
     let settings = match path {
-        Some(path) => given(&read::<T>(path, known, others).map_err(Failure::Request)?)?,
+        Some(path) => given(&read::<T>(path, known).map_err(Failure::Request)?)?,
         None => Mapping::new(),
     };
     Ok(lay_over(settings, flags)?)
@@ -52,11 +39,7 @@ pub fn given(settings: &impl Serialize) -> Result<Mapping, serde_yaml::Error> {
     Ok(map)
 }
 
-fn read<T: DeserializeOwned + Default>(
-    path: &Path,
-    known: &[String],
-    others: &[&str],
-) -> anyhow::Result<T> {
+fn read<T: DeserializeOwned + Default>(path: &Path, known: &[String]) -> anyhow::Result<T> {
     let file = path.display();
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("{file}: cannot read this config file"))?;
@@ -72,9 +55,6 @@ fn read<T: DeserializeOwned + Default>(
         let Some(key) = key.as_str() else {
             return Err(anyhow!("{file}: found the key {key:?}, expected a name"));
         };
-        if others.contains(&key) {
-            continue;
-        }
         if !known.iter().any(|name| name == key) {
             let hint = match nearest(key, known) {
                 Some(name) => format!("did you mean `{name}`?"),

@@ -7,6 +7,7 @@ mod interrupt;
 mod model;
 mod progress;
 mod spelling;
+mod upstream;
 mod variant;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +32,8 @@ enum Command {
     Convert(commands::convert::ConvertArgs),
     /// Tell what a checkpoint or an export is, and how a picture was made
     Inspect(commands::inspect::InspectArgs),
+    /// Train a model, or a LoRA of one, on pictures and captions
+    Train(Box<commands::train::TrainArgs>),
     /// Look at pictures and captions before training on them
     Dataset(commands::dataset::DatasetArgs),
     /// List and install the engines that run the graphs
@@ -46,6 +49,7 @@ fn main() -> std::process::ExitCode {
         Command::Export(args) => commands::export::run(args),
         Command::Convert(args) => commands::convert::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Train(args) => commands::train::run(*args),
         Command::Dataset(args) => commands::dataset::run(args),
         Command::Engine(args) => commands::engine::run(args),
     })

@@ -112,40 +112,65 @@ impl Sources {
                 false => self.text_encoder.clone(),
             },
             vae_decoder: find(&self.vae, Component::VaeDecoder, &none)?,
-            vae_encoder: encoder.then(|| self.vae_encoder(profile, wanted)).transpose()?,
+            vae_encoder: encoder
+                .then(|| vae_encoder(&self.vae, "init_image", profile, wanted))
+                .transpose()?,
             tokenizer: self.tokenizer.clone(),
             scheduler: self.scheduler.clone(),
         })
     }
+}
 
-    /// The exported encoder of the VAE, which lies beside an exported decoder.
-    fn vae_encoder(&self, profile: Profile, wanted: Wanted) -> Result<PathBuf, Failure> {
+/// The exported encoder of a VAE, which lies beside an exported decoder. `why` is what needs it, for messages.
+fn vae_encoder(
+    vae: &Path,
+    why: &str,
+    profile: Profile,
+    wanted: Wanted,
+) -> Result<PathBuf, Failure> {
+    if !is_exported(vae) {
         let none = VariantFlags::default();
-        if !is_exported(&self.vae) {
-            let encoder = exported(&self.vae, Component::VaeEncoder, profile, wanted, &none);
-            return encoder.map_err(|failure| {
-                let context =
-                    format!("init_image: needs the VAE's encoder from {}", self.vae.display());
-                match failure {
-                    Failure::Request(error) => Failure::Request(error.context(context)),
-                    Failure::Failed(error) => Failure::Failed(error.context(context)),
-                    Failure::Interrupted(_) => failure,
-                }
-            });
-        }
-        let encoder = self.vae.with_file_name("vae_encoder");
-        match is_exported(&encoder) {
-            true => Ok(encoder),
-            false => Err(Failure::Failed(anyhow::anyhow!(
-                "init_image: found no VAE encoder at {}, expected one beside {}; make it with `pixart \
-                 export vae_encoder --source VAE --output {}`, where VAE is the folder the decoder was \
-                 exported from",
-                encoder.display(),
-                self.vae.display(),
-                self.vae.parent().unwrap_or(&self.vae).display()
-            ))),
-        }
+        let encoder = exported(vae, Component::VaeEncoder, profile, wanted, &none);
+        return encoder.map_err(|failure| {
+            let context = format!("{why}: needs the VAE's encoder from {}", vae.display());
+            match failure {
+                Failure::Request(error) => Failure::Request(error.context(context)),
+                Failure::Failed(error) => Failure::Failed(error.context(context)),
+                Failure::Interrupted(_) => failure,
+            }
+        });
     }
+    let encoder = vae.with_file_name("vae_encoder");
+    match is_exported(&encoder) {
+        true => Ok(encoder),
+        false => Err(Failure::Failed(anyhow::anyhow!(
+            "{why}: found no VAE encoder at {}, expected one beside {}; make it with `pixart \
+             export vae_encoder --source VAE --output {}`, where VAE is the folder the decoder was \
+             exported from",
+            encoder.display(),
+            vae.display(),
+            vae.parent().unwrap_or(vae).display()
+        ))),
+    }
+}
+
+/// The exported encoder of the VAE alone, from a model folder or its own one. `why` is what needs it.
+pub fn vae_side(
+    model: Option<&Path>,
+    vae: Option<&Path>,
+    why: &str,
+    profile: Profile,
+    wanted: Wanted,
+) -> Result<PathBuf, Failure> {
+    let root = match (vae, model) {
+        (Some(vae), _) => folder("vae_root", vae)?,
+        (None, Some(model)) => folder("model", model)?,
+        (None, None) => demo()?,
+    };
+    // A whole pipeline folder may stand for its part.
+    let parts = ["vae_encoder", "vae_decoder", "vae"].map(|part| root.join(part));
+    let vae = parts.into_iter().find(|part| part.is_dir()).unwrap_or(root);
+    vae_encoder(&vae, why, profile, wanted)
 }
 
 /// The folders of the text side alone: the exported text encoder and the tokenizer.

@@ -27,6 +27,7 @@ mod options;
 pub mod precision;
 pub mod profile;
 mod source;
+mod trainable;
 pub mod write;
 
 pub use check::{Staged, Twins, Verdict};
@@ -40,3 +41,4 @@ pub use options::{ExportOptions, Exported, Progress};
 pub use precision::{Int8Mode, Precision, PrecisionError, UnknownInt8Mode, UnknownPrecision};
 pub use profile::Profile;
 pub use source::PipelineSource;
+pub use trainable::TrainableTransformer;

@@ -170,6 +170,9 @@ pub struct ComponentFolder<A> {
     pub architecture: A,
     /// A hash of the hashes of its files, which changes whenever they do.
     pub identity: String,
+    /// A hash of the checkpoint's files that it was exported from: the same for every profile and
+    /// precision. That of its own files where the manifest has none.
+    pub origin: String,
 }
 
 /// A model folder that cannot be used.
@@ -256,6 +259,14 @@ struct Manifest<A> {
     #[serde(default)]
     int8_mode: Option<String>,
     architecture: A,
+    #[serde(default)]
+    source: Source,
+    files: Vec<FileEntry>,
+}
+
+#[derive(Default, Deserialize)]
+struct Source {
+    #[serde(default)]
     files: Vec<FileEntry>,
 }
 
@@ -322,12 +333,20 @@ impl<A: Architecture> ComponentFolder<A> {
         if !model.is_file() {
             return Err(missing(model));
         }
-        let mut hash = Sha256::new();
-        for FileEntry { name, bytes, sha256 } in &manifest.files {
-            hash.update(format!("{name} {bytes} {sha256}\n"));
-        }
-        let identity = hex(&hash.finalize()[..8]);
+        let identity = hash_of(&manifest.files);
+        let source = &manifest.source.files;
+        let hashed = !source.is_empty() && source.iter().all(|file| !file.sha256.is_empty());
+        let origin = if hashed { hash_of(source) } else { identity.clone() };
         let Manifest { precision, int8_mode, architecture, .. } = manifest;
-        Ok(Self { model, precision, int8_mode, architecture, identity })
+        Ok(Self { model, precision, int8_mode, architecture, identity, origin })
     }
+}
+
+/// A hash of what is known of files.
+fn hash_of(files: &[FileEntry]) -> String {
+    let mut hash = Sha256::new();
+    for FileEntry { name, bytes, sha256 } in files {
+        hash.update(format!("{name} {bytes} {sha256}\n"));
+    }
+    hex(&hash.finalize()[..8])
 }

@@ -35,12 +35,10 @@ pub use series::Series;
 use crate::{
     engine::Engine,
     lora::{Lora, LoraMatch, match_loras},
-    model_folder::{
-        ModelError, TransformerArchitecture, VaeDecoderArchitecture, VaeEncoderArchitecture,
-    },
+    model_folder::{ModelError, TransformerArchitecture, VaeDecoderArchitecture},
     sampler::{NoiseSchedule, SchedulerConfig},
     text::{CaptionEncoder, TextCache},
-    vae::tiles::TilingOptions,
+    vae::{PictureEncoder, tiles::TilingOptions},
 };
 pub use crate::{
     error::{PipelineError, RequestError},
@@ -102,7 +100,7 @@ pub struct Pipeline {
     captions: CaptionEncoder,
     transformer: LazyComponent<TransformerArchitecture>,
     vae_decoder: LazyComponent<VaeDecoderArchitecture>,
-    vae_encoder: Option<LazyComponent<VaeEncoderArchitecture>>,
+    vae_encoder: Option<PictureEncoder>,
     scheduler: SchedulerConfig,
     schedule: NoiseSchedule,
     options: PipelineOptions,
@@ -137,7 +135,7 @@ impl Pipeline {
         let vae_decoder = LazyComponent::open(&engine, &paths.vae_decoder)?;
         let vae_encoder = paths.vae_encoder.as_ref();
         let vae_encoder =
-            vae_encoder.map(|folder| LazyComponent::open(&engine, folder)).transpose()?;
+            vae_encoder.map(|folder| PictureEncoder::open(&engine, folder)).transpose()?;
         let scheduler = match &paths.scheduler {
             Some(folder) => SchedulerConfig::from_file(&folder.join("scheduler_config.json"))?,
             None => SchedulerConfig::default(),
@@ -243,7 +241,7 @@ impl Pipeline {
             ),
         )?;
         if let Some(encoder) = &self.vae_encoder {
-            let encoder = &encoder.folder.architecture;
+            let encoder = &encoder.folder().architecture;
             let numbers = |channels, pixels, factor| {
                 format!("{channels} channels of {pixels} pixels and the scaling factor {factor}")
             };

@@ -3,6 +3,7 @@
 
 pub mod binary;
 pub mod component;
+pub mod device;
 pub mod engines;
 pub mod errors;
 pub mod exports;

@@ -7,7 +7,7 @@ use pixart_exporter::checkpoint::{Checkpoint, OpenOptions};
 use pixart_exporter::graph::dim::Dim;
 use pixart_exporter::naming::{TransformerConfig, in_diffusers_names};
 use pixart_exporter::{KvSampling, VariantFlags};
-use pixart_runtime::engine::Engine;
+use pixart_runtime::engine::{Engine, Value};
 use pixart_runtime::sampler::{NoiseSchedule, SchedulerConfig};
 use pixart_runtime::tensor::Tensor;
 use pixart_tests::errors::{assert_close, max_relative_error};
@@ -17,6 +17,7 @@ use pixart_trainer::loss::{Diffusion, LossKind, Target};
 use pixart_trainer::optimizer::{
     Accumulated, Accumulator, Algorithm, Came, Optimizer, Step, clip_factor,
 };
+use pixart_trainer::to_tensors;
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -80,7 +81,7 @@ fn model(source: &str, flags: &VariantFlags) -> (TransformerConfig, Weights) {
         let view = checkpoint.tensor(name).expect("listed");
         let elements = view.to_f32().expect("floats");
         let array = ArrayD::from_shape_vec(view.shape.to_vec(), elements).expect("a tensor");
-        (name.to_owned(), Tensor::F32(array))
+        (name.to_owned(), array.into())
     });
     (config, weights.collect())
 }
@@ -96,14 +97,18 @@ fn flags(sample_size: usize) -> VariantFlags {
 
 fn inputs(fixture: &mut Fixture, config: &TransformerConfig) -> Inputs {
     Inputs {
-        hidden_states: fixture.take("hidden_states"),
-        encoder_hidden_states: fixture.take("encoder_hidden_states"),
-        encoder_attention_mask: fixture.take("encoder_attention_mask"),
-        timestep: fixture.take("timestep"),
+        hidden_states: fixture.take("hidden_states").into(),
+        encoder_hidden_states: fixture.take("encoder_hidden_states").into(),
+        encoder_attention_mask: fixture.take("encoder_attention_mask").into(),
+        timestep: fixture.take("timestep").into(),
         conditions: config
             .use_additional_conditions
-            .then(|| ["resolution", "aspect_ratio"].map(|name| fixture.take(name))),
+            .then(|| ["resolution", "aspect_ratio"].map(|name| fixture.take(name).into())),
     }
+}
+
+fn array(value: &Value) -> ArrayD<f32> {
+    value.to_tensor().and_then(|tensor| tensor.into_f32("")).expect("floats")
 }
 
 /// One training step on one engine against the fixture.
@@ -134,13 +139,14 @@ fn assert_step(engine: &dyn Engine, name: &str, config: &TransformerConfig, weig
         &fixture.floats("out_hidden_states"),
         TOLERANCE,
     );
-    let noisy = inputs.hidden_states.as_f32().expect("floats");
-    let target = Target { clean: &clean, noise: &noise, noisy, times: &times };
+    let noisy = array(&inputs.hidden_states);
+    let target = Target { clean: &clean, noise: &noise, noisy: &noisy, times: &times };
     let loss = diffusion().loss(LossKind::WithVariance, &pass.output, &target).expect("a loss");
     let mean = ArrayD::from_elem(vec![], loss.mean() as f32);
     assert_close(&case("loss"), &mean, &fixture.floats("loss"), TOLERANCE);
 
     let gradients = model.backward(weights, pass, loss.gradient).expect("gradients");
+    let gradients = to_tensors(&gradients).expect("floats");
     let expected: HashMap<String, ArrayD<f32>> = fixture
         .0
         .into_iter()
@@ -195,8 +201,8 @@ fn training_steps_lower_the_loss_and_repeat_to_the_bit() {
             let (config, mut weights, inputs, mut fixture) = sigma();
             let [clean, noise] = ["clean", "noise"].map(|name| fixture.floats(name));
             let times = fixture.times();
-            let noisy = inputs.hidden_states.as_f32().expect("floats");
-            let target = Target { clean: &clean, noise: &noise, noisy, times: &times };
+            let noisy = array(&inputs.hidden_states);
+            let target = Target { clean: &clean, noise: &noise, noisy: &noisy, times: &times };
             let mut model = TrainedTransformer::load(engine.as_ref(), &config, &Training::full())
                 .expect("graphs");
             let mut accumulator = Accumulator::new(engine.as_ref(), 1).expect("graphs");
@@ -220,7 +226,7 @@ fn training_steps_lower_the_loss_and_repeat_to_the_bit() {
                 let step = Step { learning_rate: 2e-5, weight_decay: 0.0, gradient_scale };
                 optimizer.step(&mut weights, mean.tensors, &step).expect("a step");
             }
-            (losses, weights)
+            (losses, to_tensors(&weights).expect("floats"))
         };
         let (losses, weights) = run();
         println!("{}: {losses:?}", engine.name());
@@ -238,7 +244,8 @@ fn only_the_chosen_weights_have_gradients_and_those_are_the_same() {
             TrainedTransformer::load(engine.as_ref(), &config, &trained).expect("graphs");
         let pass = model.forward(&weights, &inputs).expect("a prediction");
         let gradient = pass.output.clone();
-        model.backward(&weights, pass, gradient).expect("gradients")
+        let gradients = model.backward(&weights, pass, gradient).expect("gradients");
+        to_tensors(&gradients).expect("floats")
     };
     let all = gradients(Training::full());
     let chosen = gradients(Training::weights(|name| {
@@ -266,13 +273,9 @@ fn adapters_have_the_gradients_that_follow_from_the_merged_weights() {
     };
     for engine in [engines::ort(), engines::tract()] {
         let (config, weights, inputs, _) = sigma();
-        let matrix = |tensor: &Tensor| {
-            let array = tensor.as_f32().expect("floats").clone();
-            array.into_dimensionality::<Ix2>().expect("a matrix")
-        };
+        let matrix = |value: &Value| array(value).into_dimensionality::<Ix2>().expect("a matrix");
         let (mut with, mut merged) = (weights.clone(), weights.clone());
-        let scale = Tensor::F32(ArrayD::from_elem(vec![], SCALE));
-        with.insert("lora_scale".to_owned(), scale);
+        with.insert("lora_scale".to_owned(), ArrayD::from_elem(vec![], SCALE).into());
         let mut layers = BTreeMap::new();
         for (name, weight) in weights.iter().filter(|(_, weight)| weight.shape().len() == 2) {
             let Some(layer) = name.strip_suffix(".weight").filter(|layer| adapted(layer)) else {
@@ -283,9 +286,9 @@ fn adapters_have_the_gradients_that_follow_from_the_merged_weights() {
             let number = |i: usize, j: usize| ((7 * i + 3 * j + layer.len()) as f32).sin() * 0.2;
             let down = Array2::from_shape_fn((3, width), |(i, j)| number(i, j));
             let up = Array2::from_shape_fn((out, 3), |(i, j)| number(i, j));
-            merged.insert(name.clone(), Tensor::from(weight + SCALE * up.dot(&down)));
-            with.insert(format!("{layer}.lora_A.weight"), Tensor::from(down.clone()));
-            with.insert(format!("{layer}.lora_B.weight"), Tensor::from(up.clone()));
+            merged.insert(name.clone(), (weight + SCALE * up.dot(&down)).into());
+            with.insert(format!("{layer}.lora_A.weight"), down.clone().into());
+            with.insert(format!("{layer}.lora_B.weight"), up.clone().into());
             layers.insert(layer.to_owned(), (down, up));
         }
         // Five in each block, two in front and one behind.
@@ -303,13 +306,13 @@ fn adapters_have_the_gradients_that_follow_from_the_merged_weights() {
         assert_close(engine.name(), &prediction, &expected, 1e-5);
         assert_eq!(gradients.len(), 2 * layers.len());
         for (layer, (down, up)) in layers {
-            let whole = matrix(&Tensor::F32(of_merged[&format!("{layer}.weight")].clone()));
+            let whole = matrix(&of_merged[&format!("{layer}.weight")]);
             for (kind, expected) in
                 [("A", SCALE * up.t().dot(&whole)), ("B", SCALE * whole.dot(&down.t()))]
             {
                 let name = format!("{layer}.lora_{kind}.weight");
                 let case = format!("{name} on {}", engine.name());
-                assert_close(&case, &gradients[&name], &expected.into_dyn(), TOLERANCE);
+                assert_close(&case, &array(&gradients[&name]), &expected.into_dyn(), TOLERANCE);
             }
         }
     }

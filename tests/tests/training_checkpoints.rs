@@ -14,12 +14,13 @@ use pixart_runtime::{
 };
 use pixart_tests::{binary::Sandbox, engines, exports::Export, fixtures};
 use pixart_trainer::{
-    Tensors,
+    Tensors, Values,
     checkpoint::{CheckpointError, Contents, Model, Saved, latest, list, prune, save},
     ema::{Average, Warmup},
     lora::{Adapter, AdapterSettings},
     optimizer::{AdamW, Algorithm, Came, Group, Optimizer, Step},
     scaler::{Dynamic, LossScaler, Scaling},
+    to_tensors, to_values,
 };
 use serde_json::{Value, json};
 
@@ -38,7 +39,7 @@ fn tiny() -> (Tensors, Value) {
 
 /// A training whose gradients are drawn.
 struct Training {
-    weights: Tensors,
+    weights: Values,
     optimizer: Optimizer,
     average: Average,
     scaler: LossScaler,
@@ -48,6 +49,7 @@ struct Training {
 
 impl Training {
     fn new(engine: &dyn Engine, algorithm: Algorithm, weights: Tensors) -> Self {
+        let weights = to_values(engine, weights).expect("room");
         let optimizer = Optimizer::new(engine, algorithm, vec![Group::without_decay()], &weights);
         let average = Average::new(engine, 0.99, Warmup::Ratio, &weights);
         let dynamic = Dynamic { initial: 1024.0, factor: 2.0, window: 3 };
@@ -63,11 +65,11 @@ impl Training {
 
     fn train(&mut self, steps: u64) {
         for _ in 0..steps {
-            let mut gradients = Tensors::new();
+            let mut gradients = Values::new();
             for (name, weight) in &self.weights {
-                let values = self.generator.randn(weight.len());
-                let gradient = ArrayD::from_shape_vec(weight.raw_dim(), values);
-                gradients.insert(name.clone(), gradient.expect("as many"));
+                let values = self.generator.randn(weight.size());
+                let gradient = ArrayD::from_shape_vec(weight.shape(), values);
+                gradients.insert(name.clone(), gradient.expect("as many").into());
             }
             let scale = self.scaler.scale().recip();
             let step = Step { learning_rate: 1e-3, weight_decay: 0.1, gradient_scale: scale };
@@ -127,10 +129,12 @@ fn a_resumed_training_equals_an_uninterrupted_one_bit_for_bit() {
             whole.train(3);
             let mut resumed = Training::resume(&*engine, algorithm, folder.path());
             resumed.train(3);
-            assert_eq!(resumed.weights, whole.weights, "{algorithm} on {}", engine.name());
-            assert_eq!(resumed.average.weights(), whole.average.weights());
+            let tensors = |values| to_tensors(values).expect("floats");
+            let trained = tensors(&whole.weights);
+            assert_eq!(tensors(&resumed.weights), trained, "{algorithm} on {}", engine.name());
+            assert_eq!(tensors(resumed.average.weights()), tensors(whole.average.weights()));
             assert_eq!(resumed.state(), whole.state());
-            assert_ne!(whole.weights, weights);
+            assert_ne!(trained, weights);
         }
     }
 }
@@ -171,7 +175,9 @@ fn a_lora_s_checkpoint_is_a_lora() {
         Adapter::new(settings.clone(), shapes, &mut TorchGenerator::new(seed)).expect("fits")
     };
     let adapter = make(1);
-    let average = Average::new(&*engine, 0.9, Warmup::None, adapter.factors()).expect("average");
+    let values = |factors: &Tensors| to_values(&*engine, factors.clone()).expect("room");
+    let factors = values(adapter.factors());
+    let average = Average::new(&*engine, 0.9, Warmup::None, &factors).expect("average");
     let contents = Contents {
         step: 7,
         epoch: 0,
@@ -189,16 +195,18 @@ fn a_lora_s_checkpoint_is_a_lora() {
     assert_ne!(again.factors(), adapter.factors());
     saved.restore_adapter(&mut again).expect("the same LoRA");
     assert_eq!(again.factors(), adapter.factors());
-    let mut averaged = Average::new(&*engine, 0.9, Warmup::None, make(3).factors()).expect("one");
+    let other = values(make(3).factors());
+    let mut averaged = Average::new(&*engine, 0.9, Warmup::None, &other).expect("one");
     assert!(saved.restore_average(&mut averaged, Some(&again)).expect("the same LoRA"));
-    assert_eq!(averaged.weights(), adapter.factors());
+    assert_eq!(&to_tensors(averaged.weights()).expect("floats"), adapter.factors());
     let error = saved.weights().expect_err("no whole model").to_string();
     assert!(error.contains("found a LoRA, expected the weights of a whole model"), "{error}");
 }
 
 /// A small checkpoint of a step.
 fn put(root: &Path, step: u64) {
-    let weights = Tensors::from([("a.weight".to_owned(), ArrayD::zeros(vec![4, 4]))]);
+    let weights = ArrayD::<f32>::zeros(vec![4, 4]).into();
+    let weights = Values::from([("a.weight".to_owned(), weights)]);
     let (config, state) = (json!({}), BTreeMap::new());
     let model = Model::Whole { config: &config, weights: &weights };
     let contents =
@@ -274,6 +282,7 @@ fn what_cannot_be_used_is_named() {
     // Complete, but not of this training.
     let saved = Saved::open(&place).expect("whole again");
     let weights = saved.weights().expect("weights");
+    let weights = to_values(&*engines::tract(), weights).expect("room");
     let algorithm = Algorithm::AdamW(AdamW::default());
     let mut optimizer =
         Optimizer::new(&*engines::tract(), algorithm, vec![], &weights).expect("fits");

@@ -1,6 +1,6 @@
 //! Time and memory of training steps of XL/2 with random weights:
-//! `step [SIDE [STEPS [RANK]]]`, the side of the pictures in pixels, and the rank of LoRA adapters of all
-//! attention layers; without a rank, all weights are trained.
+//! `step [SIDE [STEPS [RANK [BLOCKS]]]]`, the side of the pictures in pixels, the rank of LoRA adapters of all
+//! attention layers (0: all weights are trained), and the number of blocks in the place of 28.
 
 use std::error::Error;
 use std::time::Instant;
@@ -24,11 +24,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let number = |index: usize| std::env::args().nth(index).map(|text| text.parse::<usize>());
     let side = number(1).transpose()?.unwrap_or(256);
     let steps = number(2).transpose()?.unwrap_or(3);
-    let rank = number(3).transpose()?;
+    let rank = number(3).transpose()?.filter(|&rank| rank > 0);
+    let num_layers = number(4).transpose()?.unwrap_or(28);
     let config = TransformerConfig {
         sample_size: 32,
         interpolation_scale: 0.5,
-        num_layers: 28,
+        num_layers,
         num_attention_heads: 16,
         attention_head_dim: 72,
         in_channels: 4,
@@ -62,17 +63,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         let sizes = shape.iter().map(|dim| dim.evaluate(|_| Some(rank.unwrap_or(0) as i64)));
         let sizes = sizes.map(|size| size.map(|n| n as usize)).collect::<Option<Vec<_>>>();
         let sizes = sizes.ok_or("a weight of unknown size")?;
-        weights.insert(name, Tensor::F32(random(&sizes, 0.02)));
+        weights.insert(name, engine.to_device(Tensor::F32(random(&sizes, 0.02)))?);
     }
-    weights.insert("lora_scale".to_owned(), Tensor::F32(ArrayD::from_elem(vec![], 1.0)));
+    weights.insert("lora_scale".to_owned(), ArrayD::from_elem(vec![], 1f32).into());
     let latents = [1, 4, side / 8, side / 8];
     let (clean, noise, times) = (random(&latents, 1.0), random(&latents, 1.0), [500]);
     let noisy = diffusion.add_noise(&clean, &noise, &times)?;
     let inputs = Inputs {
-        hidden_states: Tensor::F32(noisy.clone()),
-        encoder_hidden_states: Tensor::F32(random(&[1, CAPTION, 4096], 0.1)),
-        encoder_attention_mask: Tensor::I64(ArrayD::from_elem(vec![1, CAPTION], 1)),
-        timestep: Tensor::F32(ArrayD::from_elem(vec![1], 500.0)),
+        hidden_states: noisy.clone().into(),
+        encoder_hidden_states: random(&[1, CAPTION, 4096], 0.1).into(),
+        encoder_attention_mask: ArrayD::from_elem(vec![1, CAPTION], 1i64).into(),
+        timestep: ArrayD::from_elem(vec![1], 500f32).into(),
         conditions: None,
     };
     let target = Target { clean: &clean, noise: &noise, noisy: &noisy, times: &times };

@@ -1,12 +1,11 @@
 //! The moving average of the weights, which samples better than the weights themselves.
 
-use ndarray::ArrayD;
-use pixart_runtime::engine::{Engine, Session};
+use pixart_runtime::engine::{Engine, Session, Value};
 
 use crate::{
     optimizer::{OptimizerError, graphs},
     pieces, session,
-    tensors::{NamedWeights, Tensors, elements, number},
+    tensors::{Tensors, Values, number},
 };
 
 /// How the decay rises, so that the average forgets the untrained weights. `n` counts updates from 1.
@@ -50,11 +49,11 @@ pub struct Average {
     decay: f64,
     warmup: Warmup,
     updates: u64,
-    tensors: Tensors,
+    values: Values,
 }
 
 impl Average {
-    /// An average that begins as a copy of `weights`. `decay` is the share of the old average in the
+    /// An average that begins with the values of `weights`, which it shares until either changes. `decay` is the share of the old average in the
     /// new one, from 0 to below 1; upstream's is 0.9999.
     ///
     /// # Errors
@@ -63,7 +62,7 @@ impl Average {
         engine: &dyn Engine,
         decay: f64,
         warmup: Warmup,
-        weights: &Tensors,
+        weights: &Values,
     ) -> Result<Self, OptimizerError> {
         let fail = |setting, found: f64, expected| {
             Err(OptimizerError::Setting { setting, found: found.to_string(), expected })
@@ -77,12 +76,12 @@ impl Average {
             return fail("warm-up of the average", found, "numbers above 0");
         }
         let session = session::load(engine, &graphs::moving_average()?)?;
-        Ok(Self { session, decay, warmup, updates: 0, tensors: weights.clone() })
+        Ok(Self { session, decay, warmup, updates: 0, values: weights.clone() })
     }
 
     /// The averaged weights.
-    pub fn weights(&self) -> &Tensors {
-        &self.tensors
+    pub fn weights(&self) -> &Values {
+        &self.values
     }
 
     /// Updates done so far.
@@ -100,16 +99,14 @@ impl Average {
     /// # Errors
     /// When a weight is missing or has another shape; nothing has changed then. When the engine fails:
     /// then the average has to be read from a checkpoint.
-    pub fn update(&mut self, weights: &impl NamedWeights) -> Result<(), OptimizerError> {
-        check(&self.tensors, |name| weights.weight(name), "weight")?;
+    pub fn update(&mut self, weights: &Values) -> Result<(), OptimizerError> {
+        check(&self.values, |name| weights.get(name).map(Value::shape), "weight")?;
         let share = number(1.0 - self.next_decay());
-        for (name, average) in &mut self.tensors {
-            let Some(weight) = weights.weight(name) else { continue };
-            let weight = weight.as_standard_layout();
-            let mut moved = [("average", elements(average))];
-            let read = ("weight", weight.as_slice().unwrap_or_default());
-            let numbers = [("share", &share)];
-            pieces::run_in_pieces(self.session.as_mut(), &mut moved, read, &numbers)?;
+        for (name, average) in &mut self.values {
+            let Some(weight) = weights.get(name) else { continue };
+            let (mut moved, numbers) = ([("average", average)], [("share", &share)]);
+            let session = self.session.as_mut();
+            pieces::run_by_element(session, &mut moved, Some(("weight", weight)), &numbers)?;
         }
         self.updates += 1;
         Ok(())
@@ -120,29 +117,29 @@ impl Average {
     /// # Errors
     /// When a tensor is missing or has another shape. Nothing has changed then.
     pub fn restore(&mut self, updates: u64, tensors: Tensors) -> Result<(), OptimizerError> {
-        check(&self.tensors, |name| tensors.get(name), "average")?;
-        if let Some(name) = tensors.keys().find(|name| !self.tensors.contains_key(*name)) {
+        check(&self.values, |name| tensors.get(name).map(|array| array.shape()), "average")?;
+        if let Some(name) = tensors.keys().find(|name| !self.values.contains_key(*name)) {
             let advice = "the average must be that of the same weights";
             return Err(OptimizerError::Unknown { kind: "average", name: name.clone(), advice });
         }
-        (self.updates, self.tensors) = (updates, tensors);
+        self.updates = updates;
+        self.values = tensors.into_iter().map(|(name, array)| (name, array.into())).collect();
         Ok(())
     }
 }
 
-/// Whether there is a tensor of the same shape for each of `own`.
+/// Whether there is one of the same shape for each of `own`.
 fn check<'a>(
-    own: &Tensors,
-    found: impl Fn(&str) -> Option<&'a ArrayD<f32>>,
+    own: &Values,
+    found: impl Fn(&str) -> Option<&'a [usize]>,
     kind: &'static str,
 ) -> Result<(), OptimizerError> {
     for (name, own) in own {
         let (name, expected) = (name.clone(), own.shape().to_vec());
         match found(&name) {
             None => return Err(OptimizerError::Missing { kind, name, expected }),
-            Some(found) if found.shape() != expected => {
-                let (found, advice) =
-                    (found.shape().to_vec(), "the average must be of the same model");
+            Some(found) if found != expected => {
+                let (found, advice) = (found.to_vec(), "the average must be of the same model");
                 return Err(OptimizerError::Shape { kind, name, found, expected, advice });
             }
             Some(_) => {}

@@ -10,6 +10,7 @@ pub mod lora;
 pub mod loss;
 pub mod optimizer;
 mod pieces;
+pub mod run;
 pub mod scaler;
 pub mod schedule;
 mod session;
@@ -17,4 +18,4 @@ mod tensors;
 
 pub use files::FileError;
 pub use session::SessionError;
-pub use tensors::{NamedWeights, Tensors};
+pub use tensors::{Tensors, Values, to_tensors, to_values};

@@ -156,6 +156,16 @@ impl Diffusion {
         Ok(self)
     }
 
+    /// Training steps of the schedule.
+    pub fn len(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+
     fn step(&self, time: usize) -> Result<Step, LossError> {
         let last = self.steps.len().saturating_sub(1);
         self.steps.get(time).copied().ok_or(LossError::Time { time, last })

@@ -2,8 +2,7 @@
 
 use pixart_exporter::graph::ir::Graph;
 use pixart_exporter::write::{MODEL_FILE, WriteError, to_bytes};
-use pixart_runtime::engine::{Engine, EngineError, Session};
-use pixart_runtime::tensor::Tensor;
+use pixart_runtime::engine::{Engine, EngineError, Session, Value};
 
 /// Why a graph of the trainer cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +39,7 @@ pub(crate) struct GraphSession {
 }
 
 /// Results by name, in the graph's order.
-pub(crate) type Results = Vec<(String, Tensor)>;
+pub(crate) type Results = Vec<(String, Value)>;
 
 /// Loads a graph that has all its constants inside. Engines load files, so it is written to a temporary one; what
 /// they need of it, they have read when they are done loading.
@@ -65,7 +64,7 @@ impl GraphSession {
         &self.inputs
     }
 
-    pub fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Results, SessionError> {
-        Ok(self.session.run(inputs)?)
+    pub fn run(&mut self, inputs: &[(&str, &Value)]) -> Result<Results, SessionError> {
+        Ok(self.session.run_values(inputs)?)
     }
 }

@@ -1,94 +1,41 @@
-//! Named tensors of floats, and views of them under other shapes.
+//! Named tensors of floats: as arrays, and where an engine computes with them.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashMap},
-};
+use std::{borrow::Cow, collections::BTreeMap};
 
 use ndarray::{ArrayD, IxDyn};
 use pixart_exporter::write::Floats;
+use pixart_runtime::engine::{Engine, EngineError, Value};
 use pixart_runtime::tensor::Tensor;
 
-/// Weights, gradients or averages by the name of the weight. The order of the names is the order of
-/// everything that is done with them, so that it does not change from run to run.
+/// Weights or averages as arrays, by the name of the weight: what files hold.
 pub type Tensors = BTreeMap<String, ArrayD<f32>>;
 
-/// Weights by name, in whatever map they are kept: [`Tensors`], or the engine's tensors in which a
-/// network reads them. Among them may be others than those that are trained.
-pub trait NamedWeights {
-    /// The weight of this name, if it is there and holds floats.
-    fn weight(&self, name: &str) -> Option<&ArrayD<f32>>;
+/// Weights, gradients or averages where an engine computes with them, by the name of the weight. The
+/// order of the names is the order of everything that is done with them, so that it does not change
+/// from run to run.
+pub type Values = BTreeMap<String, Value>;
 
-    /// The same, to be changed.
-    fn weight_mut(&mut self, name: &str) -> Option<&mut ArrayD<f32>>;
-
-    /// The names of all weights that hold floats.
-    fn names(&self) -> Vec<&str>;
-}
-
-impl NamedWeights for Tensors {
-    fn weight(&self, name: &str) -> Option<&ArrayD<f32>> {
-        self.get(name)
-    }
-
-    fn weight_mut(&mut self, name: &str) -> Option<&mut ArrayD<f32>> {
-        self.get_mut(name)
-    }
-
-    fn names(&self) -> Vec<&str> {
-        self.keys().map(String::as_str).collect()
-    }
-}
-
-impl NamedWeights for HashMap<String, Tensor> {
-    fn weight(&self, name: &str) -> Option<&ArrayD<f32>> {
-        self.get(name)?.as_f32()
-    }
-
-    fn weight_mut(&mut self, name: &str) -> Option<&mut ArrayD<f32>> {
-        match self.get_mut(name)? {
-            Tensor::F32(array) => Some(array),
-            Tensor::I64(_) => None,
-        }
-    }
-
-    fn names(&self) -> Vec<&str> {
-        let floats = self.iter().filter(|(_, tensor)| tensor.as_f32().is_some());
-        let mut names: Vec<&str> = floats.map(|(name, _)| name.as_str()).collect();
-        names.sort_unstable();
-        names
-    }
-}
-
-/// The same elements under another shape of as many.
+/// Brings tensors to where the engine computes. What the engine can read where it is, is not copied.
 ///
-/// # Panics
-/// When the numbers of elements differ.
-pub(crate) fn reshaped(array: ArrayD<f32>, shape: &[usize]) -> ArrayD<f32> {
-    let array = match array.is_standard_layout() {
-        true => array,
-        false => array.as_standard_layout().into_owned(),
-    };
-    array.into_shape_with_order(IxDyn(shape)).expect("as many elements")
+/// # Errors
+/// When there is no room, or the device fails.
+pub fn to_values(engine: &dyn Engine, tensors: Tensors) -> Result<Values, EngineError> {
+    let each = tensors.into_iter();
+    each.map(|(name, array)| Ok((name, engine.to_device(Tensor::F32(array))?))).collect()
 }
 
-/// Takes the elements out of `array` under another shape, for an engine. It holds nothing until they
-/// are put back.
-pub(crate) fn take(array: &mut ArrayD<f32>, shape: &[usize]) -> Tensor {
-    Tensor::F32(reshaped(std::mem::replace(array, ArrayD::zeros(IxDyn(&[0]))), shape))
-}
-
-/// The elements in their order; they are brought into it first where they are not.
-pub(crate) fn elements(array: &mut ArrayD<f32>) -> &mut [f32] {
-    if !array.is_standard_layout() {
-        *array = array.as_standard_layout().into_owned();
-    }
-    array.as_slice_mut().expect("in order")
+/// Copies the floats among the values into arrays.
+///
+/// # Errors
+/// When the device fails.
+pub fn to_tensors(values: &Values) -> Result<Tensors, EngineError> {
+    let floats = values.iter().filter(|(_, value)| value.dtype() == "f32");
+    floats.map(|(name, value)| Ok((name.clone(), value.to_tensor()?.into_f32(name)?))).collect()
 }
 
 /// A number that an engine gets as an input of a graph, of shape `[1]`.
-pub(crate) fn number(value: f64) -> Tensor {
-    Tensor::F32(ArrayD::from_elem(IxDyn(&[1]), value as f32))
+pub(crate) fn number(value: f64) -> Value {
+    ArrayD::from_elem(IxDyn(&[1]), value as f32).into()
 }
 
 /// A tensor under the name that it has in a file.
@@ -98,6 +45,15 @@ pub(crate) fn floats(name: String, array: &ArrayD<f32>) -> Floats<'_> {
         None => Cow::Owned(array.iter().copied().collect()),
     };
     Floats { name, shape: array.shape().to_vec(), data }
+}
+
+/// A value under the name that it has in a file; copied only where the processor cannot read it.
+pub(crate) fn value_floats(name: String, value: &Value) -> Result<Floats<'_>, EngineError> {
+    let data = match value.floats() {
+        Some(floats) => Cow::Borrowed(floats),
+        None => Cow::Owned(value.to_tensor()?.into_f32(&name)?.into_raw_vec_and_offset().0),
+    };
+    Ok(Floats { name, shape: value.shape().to_vec(), data })
 }
 
 /// The shape `[leading axes, rows, columns]`: the last two axes, and all before them as one. A vector
@@ -120,16 +76,5 @@ mod tests {
         assert_eq!(matrices(&[5]), [1, 1, 5]);
         assert_eq!(matrices(&[3, 5]), [1, 3, 5]);
         assert_eq!(matrices(&[8, 4, 2, 3]), [32, 2, 3]);
-    }
-
-    #[test]
-    fn elements_keep_their_order_whatever_their_layout() {
-        let array = ArrayD::from_shape_vec(vec![2, 3], (0..6u8).map(f32::from).collect());
-        let turned = array.expect("six").reversed_axes();
-        let flat = reshaped(turned, &[6]);
-        assert_eq!(flat.as_slice().expect("in order"), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
-        let mut turned = reshaped(flat, &[3, 2]).reversed_axes();
-        assert_eq!(elements(&mut turned), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
-        assert_eq!(turned.shape(), [2, 3]);
     }
 }

@@ -1,7 +1,7 @@
 //! `pixart dataset`: what pictures for training are worth.
 
 mod report;
-mod settings;
+pub mod settings;
 
 use crate::exit::{Failure, print_line};
 use crate::progress::{Progress, Unit};

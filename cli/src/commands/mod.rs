@@ -7,3 +7,4 @@ pub mod engine;
 pub mod export;
 pub mod inspect;
 pub mod sample;
+pub mod train;

@@ -171,6 +171,11 @@ impl Checkpoint {
         Ok(Self { folder: folder.to_owned(), shards: vec![shard], tensors })
     }
 
+    /// What a folder without any weights holds.
+    pub(crate) fn without_tensors(folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() }
+    }
+
     fn from_index(
         folder: &Path,
         path: &Path,

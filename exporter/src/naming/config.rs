@@ -100,6 +100,25 @@ impl FromStr for KvSampling {
 }
 
 impl TransformerConfig {
+    /// PixArt-Σ as it was published (XL/2), for latents of this side: 28 blocks of 16 heads, 72 wide.
+    pub fn xl2(sample_size: usize) -> Self {
+        Self {
+            sample_size,
+            interpolation_scale: sample_size as f64 / 64.0,
+            num_layers: 28,
+            num_attention_heads: 16,
+            attention_head_dim: 72,
+            in_channels: 4,
+            out_channels: 8,
+            patch_size: 2,
+            caption_channels: 4096,
+            norm_eps: 1e-6,
+            use_additional_conditions: false,
+            qk_norm: false,
+            kv_compression: None,
+        }
+    }
+
     /// Width of the tokens.
     pub fn inner_dim(&self) -> usize {
         self.num_attention_heads * self.attention_head_dim

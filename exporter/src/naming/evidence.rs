@@ -49,6 +49,11 @@ pub(super) fn containing<'a>(checkpoint: &'a Checkpoint, pieces: &[&str]) -> Opt
     checkpoint.names().find(|name| pieces.iter().any(|piece| name.contains(piece)))
 }
 
+/// Whether this is a model that has no weights yet.
+pub(super) fn is_empty(checkpoint: &Checkpoint) -> bool {
+    checkpoint.names().next().is_none()
+}
+
 /// How many different `i` the names `<prefix><i>.<rest>` have.
 pub(super) fn count(checkpoint: &Checkpoint, prefix: &str) -> usize {
     let indexes: BTreeSet<&str> = checkpoint

@@ -111,7 +111,7 @@ impl TransformerConfig {
             patch_size,
             caption_channels,
             norm_eps: fields.positive("norm_eps")?.unwrap_or(1e-6),
-            use_additional_conditions: variant::size_conditions(checkpoint).is_some(),
+            use_additional_conditions: variant::has_size_conditions(&fields, checkpoint)?,
             qk_norm: variant::qk_norm(&fields, checkpoint)?,
             kv_compression: variant::kv_compression(&fields, flags, checkpoint, num_layers)?,
         })
@@ -119,6 +119,16 @@ impl TransformerConfig {
 }
 
 impl TransformerConfig {
+    /// The configuration of a model that has no weights yet: all of it is in its `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    pub fn read_file(config: &Path, flags: &VariantFlags) -> Result<Self, ConfigError> {
+        let folder = config.parent().unwrap_or(Path::new("."));
+        Self::read(&Checkpoint::without_tensors(folder), Some(config), flags)
+    }
+
     /// As [`Self::read`] with what the tensors show, where that is not all: the size is then that of
     /// the 512 model, and there is one head. Also gives back what is missing.
     ///

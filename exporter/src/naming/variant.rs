@@ -138,6 +138,18 @@ pub(super) fn size_conditions(checkpoint: &Checkpoint) -> Option<&str> {
     evidence::containing(checkpoint, &[".resolution_embedder.", ".aspect_ratio_embedder."])
 }
 
+/// Whether the size and the aspect ratio of the picture are inputs: the tensors say it, and only where
+/// there are none the file, whose default is wrong for Σ.
+pub(super) fn has_size_conditions(
+    fields: &Fields,
+    checkpoint: &Checkpoint,
+) -> Result<bool, ConfigError> {
+    match evidence::is_empty(checkpoint) {
+        true => Ok(fields.flag("use_additional_conditions")?.unwrap_or(false)),
+        false => Ok(size_conditions(checkpoint).is_some()),
+    }
+}
+
 /// Side of the training latents and scale of the position coordinates.
 ///
 /// The option wins over the file, whose early revisions are wrong for one model; neither may
@@ -232,7 +244,10 @@ pub(super) fn kv_compression(
     );
     match Convolutions::of(checkpoint) {
         Some(shown) => shown.compression(fields, sampling, factor, layers).map(Some),
-        None => without_tensors(fields, sampling, factor, layers, num_layers),
+        None => {
+            let may_be_conv = evidence::is_empty(checkpoint);
+            without_tensors(fields, sampling, factor, layers, num_layers, may_be_conv)
+        }
     }
 }
 
@@ -295,13 +310,14 @@ impl Convolutions {
     }
 }
 
-/// The modes that leave no tensors: all of it has to be said.
+/// The modes that leave no tensors, and all modes of a model that has none yet: all of it has to be said.
 fn without_tensors(
     fields: &Fields,
     sampling: Option<Given<KvSampling>>,
     factor: Option<Given<usize>>,
     layers: Option<Given<BTreeSet<usize>>>,
     num_layers: usize,
+    may_be_conv: bool,
 ) -> Result<Option<KvCompression>, ConfigError> {
     let off = factor.as_ref().is_some_and(|factor| factor.value == 1)
         || layers.as_ref().is_some_and(|layers| layers.value.is_empty());
@@ -318,7 +334,7 @@ fn without_tensors(
         ),
     };
     let sampling = sampling.ok_or_else(|| missing(SAMPLING, "ave, uniform or uniform_every"))?;
-    if sampling.value == KvSampling::Conv {
+    if sampling.value == KvSampling::Conv && !may_be_conv {
         let expected = "ave, uniform or uniform_every: the weights have no attn.sr tensors, which \
                         conv would read";
         return Err(sampling.invalid(fields, "conv".to_owned(), expected.to_owned()));
@@ -350,6 +366,7 @@ pub(super) fn qk_norm(fields: &Fields, checkpoint: &Checkpoint) -> Result<bool, 
     let tensor = evidence::containing(checkpoint, &[".attn1.q_norm.", ".attn1.k_norm."]);
     let shown = match tensor {
         Some(tensor) => (true, format!("found the tensor {tensor}")),
+        None if evidence::is_empty(checkpoint) => return Ok(fields.flag(field)?.unwrap_or(false)),
         None => (false, "found no attn1.q_norm tensor".to_owned()),
     };
     fields.agreed(field, fields.flag(field)?, Some(shown), "true or false")

@@ -217,6 +217,13 @@ pub enum EngineError {
         expected: &'static str,
     },
 
+    /// Values lie in memory that cannot be read from here.
+    #[error("values in the memory of {device} cannot be copied into the processor's")]
+    Unreadable {
+        /// Where they lie.
+        device: String,
+    },
+
     /// No folder for the user's data can be determined.
     #[error(
         "no folder for the program's data: neither PIXART_DATA_DIR nor the home folder is known; \

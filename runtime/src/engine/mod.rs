@@ -12,9 +12,11 @@ pub mod install;
 pub mod library;
 mod model_file;
 mod ort;
+mod ort_value;
 mod part;
 mod signature;
 mod tract;
+mod value;
 mod weights;
 mod wiring;
 
@@ -30,6 +32,7 @@ pub use error::EngineError;
 pub(crate) use external_data::is_plain_file_name;
 pub use part::GraphPart;
 pub(crate) use signature::{Dim, Input, Signature};
+pub use value::{Buffer, Elements, Value};
 pub use weights::{GraphWeight, GraphWeights, Layout, Override, WeightType};
 
 use self::library::Places;
@@ -78,6 +81,14 @@ pub trait Engine: Send + Sync {
         })
     }
 
+    /// The tensor where this engine's sessions read it fastest.
+    ///
+    /// # Errors
+    /// When there is no room, or the device fails.
+    fn to_device(&self, tensor: Tensor) -> Result<Value, EngineError> {
+        Ok(tensor.into())
+    }
+
     /// The same engine, but computing each graph node by node as it is written: slower, without what
     /// its optimiser might get wrong, and in less memory, because the weights stay in the file.
     ///
@@ -99,6 +110,22 @@ pub trait Session: Send {
     /// # Errors
     /// When an input is missing, unknown or of the wrong type or rank, or when the engine fails.
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError>;
+
+    /// As [`Session::run`], but the results stay where the engine has computed them, and inputs that lie
+    /// there are not copied. An engine that does not implement this goes by way of tensors.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn run_values(
+        &mut self,
+        inputs: &[(&str, &Value)],
+    ) -> Result<Vec<(String, Value)>, EngineError> {
+        let tensors = inputs.iter().map(|(name, value)| Ok((*name, value.to_tensor()?)));
+        let tensors = tensors.collect::<Result<Vec<_>, EngineError>>()?;
+        let inputs: Vec<_> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+        let results = self.run(&inputs)?.into_iter();
+        Ok(results.map(|(name, tensor)| (name, tensor.into())).collect())
+    }
 }
 
 /// Checks the bytes of a `model.onnx` as every engine's `load` does before it builds anything: that

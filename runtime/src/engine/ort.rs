@@ -24,8 +24,9 @@ use super::{
     Engine, EngineError, GraphPart, Session,
     library::Library,
     model_file::ModelFile,
-    part,
+    ort_value, part,
     signature::{Signature, describe_all},
+    value::Value,
     weights::{self, Override, WeightType},
 };
 use crate::tensor::Tensor;
@@ -186,6 +187,32 @@ impl Session for OrtSession {
         let mut results = Vec::with_capacity(outputs.len());
         for (name, value) in &outputs {
             results.push((name.to_owned(), copy_out(name, &value)?));
+        }
+        Ok(results)
+    }
+
+    fn run_values(
+        &mut self,
+        inputs: &[(&str, &Value)],
+    ) -> Result<Vec<(String, Value)>, EngineError> {
+        let values =
+            self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
+        let failed = |error: ort::Error| EngineError::Run {
+            engine: NAME,
+            model: self.model.clone(),
+            inputs: describe_all(inputs),
+            reason: error.to_string(),
+        };
+        let values = values.into_iter().map(ort_value::readable).collect::<Result<Vec<_>, _>>()?;
+        let named = self.signature.inputs.iter().zip(&values);
+        let named = named.map(|(input, value)| Ok((&*input.name, ort_value::view(value)?)));
+        let named = named.collect::<ort::Result<Vec<_>>>().map_err(failed)?;
+        let mut outputs = self.session.run(named).map_err(failed)?;
+        let mut results = Vec::with_capacity(self.signature.outputs.len());
+        for name in &self.signature.outputs {
+            if let Some(value) = outputs.remove(name) {
+                results.push((name.clone(), ort_value::held(name, value)?));
+            }
         }
         Ok(results)
     }

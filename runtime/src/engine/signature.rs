@@ -35,6 +35,25 @@ pub(crate) enum Dim {
     Any,
 }
 
+/// What has a type and a shape.
+pub(crate) trait Described {
+    /// The name of the element type, as messages spell it.
+    fn dtype(&self) -> &'static str;
+
+    /// The size of every dimension, outermost first.
+    fn shape(&self) -> &[usize];
+}
+
+impl Described for Tensor {
+    fn dtype(&self) -> &'static str {
+        self.dtype()
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape()
+    }
+}
+
 /// An input that does not fit.
 #[derive(Debug)]
 pub(crate) struct Mismatch {
@@ -63,7 +82,7 @@ impl Signature {
     }
 
     /// The given values in the graph's order.
-    pub fn sort<'a>(&self, given: &[(&str, &'a Tensor)]) -> Result<Vec<&'a Tensor>, Mismatch> {
+    pub fn sort<'a, T: Described>(&self, given: &[(&str, &'a T)]) -> Result<Vec<&'a T>, Mismatch> {
         for (index, (name, _)) in given.iter().enumerate() {
             let mismatch = |reason: String| Mismatch { input: (*name).to_owned(), reason };
             if !self.inputs.iter().any(|input| input.name == *name) {
@@ -84,7 +103,7 @@ impl Signature {
             let value = given.iter().find(|(name, _)| *name == input.name);
             let fits = match value {
                 None => Err(format!("it is missing; expected {}", input.expected())),
-                Some((_, value)) => input.fits(value, &mut symbols).map(|()| *value),
+                Some((_, value)) => input.fits(*value, &mut symbols).map(|()| *value),
             };
             let value = fits.map_err(|reason| Mismatch { input: input.name.clone(), reason })?;
             sorted.push(value);
@@ -130,7 +149,7 @@ impl Input {
 
     fn fits<'a>(
         &'a self,
-        value: &Tensor,
+        value: &impl Described,
         symbols: &mut HashMap<&'a str, (usize, &'a str)>,
     ) -> Result<(), String> {
         let found = describe(value);
@@ -167,14 +186,14 @@ impl Input {
 }
 
 /// Type and shape of a value, as messages spell them: `f32[2, 4, 16, 16]`.
-pub(super) fn describe(value: &Tensor) -> String {
+pub(super) fn describe(value: &impl Described) -> String {
     let dims: Vec<String> = value.shape().iter().map(usize::to_string).collect();
     format!("{}[{}]", value.dtype(), dims.join(", "))
 }
 
 /// All given values, for a message.
-pub(super) fn describe_all(given: &[(&str, &Tensor)]) -> String {
-    let each = given.iter().map(|(name, value)| format!("{name} {}", describe(value)));
+pub(super) fn describe_all(given: &[(&str, &impl Described)]) -> String {
+    let each = given.iter().map(|(name, value)| format!("{name} {}", describe(*value)));
     each.collect::<Vec<_>>().join(", ")
 }
 

@@ -11,7 +11,7 @@ use crate::{
     image::fit::{mask_into, picture_into, stretch},
     sampler::SamplingMethod,
     size::{Size, SizePlan},
-    vae::{Posterior, from_picture, tiles},
+    vae::{Posterior, from_picture},
 };
 
 /// Mask values from this one on are drawn anew.
@@ -211,7 +211,10 @@ impl Pipeline {
             let fitted = picture_into(&picture.image, size.requested, size.generated);
             let mut told = None;
             let tell = &mut |text: &str| told = Some(text.to_owned());
-            let posterior = Posterior::new(&self.encode(&fitted, tell)?);
+            let encoder = self.vae_encoder.as_mut().ok_or(PipelineError::NoEncoder)?;
+            let tiling = &self.options.vae_tiling;
+            let posterior =
+                Posterior::new(&encoder.moments(from_picture(&fitted), tiling, tell)?);
             if let Some(text) = &told {
                 stage.tell(Event::Info { text });
             }
@@ -228,25 +231,6 @@ impl Pipeline {
             |size: &SizePlan| different.iter().position(|d| d == size).expect("one of them");
         let latents = sizes.iter().map(|size| encoded[place(size)].clone()).collect();
         Ok(Some(Init { picture, latents }))
-    }
-
-    /// What the VAE's encoder makes of a picture, whose sides are multiples of 8: f32 [1, 8, h, w], means
-    /// and logarithms of variances. `tell` is [`tiles::run`]'s.
-    fn encode(
-        &mut self,
-        picture: &RgbImage,
-        tell: &mut dyn FnMut(&str),
-    ) -> Result<ArrayD<f32>, PipelineError> {
-        let encoder = self.vae_encoder.as_mut().ok_or(PipelineError::NoEncoder)?;
-        let channels = 2 * encoder.folder.architecture.latent_channels;
-        let (input, tiling) = (("sample", from_picture(picture)), &self.options.vae_tiling);
-        let scale = (1, CELL as usize);
-        let parameters = tiles::run(encoder, input, "latent_parameters", scale, tiling, tell)?;
-        let [height, width] =
-            [picture.height(), picture.width()].map(|side| (side / CELL) as usize);
-        encoder.check_shape(&parameters, &[1, channels, height, width])?;
-        encoder.check_finite(&parameters, None)?;
-        Ok(parameters)
     }
 }
 

@@ -5,8 +5,10 @@ use std::{
     sync::Arc,
 };
 
+use ndarray::Array3;
+
 use super::{
-    Conditioning, PromptIds, TextCache, Tokenizer,
+    Conditioning, PromptCleaning, PromptIds, TextCache, Tokenizer,
     cache::{self, Found, Key},
     encode,
 };
@@ -14,7 +16,7 @@ use crate::{
     engine::Engine,
     error::PipelineError,
     lora::{Exported, Lora, LoraMatch, LoraPlan, match_loras},
-    model_folder::{ModelError, TextEncoderArchitecture},
+    model_folder::{Component, ComponentFolder, ModelError, TextEncoderArchitecture},
     pipeline::{Cancel, Event, LazyComponent, Request, Stage, StageProgress},
 };
 
@@ -70,6 +72,40 @@ impl CaptionEncoder {
     /// Numbers a token in the embeddings; unknown without the text encoder.
     pub fn width(&self) -> Option<usize> {
         self.encoder.as_ref().map(|encoder| encoder.folder.architecture.d_model)
+    }
+
+    /// What the text encoder's manifest says, where it is there.
+    pub fn folder(&self) -> Option<&ComponentFolder<TextEncoderArchitecture>> {
+        self.encoder.as_ref().map(|encoder| &encoder.folder)
+    }
+
+    /// The token ids of one text, end of sequence included, cut to `max_length`.
+    ///
+    /// # Errors
+    /// When the text cannot be cleaned or tokenized.
+    pub fn ids(
+        &self,
+        text: &str,
+        cleaning: PromptCleaning,
+        max_length: usize,
+    ) -> Result<Vec<i64>, PipelineError> {
+        Ok(PromptIds::new(&self.tokenizer, cleaning, text, None, max_length)?.positive)
+    }
+
+    /// What the text encoder makes of rows of ids, each padded to `length` and attending to its own ids
+    /// alone: f32 [rows, length, width]. The cache is passed by.
+    ///
+    /// # Errors
+    /// When the text encoder is missing or fails, or gives what is not finite.
+    pub fn states(&mut self, rows: &[&[i64]], length: usize) -> Result<Array3<f32>, PipelineError> {
+        let Some(encoder) = &mut self.encoder else {
+            let (folder, component) = (self.folder.clone(), Component::TextEncoder);
+            return Err(ModelError::MissingFolder { folder, component }.into());
+        };
+        let shape = [rows.len(), length, encoder.folder.architecture.d_model];
+        let states = encode::embed(encoder.load()?, rows, self.tokenizer.pad_id(), length)?;
+        encoder.check_shape(&states, &shape)?;
+        Ok(states.into_dimensionality().expect("three axes were checked"))
     }
 
     /// Applies what LoRAs have for the text encoder, in this order, from the next request on, in place

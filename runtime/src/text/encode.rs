@@ -6,7 +6,7 @@ use super::PromptIds;
 use crate::{error::PipelineError, pipeline::LoadedComponent, sampler::UncondMask, tensor::Tensor};
 
 /// Captions are padded to a multiple of this many tokens, so that few different shapes occur.
-const LENGTH_MULTIPLE: usize = 8;
+pub const LENGTH_MULTIPLE: usize = 8;
 
 /// Caption embeddings and mask for one picture. With guidance the batch is 2, the unconditional half
 /// first.

@@ -12,6 +12,6 @@ mod tokenizer;
 pub use cache::TextCache;
 pub use captions::CaptionEncoder;
 pub use clean::CleanError;
-pub use encode::Conditioning;
+pub use encode::{Conditioning, LENGTH_MULTIPLE};
 pub use prompt::{PromptCleaning, PromptIds};
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -1,9 +1,65 @@
 //! From a picture to the distribution of its latents.
 
+use std::{path::Path, sync::Arc};
+
 use image::RgbImage;
 use ndarray::{Array4, ArrayD, Axis, Slice, Zip};
 
-use crate::noise::TorchGenerator;
+use super::tiles::{self, TilingOptions};
+use crate::{
+    engine::Engine,
+    error::PipelineError,
+    model_folder::{ComponentFolder, VaeEncoderArchitecture},
+    noise::TorchGenerator,
+    pipeline::LazyComponent,
+};
+
+/// The VAE's encoder, loaded when it is first needed.
+pub struct PictureEncoder(LazyComponent<VaeEncoderArchitecture>);
+
+impl PictureEncoder {
+    /// Reads the manifest of an exported VAE encoder; the weights stay on disk.
+    ///
+    /// # Errors
+    /// When the folder is missing, broken, of another version or of another component.
+    pub fn open(engine: &Arc<dyn Engine>, folder: &Path) -> Result<Self, PipelineError> {
+        Ok(Self(LazyComponent::open(engine, folder)?))
+    }
+
+    /// What the manifest says.
+    pub fn folder(&self) -> &ComponentFolder<VaeEncoderArchitecture> {
+        &self.0.folder
+    }
+
+    /// What the encoder makes of pictures, f32 [B, 3, height, width] in −1 to 1 with sides that are multiples
+    /// of 8: f32 [B, 8, height / 8, width / 8], means before logarithms of variances, unscaled. `tell` gets a
+    /// line where pictures go through it in tiles because memory is short.
+    ///
+    /// # Errors
+    /// When the encoder cannot be loaded or fails, or gives another shape or what is not finite.
+    pub fn moments(
+        &mut self,
+        pictures: ArrayD<f32>,
+        tiling: &TilingOptions,
+        tell: &mut dyn FnMut(&str),
+    ) -> Result<ArrayD<f32>, PipelineError> {
+        let encoder = &mut self.0;
+        let (count, side) = (pictures.shape()[0], encoder.folder.architecture.scale_factor);
+        let [height, width] =
+            [pictures.shape()[2], pictures.shape()[3]].map(|pixels| pixels / side);
+        let channels = 2 * encoder.folder.architecture.latent_channels;
+        let input = ("sample", pictures);
+        let moments = tiles::run(encoder, input, "latent_parameters", (1, side), tiling, tell)?;
+        encoder.check_shape(&moments, &[count, channels, height, width])?;
+        encoder.check_finite(&moments, None)?;
+        Ok(moments)
+    }
+
+    /// Frees the memory of the weights.
+    pub fn unload(&mut self) {
+        self.0.unload();
+    }
+}
 
 /// What the VAE's encoder says about a picture: a normal distribution of every latent value, before
 /// the multiplication by the VAE's scaling factor.

@@ -9,7 +9,7 @@ use std::{
 use ndarray::{ArrayD, IxDyn};
 use pixart_tests::engines;
 use pixart_trainer::{
-    Tensors,
+    Values,
     checkpoint::{Contents, Model, prune, save},
     optimizer::{AdamW, Algorithm, Optimizer},
 };
@@ -29,11 +29,11 @@ fn write() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [root, first, count, keep] = &arguments[..] else { return Err("four arguments".into()) };
     let (first, count): (u64, u64) = (first.parse()?, count.parse()?);
-    let weights = |step: u64| -> Tensors {
+    let weights = |step: u64| -> Values {
         let tensor = |name: &str, shape: &[usize]| {
-            (name.to_owned(), ArrayD::from_elem(IxDyn(shape), step as f32))
+            (name.to_owned(), ArrayD::from_elem(IxDyn(shape), step as f32).into())
         };
-        Tensors::from([tensor("a.weight", &[512, 2048]), tensor("a.bias", &[2048])])
+        Values::from([tensor("a.weight", &[512, 2048]), tensor("a.bias", &[2048])])
     };
     let algorithm = Algorithm::AdamW(AdamW::default());
     let optimizer = Optimizer::new(&*engines::tract(), algorithm, Vec::new(), &weights(0))?;

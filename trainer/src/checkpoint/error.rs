@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use pixart_exporter::write::WriteError;
+use pixart_runtime::engine::EngineError;
 
 use crate::{FileError, lora::AdapterError, optimizer::OptimizerError};
 
@@ -58,6 +59,9 @@ pub enum CheckpointError {
     /// The LoRA in it cannot be written or is another one.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// Values cannot be read from the device that holds them.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// The optimizer's state or the average in it is another one.
     #[error(transparent)]
     Optimizer(#[from] OptimizerError),

@@ -39,7 +39,7 @@ use crate::{
     files::read_floats,
     lora::Adapter,
     optimizer::Optimizer,
-    tensors::{NamedWeights, Tensors, floats},
+    tensors::{Tensors, Values, to_tensors, value_floats},
 };
 
 /// The optimizer's file.
@@ -52,8 +52,8 @@ pub enum Model<'a> {
     Whole {
         /// diffusers' `config.json`.
         config: &'a Value,
-        /// The weights.
-        weights: &'a dyn NamedWeights,
+        /// The weights; what is not floats is left out.
+        weights: &'a Values,
     },
     /// A LoRA.
     Lora(&'a Adapter),
@@ -105,13 +105,15 @@ pub fn save(root: &Path, contents: &Contents<'_>) -> Result<PathBuf, CheckpointE
         fs::create_dir(&inner).map_err(fail)?;
         match contents.model {
             Model::Whole { config, .. } => write_model(&inner, config, average.weights())?,
-            Model::Lora(adapter) => adapter.write_factors(&inner, average.weights())?,
+            Model::Lora(adapter) => {
+                adapter.write_factors(&inner, &to_tensors(average.weights())?)?;
+            }
         }
         record.average = Some(average.updates());
     }
     if let Some(optimizer) = contents.optimizer {
-        let state: Vec<Floats<'_>> =
-            optimizer.state().map(|(name, array)| floats(name, array)).collect();
+        let state = optimizer.state().map(|(name, value)| value_floats(name, value));
+        let state: Vec<Floats<'_>> = state.collect::<Result<_, _>>()?;
         write_floats(&folder.join(OPTIMIZER_FILE), &state, &[])?;
         let name = optimizer.algorithm().as_str().to_owned();
         record.optimizer = Some(OptimizerRecord { name, steps: optimizer.steps() });
@@ -127,17 +129,13 @@ pub fn save(root: &Path, contents: &Contents<'_>) -> Result<PathBuf, CheckpointE
 }
 
 /// The weights as a folder that diffusers and the exporter read.
-fn write_model(
-    folder: &Path,
-    config: &Value,
-    weights: &dyn NamedWeights,
-) -> Result<(), WriteError> {
-    let names = weights.names().into_iter();
-    let weights: Vec<Floats<'_>> =
-        names.filter_map(|name| Some(floats(name.to_owned(), weights.weight(name)?))).collect();
+fn write_model(folder: &Path, config: &Value, weights: &Values) -> Result<(), CheckpointError> {
+    let weights = weights.iter().filter(|(_, value)| value.dtype() == "f32");
+    let weights = weights.map(|(name, value)| value_floats(name.clone(), value));
+    let weights: Vec<Floats<'_>> = weights.collect::<Result<_, _>>()?;
     write_floats(&folder.join(DIFFUSERS_FILE), &weights, &[])?;
     write_text(&folder.join("config.json"), &format!("{config:#}\n"))?;
-    sync_folder(folder)
+    Ok(sync_folder(folder)?)
 }
 
 /// The size of every file, by its path in the folder.
@@ -199,6 +197,14 @@ impl Saved {
     /// What the caller has stored beside tensors.
     pub fn state(&self) -> &BTreeMap<String, Value> {
         &self.record.state
+    }
+
+    /// Whether it is one of a LoRA, or one of a whole model, as is expected.
+    ///
+    /// # Errors
+    /// When it is the other.
+    pub fn check_kind(&self, lora: bool) -> Result<(), CheckpointError> {
+        self.expect(if lora { Kind::Lora } else { Kind::Model })
     }
 
     /// The weights.

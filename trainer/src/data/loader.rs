@@ -1,14 +1,14 @@
 //! Batches of pixels and captions, made ahead of time.
 
+use super::ahead::{Ahead, OfPlan, Stopped};
 use super::picture::{PictureError, decode_picture, read_file, training_tensor};
 use super::scan::in_parallel;
 use super::{BatchPlan, Caption, CaptionOptions, Dataset, Sampler};
-use ndarray::{Array3, Array4, Axis};
+use ndarray::{Array3, Array4};
 use pixart_runtime::size::Size;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 
 /// How batches are made.
 #[derive(Clone, Copy, Debug)]
@@ -73,148 +73,146 @@ pub enum LoadError {
         problem: String,
     },
     /// The thread that makes batches is gone.
-    #[error("the loader stopped unexpectedly; this is a mistake in the program")]
-    Stopped,
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
-/// Makes batches on threads of its own, in the sampler's order.
+/// Batches of pixels, made on threads of their own in the sampler's order.
 ///
 /// A picture that has become unreadable is replaced by the next readable one of its bucket, so that batches
-/// keep their size and workers stay together; [`Loader::skipped`] has all of them.
-pub struct Loader {
-    batches: mpsc::Receiver<Result<Batch, LoadError>>,
-    skipped: BTreeMap<usize, Skipped>,
-    over: bool,
-}
+/// keep their size and workers stay together; [`Loader::skipped`](Ahead::skipped) has all of them.
+pub type Loader = Ahead<Batch, LoadError>;
 
 impl Loader {
     /// Makes the batches from where `sampler` is to the end of the epoch before `end_epoch`.
     pub fn start(
         dataset: Arc<Dataset>,
-        mut sampler: Sampler,
+        sampler: Sampler,
         end_epoch: u64,
         options: LoaderOptions,
     ) -> Self {
-        let (sender, batches) = mpsc::sync_channel(options.ahead);
-        thread::spawn(move || {
-            let mut bad = BTreeMap::new();
-            while sampler.position().epoch < end_epoch {
-                let seed = sampler.position().seed;
-                let batch = load(&dataset, sampler.next_batch(), seed, &options, &mut bad);
-                let failed = batch.is_err();
-                // Nobody waits for batches any more, or there are none.
-                if sender.send(batch).is_err() || failed {
-                    return;
-                }
-            }
-        });
-        Self { batches, skipped: BTreeMap::new(), over: false }
-    }
-
-    /// The pictures skipped so far, each once, by number.
-    pub fn skipped(&self) -> impl ExactSizeIterator<Item = &Skipped> {
-        self.skipped.values()
+        let mut bad = BTreeMap::new();
+        Self::making(sampler, end_epoch, options.ahead, move |plan| {
+            load(&dataset, plan, &options, &mut bad)
+        })
     }
 }
 
-impl Iterator for Loader {
-    type Item = Result<Batch, LoadError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.over {
-            return None;
-        }
-        let batch = match self.batches.recv() {
-            Ok(batch) => batch,
-            Err(mpsc::RecvError) => {
-                self.over = true;
-                return None;
-            }
-        };
-        match &batch {
-            Ok(batch) => {
-                let new = batch.skipped.iter().map(|skipped| (skipped.item, skipped.clone()));
-                self.skipped.extend(new);
-            }
-            Err(_) => self.over = true,
-        }
-        Some(batch)
+impl OfPlan for Batch {
+    fn skipped(&self) -> &[Skipped] {
+        &self.skipped
     }
 }
 
 /// Makes one batch. `bad` are pictures known to be unreadable.
-fn load(
+pub(super) fn load(
     dataset: &Dataset,
     mut plan: BatchPlan,
-    seed: u64,
     options: &LoaderOptions,
     bad: &mut BTreeMap<usize, String>,
 ) -> Result<Batch, LoadError> {
-    let bucket = &dataset.buckets()[plan.bucket];
-    let known = &*bad;
-    let mut loaded: Vec<Option<Tried>> = plan.items.iter().map(|_| None).collect();
-    in_parallel(
-        plan.items.len(),
-        options.workers,
-        |k| tried(dataset, plan.bucket, plan.items[k], known),
-        |k, result, _| loaded[k] = Some(result),
-    );
-    let shape = (plan.items.len(), 3, bucket.size.height as usize, bucket.size.width as usize);
-    let mut pixels = Array4::zeros(shape);
-    let mut skipped = Vec::new();
-    for (k, tried) in loaded.into_iter().enumerate() {
-        let Tried { found, unreadable } = tried.ok_or(LoadError::Stopped)?;
-        for (item, problem) in unreadable {
-            bad.insert(item, problem.clone());
-            skipped.push(Skipped { item, file: dataset.file(item), problem });
-        }
-        let Some((item, picture)) = found else {
-            let first = plan.items[k];
-            return Err(LoadError::NoneLeft {
-                size: bucket.size,
-                count: bucket.items.len(),
-                file: dataset.file(first),
-                problem: bad.get(&first).cloned().unwrap_or_default(),
-            });
-        };
-        plan.items[k] = item;
-        pixels.index_axis_mut(Axis(0), k).assign(&picture);
+    let get = |item| item_pixels(dataset, item).map_err(|error| error.to_string());
+    let (pictures, skipped) = gathered(dataset, &mut plan, options.workers, bad, get)?;
+    let size = dataset.buckets()[plan.bucket].size;
+    let mut pixels = Array4::zeros((pictures.len(), 3, size.height as usize, size.width as usize));
+    for (mut place, picture) in pixels.outer_iter_mut().zip(&pictures) {
+        place.assign(picture);
     }
-    let captions = plan.items.iter().map(|&item| {
-        dataset.items()[item].captions.choose(options.captions, seed, plan.epoch, item)
-    });
-    let captions = captions.collect();
+    let captions = chosen_captions(dataset, &plan, options.captions);
     Ok(Batch { plan, pixels, captions, skipped })
 }
 
-/// A picture, and those before it that could not be read.
-struct Tried {
-    found: Option<(usize, Array3<f32>)>,
-    unreadable: Vec<(usize, String)>,
+/// What `get` gives for the pictures of a plan, got on `workers` threads. Those it refuses are replaced by the
+/// next ones of their bucket, also in the plan, and come into `bad`.
+pub(super) fn gathered<T: Send>(
+    dataset: &Dataset,
+    plan: &mut BatchPlan,
+    workers: usize,
+    bad: &mut BTreeMap<usize, String>,
+    get: impl Fn(usize) -> Result<T, String> + Sync,
+) -> Result<(Vec<T>, Vec<Skipped>), LoadError> {
+    let bucket = &dataset.buckets()[plan.bucket];
+    let known = &*bad;
+    let mut results: Vec<Option<Tried<T>>> = plan.items.iter().map(|_| None).collect();
+    in_parallel(
+        plan.items.len(),
+        workers,
+        |k| tried(&bucket.items, plan.items[k], known, &get),
+        |k, result, _| results[k] = Some(result),
+    );
+    let (mut gathered, mut skipped) = (Vec::with_capacity(results.len()), Vec::new());
+    for (tried, place) in results.into_iter().zip(&mut plan.items) {
+        let Tried { found, refused } = tried.ok_or(Stopped)?;
+        for (item, problem) in refused {
+            bad.insert(item, problem.clone());
+            skipped.push(Skipped { item, file: dataset.file(item), problem });
+        }
+        let Some((item, got)) = found else {
+            return Err(LoadError::NoneLeft {
+                size: bucket.size,
+                count: bucket.items.len(),
+                file: dataset.file(*place),
+                problem: bad.get(place).cloned().unwrap_or_default(),
+            });
+        };
+        *place = item;
+        gathered.push(got);
+    }
+    Ok((gathered, skipped))
 }
 
-/// The picture `item`, or the next one of its bucket that can be read.
-fn tried(dataset: &Dataset, bucket: usize, item: usize, known: &BTreeMap<usize, String>) -> Tried {
-    let items = &dataset.buckets()[bucket].items;
-    let at = items.partition_point(|&other| other < item);
-    let mut unreadable = Vec::new();
-    for &candidate in items[at..].iter().chain(&items[..at]) {
+/// The captions of a plan's pictures.
+pub(super) fn chosen_captions(
+    dataset: &Dataset,
+    plan: &BatchPlan,
+    options: CaptionOptions,
+) -> Vec<Caption> {
+    let choose = |&item: &usize| {
+        dataset.items()[item].captions.choose(options, plan.after.seed, plan.epoch, item)
+    };
+    plan.items.iter().map(choose).collect()
+}
+
+/// What was got of a picture, and those before it of which nothing could be got.
+struct Tried<T> {
+    found: Option<(usize, T)>,
+    refused: Vec<(usize, String)>,
+}
+
+/// What `get` gives of the picture `item`, or of the next one of its bucket that it gives something of.
+fn tried<T>(
+    bucket: &[usize],
+    item: usize,
+    known: &BTreeMap<usize, String>,
+    get: impl Fn(usize) -> Result<T, String>,
+) -> Tried<T> {
+    let at = bucket.partition_point(|&other| other < item);
+    let mut refused = Vec::new();
+    for &candidate in bucket[at..].iter().chain(&bucket[..at]) {
         let problem = match known.get(&candidate) {
             Some(problem) => problem.clone(),
-            None => match item_pixels(dataset, candidate) {
-                Ok(pixels) => return Tried { found: Some((candidate, pixels)), unreadable },
-                Err(error) => error.to_string(),
+            None => match get(candidate) {
+                Ok(got) => return Tried { found: Some((candidate, got)), refused },
+                Err(problem) => problem,
             },
         };
-        unreadable.push((candidate, problem));
+        refused.push((candidate, problem));
     }
-    Tried { found: None, unreadable }
+    Tried { found: None, refused }
 }
 
 /// What a picture is trained on, f32 [3, height, width] in −1 to 1.
 pub(super) fn item_pixels(dataset: &Dataset, item: usize) -> Result<Array3<f32>, PictureError> {
-    let limits = dataset.limits();
-    let picture = decode_picture(&read_file(&dataset.file(item), limits)?, limits)?;
+    pixels_of(dataset, item, &read_file(&dataset.file(item), dataset.limits())?)
+}
+
+/// The same of the picture's file.
+pub(super) fn pixels_of(
+    dataset: &Dataset,
+    item: usize,
+    file: &[u8],
+) -> Result<Array3<f32>, PictureError> {
+    let picture = decode_picture(file, dataset.limits())?;
     let size = Size { width: picture.width(), height: picture.height() };
     // Another picture under the same name would not fit into the batch.
     let before = dataset.items()[item].size;

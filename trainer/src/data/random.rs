@@ -5,13 +5,13 @@
 //! depends on how many others were made before it or on which worker made them.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
-pub(super) struct Stream(u64);
+pub(crate) struct Stream(u64);
 
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Stream {
     /// The stream of `seed` with this name.
-    pub(super) fn new(seed: u64, name: &[u64]) -> Self {
+    pub(crate) fn new(seed: u64, name: &[u64]) -> Self {
         let mut state = mixed(seed.wrapping_add(STEP));
         for &part in name {
             state = mixed(state ^ mixed(part.wrapping_add(STEP)));
@@ -19,7 +19,7 @@ impl Stream {
         Self(state)
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(STEP);
         mixed(self.0)
     }
@@ -30,7 +30,7 @@ impl Stream {
     }
 
     /// Uniform below `count`, which is not 0.
-    fn below(&mut self, count: usize) -> usize {
+    pub(crate) fn below(&mut self, count: usize) -> usize {
         let count = count as u64;
         // Values past the last whole multiple of `count` would make small results likelier.
         let limit = u64::MAX - u64::MAX % count;

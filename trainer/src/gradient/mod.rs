@@ -40,6 +40,7 @@ use pixart_exporter::graph::{
 
 pub use error::GradientError;
 use error::describe;
+use parts::sum_graph;
 pub use parts::{GRADIENT, PartGraphs, PartKind, Training, part_graphs};
 use rules::Step;
 pub use transformer::{Gradients, Inputs, Pass, TrainedTransformer, TransformerError, Weights};

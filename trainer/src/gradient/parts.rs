@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use pixart_exporter::graph::{
     GraphBuilder, Value,
+    dim::Dim,
     ir::{DType, Graph, ValueInfo},
 };
 use pixart_exporter::models::transformer::parts::{Part, block, embedding, final_part};
@@ -139,6 +140,17 @@ pub fn part_graphs(
     let name = |variable: &Value| format!("{GRADIENT}{}", variable.name());
     name_outputs(&mut b, variables.iter().map(name).zip(gradients).collect())?;
     Ok(PartGraphs { forward, backward: Some(finish(b)), weights })
+}
+
+/// `sum[size]` of `a[size]` and `b[size]`.
+pub(super) fn sum_graph() -> Result<Graph, GradientError> {
+    let mut b = GraphBuilder::new("sum", Profile::Ort);
+    let shape = vec![Dim::symbol("size")];
+    let terms =
+        [b.input("a", DType::F32, shape.clone())?, b.input("b", DType::F32, shape.clone())?];
+    let sum = b.add(&terms[0], &terms[1])?;
+    b.output("sum", &sum, DType::F32, &shape)?;
+    Ok(b.finish())
 }
 
 fn start(

@@ -1,6 +1,6 @@
 //! The whole transformer out of its parts: one pass forward, one backward.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use ndarray::ArrayD;
 use pixart_exporter::graph::{
@@ -10,46 +10,49 @@ use pixart_exporter::graph::{
 };
 use pixart_exporter::naming::TransformerConfig;
 use pixart_exporter::profile::Profile;
-use pixart_runtime::engine::{Engine, EngineError};
-use pixart_runtime::tensor::Tensor;
+use pixart_runtime::engine::{Engine, EngineError, Value};
 
 use crate::session::{GraphSession, Results, SessionError};
+use crate::tensors::Values;
 
-use super::{GRADIENT, GradientError, PartKind, Training, part_graphs};
+use super::{GRADIENT, GradientError, PartKind, Training, part_graphs, sum_graph};
 
-/// Tensors under the names of the diffusers checkpoint, in its shapes. With adapters, those of the layers
+/// Values under the names of the diffusers checkpoint, in its shapes. With adapters, those of the layers
 /// are `<layer>.lora_A.weight[rank, in]` and `<layer>.lora_B.weight[out, rank]`, and `lora_scale` is a number
 /// without axes (alpha divided by rank).
-pub type Weights = HashMap<String, Tensor>;
+pub type Weights = Values;
 
-/// Gradients under the names and in the shapes of their weights. In the order of the names, so that sums
-/// over all of them come out the same every time.
-pub type Gradients = BTreeMap<String, ArrayD<f32>>;
+/// Gradients under the names and in the shapes of their weights.
+pub type Gradients = Values;
 
 /// What the transformer reads in one step, see
-/// [`build`](pixart_exporter::models::transformer::build).
+/// [`build`](pixart_exporter::models::transformer::build). Several parts read some of it: bring it to the
+/// device with [`Engine::to_device`] first.
 #[derive(Clone, Debug)]
 pub struct Inputs {
     /// Noisy latents `[batch, in_channels, height, width]`, f32.
-    pub hidden_states: Tensor,
+    pub hidden_states: Value,
     /// Text encoder states `[batch, length, caption_channels]`, f32.
-    pub encoder_hidden_states: Tensor,
+    pub encoder_hidden_states: Value,
     /// `[batch, length]`, i64: 1 keep, 0 padding.
-    pub encoder_attention_mask: Tensor,
+    pub encoder_attention_mask: Value,
     /// Training steps `[batch]`, f32, 0 to 999.
-    pub timestep: Tensor,
+    pub timestep: Value,
     /// For a model with size conditions: `resolution[batch, 2]` and `aspect_ratio[batch, 1]`, f32.
-    pub conditions: Option<[Tensor; 2]>,
+    pub conditions: Option<[Value; 2]>,
 }
 
 /// What a pass forward leaves for the pass backward: what goes from part to part.
 pub struct Pass {
     /// The prediction `[batch, out_channels, height, width]`.
     pub output: ArrayD<f32>,
-    inputs: HashMap<&'static str, Tensor>,
+    inputs: Known,
     /// The tokens before each block, and after the last one.
-    tokens: Vec<Tensor>,
+    tokens: Vec<Value>,
 }
+
+/// What the parts read beside weights, by name.
+type Known = HashMap<&'static str, Value>;
 
 /// Why a pass through the transformer fails.
 #[derive(Debug, thiserror::Error)]
@@ -101,13 +104,16 @@ pub enum TransformerError {
 }
 
 /// A transformer that can be differentiated: three or four small graphs, loaded once. The weights are
-/// given to each pass.
+/// given to each pass. Weights, gradients and what goes from part to part stay where the engine computes;
+/// only the prediction and its gradient come from there and go there.
 pub struct TrainedTransformer {
     config: TransformerConfig,
     embedding: Sessions,
     block: Option<Sessions>,
     compressed: Option<Sessions>,
     last: Sessions,
+    /// Adds two vectors.
+    sum: GraphSession,
 }
 
 /// The graphs of one part, loaded.
@@ -121,7 +127,7 @@ struct Sessions {
 /// The gradients of what the other parts read from the embedding, beside the tokens: the first from the
 /// final part, the others from every block.
 const SHARED: [&str; 3] = ["gradient.time_embedding", "gradient.modulation", "gradient.captions"];
-type Shared = [Option<Tensor>; 3];
+type Shared = [Option<Value>; 3];
 
 impl TrainedTransformer {
     /// Builds the graphs for a configuration and loads them. A pass backward gives the gradients of what
@@ -149,6 +155,11 @@ impl TrainedTransformer {
             last: load(PartKind::Final)?,
             config: config.clone(),
             embedding,
+            sum: GraphSession::load(
+                engine,
+                &sum_graph()
+                    .map_err(|source| TransformerError::Gradient { part: "sum", source })?,
+            )?,
         })
     }
 
@@ -204,7 +215,7 @@ impl TrainedTransformer {
         known.insert("tokens", tokens[self.config.num_layers].clone());
         let mut results = self.last.forward(weights, "", &known)?;
         let name = "out_hidden_states";
-        let output = take(&mut results, name)?.into_f32(name)?;
+        let output = take(&mut results, name)?.into_tensor()?.into_f32(name)?;
         known.remove("tokens");
         Ok(Pass { output, inputs: known, tokens })
     }
@@ -232,14 +243,13 @@ impl TrainedTransformer {
         let mut keep = |prefix: &str, results: Results| -> Result<(), TransformerError> {
             for (name, value) in results {
                 let name = name.strip_prefix(GRADIENT).unwrap_or(&name);
-                let array = value.into_f32(name)?;
                 // The final layer and every block have a table of that name, the prefix tells them apart.
-                found.insert(format!("{prefix}{name}"), array);
+                found.insert(format!("{prefix}{name}"), value);
             }
             Ok(())
         };
 
-        known.insert("gradient.out_hidden_states", Tensor::F32(gradient));
+        known.insert("gradient.out_hidden_states", gradient.into());
         known.extend(tokens.pop().map(|tokens| ("tokens", tokens)));
         let mut results = self.last.backward(weights, "", &known)?;
         let mut d_tokens = take(&mut results, "gradient.tokens")?;
@@ -257,11 +267,11 @@ impl TrainedTransformer {
             d_tokens = take(&mut results, "gradient.tokens")?;
             if to_embedding {
                 for (sum, name) in d_shared.iter_mut().zip(SHARED).skip(1) {
-                    let part = take(&mut results, name)?.into_f32(name)?;
-                    *sum = Some(Tensor::F32(match sum.take() {
-                        Some(sum) => sum.into_f32(name)? + &part,
+                    let part = take(&mut results, name)?;
+                    *sum = Some(match sum.take() {
+                        Some(sum) => self.added(sum, part)?,
                         None => part,
-                    }));
+                    });
                 }
             }
             keep(&prefix(layer), results)?;
@@ -272,13 +282,21 @@ impl TrainedTransformer {
             for (sum, name) in d_shared.into_iter().zip(SHARED) {
                 // Without any block nothing depends on them.
                 let like = name.strip_prefix(GRADIENT).unwrap_or(name);
-                let zeros = || Tensor::F32(ArrayD::zeros(known[like].shape()));
+                let zeros = || ArrayD::<f32>::zeros(known[like].shape()).into();
                 let sum = sum.unwrap_or_else(zeros);
                 known.insert(name, sum);
             }
             keep("", self.embedding.backward(weights, "", &known)?)?;
         }
         Ok(found)
+    }
+
+    /// The sum of two values of one shape.
+    fn added(&mut self, a: Value, b: Value) -> Result<Value, TransformerError> {
+        let (shape, size) = (a.shape().to_vec(), [a.size()]);
+        let [a, b] = [a, b].map(|value| value.reshaped(&size));
+        let mut results = self.sum.run(&[("a", &a), ("b", &b)])?;
+        Ok(take(&mut results, "sum")?.reshaped(&shape))
     }
 
     fn sessions(&mut self, layer: usize) -> &mut Sessions {
@@ -298,7 +316,7 @@ fn prefix(layer: usize) -> String {
     format!("transformer_blocks.{layer}.")
 }
 
-fn take(results: &mut Results, name: &str) -> Result<Tensor, TransformerError> {
+fn take(results: &mut Results, name: &str) -> Result<Value, TransformerError> {
     match results.iter().position(|(found, _)| found == name) {
         Some(index) => Ok(results.swap_remove(index).1),
         None => Err(TransformerError::NoResult { name: name.to_owned() }),
@@ -329,7 +347,7 @@ impl Sessions {
         &mut self,
         weights: &Weights,
         prefix: &str,
-        known: &HashMap<&'static str, Tensor>,
+        known: &Known,
     ) -> Result<Results, TransformerError> {
         run(&mut self.forward, self.part, weights, prefix, known)
     }
@@ -338,7 +356,7 @@ impl Sessions {
         &mut self,
         weights: &Weights,
         prefix: &str,
-        known: &HashMap<&'static str, Tensor>,
+        known: &Known,
     ) -> Result<Results, TransformerError> {
         match &mut self.backward {
             Some(backward) => run(backward, self.part, weights, prefix, known),
@@ -352,7 +370,7 @@ fn run(
     part: &str,
     weights: &Weights,
     prefix: &str,
-    known: &HashMap<&'static str, Tensor>,
+    known: &Known,
 ) -> Result<Results, TransformerError> {
     let find = |name: &String| {
         let prefix = if name == LORA_SCALE { "" } else { prefix };
@@ -364,7 +382,7 @@ fn run(
         })
     };
     let names = session.inputs().to_vec();
-    let inputs: Vec<(&str, &Tensor)> = names
+    let inputs: Vec<(&str, &Value)> = names
         .iter()
         .map(|name| Ok((name.as_str(), find(name)?)))
         .collect::<Result<_, TransformerError>>()?;

@@ -5,16 +5,17 @@ use pixart_runtime::engine::{Engine, Session};
 use super::{OptimizerError, graphs};
 use crate::{
     pieces, session,
-    tensors::{Tensors, elements, number},
+    tensors::{Values, number},
 };
 
 /// Takes the mean of the gradients of several batches, and leaves out what is not finite.
 pub struct Accumulator {
     mean_square: Box<dyn Session>,
     add_scaled: Box<dyn Session>,
+    scaled: Box<dyn Session>,
     batches: u32,
     added: u32,
-    sum: Tensors,
+    sum: Values,
 }
 
 /// What became of the gradients of a batch.
@@ -28,11 +29,13 @@ pub enum Accumulated {
     Complete(Mean),
 }
 
-/// The mean of the gradients of all batches.
+/// The mean of the gradients of all batches. Whoever trains on several devices exchanges it here, between
+/// [`Accumulator::add`] and the optimizer's step: [`Value::to_tensor`](pixart_runtime::engine::Value::to_tensor) takes an array out, and one made
+/// from an array goes in.
 #[derive(Debug)]
 pub struct Mean {
     /// The gradients, still without the factor [`Mean::scale`].
-    pub tensors: Tensors,
+    pub tensors: Values,
     /// What they have to be multiplied by.
     pub scale: f64,
     /// The norm of all of them as one vector, with the factor.
@@ -54,7 +57,8 @@ impl Accumulator {
         }
         let mean_square = session::load(engine, &graphs::mean_square()?)?;
         let add_scaled = session::load(engine, &graphs::add_scaled()?)?;
-        Ok(Self { mean_square, add_scaled, batches, added: 0, sum: Tensors::new() })
+        let scaled = session::load(engine, &graphs::scaled()?)?;
+        Ok(Self { mean_square, add_scaled, scaled, batches, added: 0, sum: Values::new() })
     }
 
     /// Adds the gradients of a batch, of a loss that was multiplied by `loss_scale`.
@@ -65,7 +69,7 @@ impl Accumulator {
     /// When the names or shapes differ from those of the batch before, or the engine fails.
     pub fn add(
         &mut self,
-        gradients: Tensors,
+        gradients: Values,
         loss_scale: f64,
     ) -> Result<Accumulated, OptimizerError> {
         let scale = 1.0 / loss_scale;
@@ -93,24 +97,32 @@ impl Accumulator {
         self.added
     }
 
-    fn add_to_sum(&mut self, gradients: Tensors, scale: f64) -> Result<(), OptimizerError> {
+    fn add_to_sum(&mut self, gradients: Values, scale: f64) -> Result<(), OptimizerError> {
         let scale = number(scale);
         if self.added > 0 {
             self.check(&gradients)?;
         }
+        let numbers = [("scale", &scale)];
         for (name, mut gradient) in gradients {
-            let sum = self.sum.entry(name);
-            let sum = sum.or_insert_with(|| ndarray::ArrayD::zeros(gradient.raw_dim()));
-            let mut moved = [("sum", elements(sum))];
-            let read = ("gradient", &*elements(&mut gradient));
-            let numbers = [("scale", &scale)];
-            pieces::run_in_pieces(self.add_scaled.as_mut(), &mut moved, read, &numbers)?;
+            match self.sum.get_mut(&name) {
+                Some(sum) => {
+                    let (mut moved, read) = ([("sum", sum)], Some(("gradient", &gradient)));
+                    let session = self.add_scaled.as_mut();
+                    pieces::run_by_element(session, &mut moved, read, &numbers)?;
+                }
+                None => {
+                    let mut moved = [("gradient", &mut gradient)];
+                    let session = self.scaled.as_mut();
+                    pieces::run_by_element(session, &mut moved, None, &numbers)?;
+                    self.sum.insert(name, gradient);
+                }
+            }
         }
         Ok(())
     }
 
     /// Whether the gradients are those of the same weights as before.
-    fn check(&self, gradients: &Tensors) -> Result<(), OptimizerError> {
+    fn check(&self, gradients: &Values) -> Result<(), OptimizerError> {
         let kind = "gradient";
         for (name, sum) in &self.sum {
             let (name, expected) = (name.clone(), sum.shape().to_vec());
@@ -133,15 +145,13 @@ impl Accumulator {
     }
 
     /// The norm of all gradients as one vector; not finite if one of them is not.
-    fn norm(&mut self, gradients: &Tensors, scale: f64) -> Result<f64, OptimizerError> {
+    fn norm(&mut self, gradients: &Values, scale: f64) -> Result<f64, OptimizerError> {
         let scale = number(scale);
         let mut squares = 0.0;
         for gradient in gradients.values() {
-            let gradient = gradient.as_standard_layout();
-            let values = ("gradient", gradient.as_slice().unwrap_or_default());
-            let numbers = [("scale", &scale)];
-            let mean = pieces::mean_of_pieces(self.mean_square.as_mut(), values, &numbers)?;
-            squares += gradient.len() as f64 * mean;
+            let (read, numbers) = (("gradient", gradient), [("scale", &scale)]);
+            let mean = pieces::mean_of_pieces(self.mean_square.as_mut(), read, &numbers)?;
+            squares += gradient.size() as f64 * mean;
         }
         Ok(squares.sqrt())
     }

@@ -268,6 +268,16 @@ pub(super) fn add_scaled() -> Result<Graph, GraphError> {
     Ok(g.b.finish())
 }
 
+/// `gradient · scale` of vectors.
+pub(super) fn scaled() -> Result<Graph, GraphError> {
+    let mut g = Builder::vectors("scaled");
+    let gradient = g.tensor("gradient")?;
+    let scale = g.number("scale")?;
+    let gradient = g.b.mul(&gradient, &scale)?;
+    g.output("gradient_out", &gradient)?;
+    Ok(g.b.finish())
+}
+
 /// `average − share · (average − weight)` of vectors.
 pub(crate) fn moving_average() -> Result<Graph, GraphError> {
     let mut g = Builder::vectors("moving_average");
@@ -297,6 +307,7 @@ mod tests {
             came_matrix(&came),
             mean_square(),
             add_scaled(),
+            scaled(),
             moving_average(),
         ] {
             let graph = graph.expect("wired");

@@ -1,12 +1,12 @@
 //! What an optimizer keeps of one weight, and one step of it.
 
 use ndarray::ArrayD;
-use pixart_runtime::{engine::Session, tensor::Tensor};
+use pixart_runtime::engine::{Session, Value};
 
 use super::{AdamW, Algorithm, Group, Muon, OptimizerError, Step, group};
 use crate::{
     pieces,
-    tensors::{elements, matrices, number, reshaped, take},
+    tensors::{matrices, number},
 };
 
 /// What AdamW, and CAME for a vector, keep of a weight.
@@ -18,7 +18,7 @@ const FACTORED: &[&str] =
 const MOMENTUM: &[&str] = &["momentum"];
 
 /// The inputs of a graph that are single numbers.
-pub(super) type Numbers = Vec<(&'static str, Tensor)>;
+pub(super) type Numbers = Vec<(&'static str, Value)>;
 
 /// What belongs to one weight.
 pub(super) struct Kept {
@@ -30,7 +30,7 @@ pub(super) struct Kept {
     weight_decay: f64,
     /// The kinds of the tensors of `state`.
     pub names: &'static [&'static str],
-    pub state: Vec<Tensor>,
+    pub state: Vec<Value>,
 }
 
 impl Kept {
@@ -48,7 +48,7 @@ impl Kept {
                 "columns" | "instability_columns" => shape[1] = 1,
                 _ => {}
             }
-            Tensor::F32(ArrayD::zeros(shape))
+            ArrayD::<f32>::zeros(shape).into()
         });
         let state = state.collect();
         Self { shape: shape.to_vec(), view, learning_rate, weight_decay, names, state }
@@ -84,40 +84,34 @@ impl Kept {
     }
 
     /// One step of one weight whose elements do not depend on one another.
-    pub fn step_in_pieces(
+    pub fn step_by_element(
         &mut self,
         session: &mut dyn Session,
-        weight: &mut ArrayD<f32>,
-        mut gradient: ArrayD<f32>,
+        weight: &mut Value,
+        gradient: &Value,
         numbers: &Numbers,
     ) -> Result<(), OptimizerError> {
-        let mut moved = vec![("weight", elements(weight))];
-        for (name, state) in self.names.iter().zip(&mut self.state) {
-            if let Tensor::F32(state) = state {
-                moved.push((name, elements(state)));
-            }
-        }
-        let read = ("gradient", &*elements(&mut gradient));
+        let state = self.names.iter().copied().zip(&mut self.state);
+        let mut moved: Vec<_> = [("weight", weight)].into_iter().chain(state).collect();
         let numbers: Vec<_> = numbers.iter().map(|(name, number)| (*name, number)).collect();
-        pieces::run_in_pieces(session, &mut moved, read, &numbers)
+        pieces::run_by_element(session, &mut moved, Some(("gradient", gradient)), &numbers)
     }
 
     /// One step of one weight.
     pub fn step(
         &mut self,
         session: &mut dyn Session,
-        weight: &mut ArrayD<f32>,
-        mut gradient: ArrayD<f32>,
+        weight: &mut Value,
+        gradient: Value,
         numbers: &Numbers,
     ) -> Result<(), OptimizerError> {
-        let (old, gradient) = (take(weight, &self.view), take(&mut gradient, &self.view));
+        let (old, gradient) = (weight.clone().reshaped(&self.view), gradient.reshaped(&self.view));
         let mut inputs = vec![("weight", &old), ("gradient", &gradient)];
         inputs.extend(numbers.iter().map(|(name, number)| (*name, number)));
         inputs.extend(self.names.iter().copied().zip(&self.state));
         let mut results = pieces::run(session, &inputs, 1 + self.names.len())?;
-        let state = results.split_off(1);
-        self.state = state.into_iter().map(Tensor::F32).collect();
-        *weight = reshaped(results.remove(0), &self.shape);
+        self.state = results.split_off(1);
+        *weight = results.remove(0).reshaped(&self.shape);
         Ok(())
     }
 }

@@ -1,16 +1,17 @@
 //! From gradients to changed weights: accumulation, clipping, AdamW, CAME and Muon.
 //!
 //! Every step is an ONNX graph ([`Algorithm`] says which formulas) that is computed by the engine that
-//! computes the model, one weight after the other; a few sessions serve weights of every size.
+//! computes the model, one weight after the other; a few sessions serve weights of every size. Weights,
+//! gradients and state stay where the engine computes.
 //!
 //! ```no_run
 //! use pixart_runtime::engine::Engine;
 //! use pixart_trainer::{
-//!     Tensors,
+//!     Values,
 //!     optimizer::{Accumulated, Accumulator, Algorithm, Came, Group, Optimizer, Step, clip_factor},
 //! };
 //!
-//! # fn train(engine: &dyn Engine, mut weights: Tensors, batches: Vec<Tensors>)
+//! # fn train(engine: &dyn Engine, mut weights: Values, batches: Vec<Values>)
 //! #     -> Result<(), Box<dyn std::error::Error>> {
 //! let algorithm = Algorithm::Came(Came::default());
 //! let mut optimizer = Optimizer::new(engine, algorithm, vec![Group::without_decay()], &weights)?;
@@ -37,11 +38,7 @@ mod kept;
 
 use std::collections::BTreeMap;
 
-use ndarray::ArrayD;
-use pixart_runtime::{
-    engine::{Engine, Session},
-    tensor::Tensor,
-};
+use pixart_runtime::engine::{Engine, Session, Value};
 
 pub use accumulator::{Accumulated, Accumulator, Mean, clip_factor};
 pub use algorithm::{AdamW, Algorithm, Came, Muon};
@@ -51,7 +48,7 @@ use kept::Kept;
 
 use crate::{
     session,
-    tensors::{NamedWeights, Tensors},
+    tensors::{Tensors, Values},
 };
 
 /// What a step needs beside gradients; it may differ from step to step.
@@ -91,7 +88,7 @@ impl Optimizer {
         engine: &dyn Engine,
         algorithm: Algorithm,
         groups: Vec<Group>,
-        weights: &Tensors,
+        weights: &Values,
     ) -> Result<Self, OptimizerError> {
         algorithm.check()?;
         for group in &groups {
@@ -135,23 +132,24 @@ impl Optimizer {
         self.steps
     }
 
-    /// Moves the weights by one step against the gradients, which are used up.
+    /// Moves the weights by one step against the gradients, which are used up. Other values than those of
+    /// the optimizer's weights stay as they are.
     ///
     /// # Errors
     /// When a weight or gradient is missing, has another shape, or belongs to nothing, or a number of
     /// `step` is out of its range; nothing has changed then. When the engine fails: then some weights
-    /// have moved and one is empty, so that training has to go on from a checkpoint.
+    /// have moved and others have not, so that training has to go on from a checkpoint.
     pub fn step(
         &mut self,
-        weights: &mut impl NamedWeights,
-        mut gradients: Tensors,
+        weights: &mut Values,
+        mut gradients: Values,
         step: &Step,
     ) -> Result<(), OptimizerError> {
         at_least_zero("learning rate", step.learning_rate)?;
         at_least_zero("weight decay", step.weight_decay)?;
         at_least_zero("factor on the gradients", step.gradient_scale)?;
-        self.check("weight", |name| weights.weight(name))?;
-        self.check("gradient", |name| gradients.get(name))?;
+        self.check("weight", weights)?;
+        self.check("gradient", &gradients)?;
         if let Some(name) = gradients.keys().find(|name| !self.kept.contains_key(*name)) {
             let advice = "give gradients of what is trained only";
             return Err(OptimizerError::Unknown { kind: "gradient", name: name.clone(), advice });
@@ -159,7 +157,7 @@ impl Optimizer {
         let count = self.steps + 1;
         for name in &self.order {
             let (Some(kept), Some(weight), Some(gradient)) =
-                (self.kept.get_mut(name), weights.weight_mut(name), gradients.remove(name))
+                (self.kept.get_mut(name), weights.get_mut(name), gradients.remove(name))
             else {
                 continue;
             };
@@ -173,7 +171,7 @@ impl Optimizer {
                     kept.step(matrices.as_mut(), weight, gradient, &numbers)?;
                 }
                 (Algorithm::AdamW(_) | Algorithm::Muon(_), _) => {
-                    kept.step_in_pieces(self.vectors.as_mut(), weight, gradient, &numbers)?;
+                    kept.step_by_element(self.vectors.as_mut(), weight, &gradient, &numbers)?;
                 }
                 (Algorithm::Came(_), _) => {
                     kept.step(self.vectors.as_mut(), weight, gradient, &numbers)?;
@@ -185,21 +183,16 @@ impl Optimizer {
     }
 
     /// Whether all weights have a tensor of their shape.
-    fn check<'a>(
-        &self,
-        kind: &'static str,
-        tensor: impl Fn(&str) -> Option<&'a ArrayD<f32>>,
-    ) -> Result<(), OptimizerError> {
+    fn check(&self, kind: &'static str, values: &Values) -> Result<(), OptimizerError> {
         for (name, kept) in &self.kept {
-            let name = || name.clone();
             let expected = kept.shape.clone();
-            let Some(tensor) = tensor(&name()) else {
-                return Err(OptimizerError::Missing { kind, name: name(), expected });
+            let Some(value) = values.get(name) else {
+                return Err(OptimizerError::Missing { kind, name: name.clone(), expected });
             };
-            if tensor.shape() != expected {
-                let found = tensor.shape().to_vec();
+            if value.shape() != expected {
+                let (found, name) = (value.shape().to_vec(), name.clone());
                 let advice = "it must have the shape that the weight had when training began";
-                return Err(OptimizerError::Shape { kind, name: name(), found, expected, advice });
+                return Err(OptimizerError::Shape { kind, name, found, expected, advice });
             }
         }
         Ok(())
@@ -208,12 +201,10 @@ impl Optimizer {
     /// The state, for a checkpoint: tensors named `kind/weight`, in the shapes that the graphs have
     /// them in (`[elements]`; for CAME's matrices `[all leading axes, rows, columns]`, means with 1
     /// in the place of the axis they are taken over; for Muon's `[rows, columns]`).
-    pub fn state(&self) -> impl Iterator<Item = (String, &ArrayD<f32>)> {
+    pub fn state(&self) -> impl Iterator<Item = (String, &Value)> {
         self.kept.iter().flat_map(|(name, kept)| {
-            let tensors = kept.names.iter().zip(&kept.state);
-            tensors.filter_map(move |(kind, tensor)| {
-                Some((format!("{kind}/{name}"), tensor.as_f32()?))
-            })
+            let values = kept.names.iter().zip(&kept.state);
+            values.map(move |(kind, value)| (format!("{kind}/{name}"), value))
         })
     }
 
@@ -252,7 +243,7 @@ impl Optimizer {
         for (name, kept) in &mut self.kept {
             for (kind, own) in kept.names.iter().zip(&mut kept.state) {
                 if let Some(found) = state.remove(&format!("{kind}/{name}")) {
-                    *own = Tensor::F32(found);
+                    *own = found.into();
                 }
             }
         }

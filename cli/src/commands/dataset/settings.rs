@@ -1,5 +1,6 @@
 //! The settings of training that are about its data: flags, and keys of the training configs.
 
+use crate::commands::train;
 use crate::config;
 use crate::exit::Failure;
 use clap::{ArgAction, Args};
@@ -57,73 +58,13 @@ pub struct Settings {
     #[arg(long = "prompt_cleaning", value_name = "NAME")]
     pub prompt_cleaning: Option<String>,
     /// Threads that read pictures [default: one for each core]
-    #[arg(long = "num_parallel_workers", visible_alias = "threads", value_name = "N")]
+    #[arg(long = "num_parallel_workers", value_name = "N")]
     pub num_parallel_workers: Option<usize>,
 }
 
-/// Keys of the seed's training configs that say nothing about its data.
-const OTHER_KEYS: [&str; 49] = [
-    "adamw_eps",
-    "auto_lr",
-    "came_betas",
-    "came_eps",
-    "checkpoint",
-    "ckpt_max_keep",
-    "ckpt_save_interval",
-    "class_dropout_prob",
-    "clip_grad",
-    "device_target",
-    "drop_overflow_update",
-    "dtype",
-    "ema_rate",
-    "enable_flash_attention",
-    "epochs",
-    "gradient_accumulation_steps",
-    "guidance_scale",
-    "init_loss_scale",
-    "jit_level",
-    "kv_compress",
-    "kv_compress_layer",
-    "kv_compress_sampling",
-    "kv_compress_scale_factor",
-    "log_loss_interval",
-    "loss_scale_factor",
-    "loss_scaler_type",
-    "max_grad_norm",
-    "mode",
-    "optim",
-    "output_path",
-    "real_prompt_ratio",
-    "recompute",
-    "sampling_method",
-    "sampling_steps",
-    "scale_window",
-    "scheduler",
-    "sd_scale_factor",
-    "seed",
-    "start_learning_rate",
-    "text_encoder_root",
-    "use_ema",
-    "use_parallel",
-    "vae_root",
-    "validation_negative_prompts",
-    "validation_prompts",
-    "visualize",
-    "visualize_interval",
-    "warmup_steps",
-    "weight_decay",
-];
-
-/// Lays the flags over the YAML file, if there is one.
+/// Lays the flags over the YAML file, if there is one. Other settings of training may be in it.
 pub fn merge(path: Option<&Path>, flags: &Settings) -> Result<Settings, Failure> {
-    config::merge_some(path, flags, &names(), &OTHER_KEYS)
-}
-
-/// The names of all settings.
-fn names() -> Vec<String> {
-    let settings = serde_yaml::to_value(Settings::default());
-    let keys = settings.ok().and_then(|value| value.as_mapping().cloned()).unwrap_or_default();
-    keys.into_iter().filter_map(|(key, _)| key.as_str().map(str::to_owned)).collect()
+    config::merge(path, flags, &train::settings::names())
 }
 
 impl Settings {
@@ -155,8 +96,8 @@ impl Settings {
         Ok((source, columns, image_dir.clone()))
     }
 
-    /// How pictures are looked at.
-    pub fn data(&self, quick: bool) -> Result<DataOptions, Failure> {
+    /// Side of the model's latents.
+    pub fn sample_size(&self) -> Result<usize, Failure> {
         let sample_size = self.sample_size.unwrap_or(64);
         if !(2..=2048).contains(&sample_size) || !sample_size.is_multiple_of(2) {
             return Err(Failure::request(format!(
@@ -164,6 +105,12 @@ impl Settings {
                  for the 256, 512, 1024 or 2K model"
             )));
         }
+        Ok(sample_size as usize)
+    }
+
+    /// How pictures are looked at.
+    pub fn data(&self, quick: bool) -> Result<DataOptions, Failure> {
+        let sample_size = self.sample_size()? as u32;
         let sizing = Sizing { sample_size, multi_scale: self.multi_scale.unwrap_or(false) };
         let mut options = DataOptions::new(sizing);
         options.max_ratio = self.max_ratio.unwrap_or(options.max_ratio);

@@ -1,51 +1,22 @@
-//! Settings that upstream has and that mean something else here, or nothing: its commands and configs
-//! can be used as they are, and nobody is left believing that they do what they do there.
+//! Settings that upstream's `sample.py` has and that mean something else here, or nothing.
 
 use super::settings::Settings;
 use crate::exit::Failure;
+use crate::upstream::Upstream;
 
 impl Settings {
     /// Refuses what would have to have an effect and has none; of what may be left aside, returns a
     /// line for each.
     pub fn upstream_notes(&self) -> Result<Vec<String>, Failure> {
-        let refuse = |message: String| Err(Failure::request(message));
-        if let Some(device) = self.device_target.as_deref()
-            && !device.eq_ignore_ascii_case("cpu")
-        {
-            return refuse(format!(
-                "device_target: found `{device}`, expected CPU, the only device so far; leave it out to \
-                 compute on the processor"
-            ));
-        }
-        if self.use_parallel == Some(true) {
-            return refuse(
-                "use_parallel: found true, but several devices at once are not supported yet; leave it \
-                 out to compute on one (all cores of the processor are used anyway)"
-                    .to_owned(),
-            );
-        }
-        let mut notes = Vec::new();
-        if self.enable_flash_attention == Some(false) {
-            notes.push(
-                "enable_flash_attention: false has no effect; attention never holds all its scores, and \
-                 gives the same"
-                    .to_owned(),
-            );
-        }
-        match self.mode {
-            None => {}
-            Some(mode @ 0..=1) => notes.push(format!(
-                "mode: {mode} has no effect; graphs are always compiled before they run"
-            )),
-            Some(mode) => return refuse(format!("mode: found {mode}, expected 0 or 1")),
-        }
-        match self.jit_level.as_deref() {
-            None => {}
-            Some(level @ ("O0" | "O1")) => notes
-                .push(format!("jit_level: {level} has no effect; engines always optimise graphs")),
-            Some(level) => return refuse(format!("jit_level: found `{level}`, expected O0 or O1")),
-        }
-        Ok(notes)
+        let upstream = Upstream {
+            device_target: self.device_target.as_deref(),
+            use_parallel: self.use_parallel,
+            enable_flash_attention: self.enable_flash_attention,
+            mode: self.mode,
+            jit_level: self.jit_level.as_deref(),
+        };
+        upstream
+            .notes("leave it out to compute on one (all cores of the processor are used anyway)")
     }
 }
 

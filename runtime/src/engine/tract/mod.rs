@@ -7,6 +7,7 @@ mod apart;
 mod checked;
 mod plan;
 mod replaced;
+mod value;
 mod weights;
 
 use std::{
@@ -16,7 +17,7 @@ use std::{
 
 use tract_linalg::multithread::{Executor, multithread_tract_scope};
 use tract_onnx::tract_hir::internal::{
-    DatumType, IntoTValue as _, IntoTensor as _, TValue, TractResult,
+    DatumType, IntoArcTensor as _, IntoTValue as _, IntoTensor as _, TValue, TractResult,
 };
 
 use self::{plan::Plans, replaced::Replaced, weights::build};
@@ -24,7 +25,8 @@ use super::{
     Engine, EngineError, GraphPart, Session,
     model_file::ModelFile,
     part,
-    signature::{Signature, describe_all},
+    signature::{Described, Signature, describe_all},
+    value::Value,
     weights as graph_weights,
     weights::Override,
 };
@@ -114,17 +116,23 @@ struct TractSession {
     executor: Executor,
 }
 
-impl Session for TractSession {
-    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
+impl TractSession {
+    /// Computes the outputs, in the order of the graph, from inputs that become tract's with `read`.
+    fn compute<T: Described>(
+        &mut self,
+        inputs: &[(&str, &T)],
+        read: impl Fn(&T) -> Result<TValue, EngineError>,
+    ) -> Result<Vec<TValue>, EngineError> {
         let values =
             self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
         let shapes = values.iter().map(|value| value.shape().to_vec()).collect();
+        let values = values.into_iter().map(read).collect::<Result<_, _>>()?;
         let (plans, signature) = (&mut self.plans, &self.signature);
         // Constants are folded while a plan is made, which is work for all threads as well.
         let results = multithread_tract_scope(self.executor.clone(), || {
             guarded(|| {
                 let plan = plans.get(&signature.inputs, shapes)?;
-                plan.run(values.into_iter().map(copy_in).collect())
+                plan.run(values)
             })
         });
         let results = results.map_err(|reason| EngineError::Run {
@@ -133,8 +141,27 @@ impl Session for TractSession {
             inputs: describe_all(inputs),
             reason,
         })?;
+        Ok(results.into_iter().collect())
+    }
+}
+
+impl Session for TractSession {
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
+        let results = self.compute(inputs, |tensor| Ok(copy_in(tensor)))?;
         let names = self.signature.outputs.iter();
         names.zip(results).map(|(name, value)| Ok((name.clone(), take_out(name, value)?))).collect()
+    }
+
+    fn run_values(
+        &mut self,
+        inputs: &[(&str, &Value)],
+    ) -> Result<Vec<(String, Value)>, EngineError> {
+        let results = self.compute(inputs, value::read)?;
+        let names = self.signature.outputs.iter();
+        let held = |(name, value): (&String, TValue)| {
+            Ok((name.clone(), value::held(name, value.into_arc_tensor())?))
+        };
+        names.zip(results).map(held).collect()
     }
 }
 

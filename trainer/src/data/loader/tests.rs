@@ -3,6 +3,7 @@ use crate::data::{
     BatchOptions, Captions, DataOptions, Labels, PictureLimits, Place, Position, Record, Sizing,
 };
 use image::RgbImage;
+use ndarray::Axis;
 use std::fs;
 
 /// Ten pictures of noise, six square and four wide.
@@ -136,7 +137,7 @@ fn a_loader_nobody_listens_to_stops() {
         if Arc::strong_count(&dataset) == 1 {
             return;
         }
-        thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(std::time::Duration::from_millis(10));
     }
     panic!("the thread goes on");
 }

@@ -1,0 +1,204 @@
+//! `pixart train`: pictures and captions in, weights out.
+
+mod encoder;
+mod model;
+mod options;
+mod report;
+pub mod settings;
+
+use crate::exit::{Failure, print_line};
+use crate::interrupt::on_ctrl_c;
+use crate::progress::{Progress, Unit};
+use crate::upstream::Upstream;
+use clap::Args;
+use pixart_runtime::engine::{self, EngineChoice, EngineOptions};
+use pixart_trainer::checkpoint::{self, Saved};
+use pixart_trainer::data::{Dataset, LabelError, Labels, Sampler, SamplerError};
+use pixart_trainer::lora::AdapterError;
+use pixart_trainer::optimizer::OptimizerError;
+use pixart_trainer::run::{Outcome, Run, RunError};
+use report::Reporter;
+use settings::Settings;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What is typed after `pixart train`.
+#[derive(Args)]
+pub struct TrainArgs {
+    /// YAML file with settings under the names of the flags; flags win over it
+    #[arg(short = 'c', long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Runs the command.
+pub fn run(args: TrainArgs) -> Result<(), Failure> {
+    let settings = settings::merge(args.config.as_deref(), &args.settings)?;
+    let notes = upstream_notes(&settings)?;
+    let options = options::run(&settings)?;
+    let batches = options::batches(&settings)?;
+    let saved = begin(&settings, &options.save.folder)?;
+    let threads = match settings.engine.threads {
+        Some(0) => return Err(options::wrong("threads", 0, "1 or more")),
+        threads => threads,
+    };
+    let mut reporter = Reporter::new(settings.run.log_interval()?);
+
+    let dataset = dataset(&settings)?;
+    let sampler = match &saved {
+        None => Sampler::new(&dataset, batches),
+        Some(saved) => {
+            let position = Run::position(saved).map_err(failure)?;
+            Sampler::resume(&dataset, batches, &position)
+        }
+    };
+    let sampler = sampler.map_err(|error| failure(error.into()))?;
+    let choice = settings.engine.engine.as_deref().map_or(Ok(EngineChoice::Auto), str::parse)?;
+    let opened = engine::open(choice, &EngineOptions { threads, ..EngineOptions::default() })?;
+    for note in opened.note.iter().chain(&notes) {
+        eprintln!("{note}");
+    }
+    let start = model::starting_point(&settings, saved.as_ref())?;
+    let encoder = encoder::open(&settings, &opened.engine, dataset, &start.config)?;
+    let engine = opened.engine.as_ref();
+    let run = match &saved {
+        None => Run::new(engine, start, sampler, options),
+        Some(saved) => Run::resume(engine, start, sampler, options, saved),
+    };
+    let run = run.map_err(failure)?;
+    let cancel = on_ctrl_c()?;
+    let outcome = run.go(encoder, &cancel, &mut |event| {
+        reporter.tell(&event);
+        Ok(())
+    });
+    finish(&outcome.map_err(failure)?, &opened.engine.describe())
+}
+
+/// The end: the newest checkpoint is the result.
+fn finish(outcome: &Outcome, engine: &str) -> Result<(), Failure> {
+    let Outcome { step, skipped, unreadable, unused, .. } = outcome;
+    let mut told = format!("{step} steps");
+    for (count, what) in [
+        (*skipped, "batches left out because of numbers that are not finite"),
+        (*unreadable as u64, "pictures that could not be read any more"),
+        (u64::from(*unused), "batches at the end that were too few for a step"),
+    ] {
+        if count > 0 {
+            told += &format!(", {count} {what}");
+        }
+    }
+    let saved = match &outcome.checkpoint {
+        Some(folder) => {
+            print_line(folder.display())?;
+            format!("{told}, saved in {}", folder.display())
+        }
+        None => format!("{told}, nothing to save"),
+    };
+    if outcome.interrupted {
+        return Err(Failure::Interrupted(format!("{saved}; go on with --resume")));
+    }
+    eprintln!("{told}, {engine}");
+    Ok(())
+}
+
+/// The checkpoint to go on from, if that is asked for. Checkpoints of two trainings do not get into one
+/// folder.
+fn begin(settings: &Settings, folder: &Path) -> Result<Option<Saved>, Failure> {
+    let Some(resume) = &settings.run.resume else {
+        let there = checkpoint::latest(folder)?;
+        return match there {
+            None => Ok(None),
+            Some(saved) => Err(Failure::request(format!(
+                "output_path: {} is a checkpoint of another training; go on from it with --resume, or name \
+                 another folder with --output_path",
+                saved.folder().display()
+            ))),
+        };
+    };
+    let path = if resume.as_os_str().is_empty() { folder } else { resume };
+    let saved = Saved::open(path).map_err(|error| Failure::request(format!("resume: {error}")))?;
+    saved.check_kind(settings.lora.lora_rank.is_some()).map_err(Failure::request)?;
+    eprintln!("going on from {}", saved.folder().display());
+    Ok(Some(saved))
+}
+
+/// The pictures that can be trained on; says what is left out.
+fn dataset(settings: &Settings) -> Result<std::sync::Arc<Dataset>, Failure> {
+    let (source, columns, image_dir) = settings.data.source()?;
+    let options = settings.data.data(true)?;
+    let labels = Labels::read(&source, &columns, &image_dir).map_err(|error: LabelError| {
+        match error.is_request() {
+            true => Failure::request(error),
+            false => Failure::from(error),
+        }
+    })?;
+    let entries = labels.records.len();
+    let mut bar = None;
+    let dataset = Dataset::open(labels, &image_dir, &options, &mut |done, total| {
+        bar.get_or_insert_with(|| Progress::start("look", total as u64, Unit::Count("picture")))
+            .update(done as u64, total as u64);
+    });
+    if let Some(bar) = bar {
+        bar.finish();
+    }
+    let mut reasons = BTreeMap::<&str, usize>::new();
+    for left_out in dataset.left_out() {
+        *reasons.entry(left_out.reason.kind()).or_default() += 1;
+    }
+    if !reasons.is_empty() {
+        let reasons: Vec<String> =
+            reasons.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+        eprintln!(
+            "{} of {entries} labels are not trained on ({}); `pixart dataset check` tells which",
+            dataset.left_out().len(),
+            reasons.join(", ")
+        );
+    }
+    Ok(std::sync::Arc::new(dataset))
+}
+
+/// Notes about what has no effect here.
+fn upstream_notes(settings: &Settings) -> Result<Vec<String>, Failure> {
+    let own = &settings.upstream;
+    let upstream = Upstream {
+        device_target: own.device_target.as_deref(),
+        use_parallel: own.use_parallel,
+        enable_flash_attention: own.enable_flash_attention,
+        mode: own.mode,
+        jit_level: own.jit_level.as_deref(),
+    };
+    let mut notes = upstream.notes(
+        "leave it out to train in one process (all cores of the processor are used anyway), and take \
+         gradient_accumulation_steps for the batch of several",
+    )?;
+    if own.recompute == Some(false) {
+        notes.push(
+            "recompute: false has no effect; the inside of a block is always computed again on the way back"
+                .to_owned(),
+        );
+    }
+    Ok(notes)
+}
+
+/// Whether an error of a run is about what was asked for.
+fn failure(error: RunError) -> Failure {
+    match error {
+        RunError::Export(error) => Failure::from(error),
+        RunError::Setting { .. }
+        | RunError::Unsupported { .. }
+        | RunError::Scaler(_)
+        | RunError::Optimizer(OptimizerError::Setting { .. })
+        | RunError::Adapter(
+            AdapterError::Setting { .. }
+            | AdapterError::NoTarget { .. }
+            | AdapterError::Layer { .. },
+        )
+        | RunError::Sampler(
+            SamplerError::OtherRun { .. }
+            | SamplerError::Option { .. }
+            | SamplerError::NoBatches { .. },
+        ) => Failure::request(error),
+        error => Failure::Failed(error.into()),
+    }
+}

@@ -1,0 +1,80 @@
+//! What turns pictures and captions into latents and states: a cache, or text encoder and VAE.
+
+use super::options::wrong;
+use super::settings::Settings;
+use crate::exit::Failure;
+use crate::model::{Wanted, profile_for, text_side, vae_side};
+use pixart_exporter::naming::TransformerConfig;
+use pixart_runtime::engine::Engine;
+use pixart_runtime::text::CaptionEncoder;
+use pixart_runtime::vae::PictureEncoder;
+use pixart_trainer::data::{
+    BatchEncoder, CachedEncoder, CaptionSettings, Dataset, EncodeOptions, EncodingCache,
+    LiveEncoder,
+};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The encoder of batches for a model.
+pub fn open(
+    settings: &Settings,
+    engine: &Arc<dyn Engine>,
+    dataset: Arc<Dataset>,
+    config: &TransformerConfig,
+) -> Result<Box<dyn BatchEncoder>, Failure> {
+    let options = options(settings)?;
+    if let Some(folder) = &settings.encoders.cache_dir {
+        let cache = EncodingCache::open(folder)?;
+        let description = cache.description();
+        let found = [description.text_encoder.width, description.vae.latent_channels];
+        check(&format!("cache_dir: {}", folder.display()), found, config)?;
+        return Ok(Box::new(CachedEncoder::new(cache, dataset, options)?));
+    }
+    let needed = |name: &str, given: &Option<PathBuf>| match given {
+        Some(_) => Ok(()),
+        None => Err(Failure::request(format!(
+            "{name}: nothing given; name its folder with --{name}, or with --cache_dir what `pixart train \
+             cache` has made of pictures and captions"
+        ))),
+    };
+    needed("text_encoder_root", &settings.encoders.text_encoder_root)?;
+    needed("tokenizer_root", &settings.data.tokenizer_root)?;
+    needed("vae_root", &settings.encoders.vae_root)?;
+    let (profile, wanted) = (profile_for(engine.name()), Wanted::new(None, engine.name())?);
+    let (text_encoder, tokenizer) = text_side(
+        None,
+        settings.encoders.text_encoder_root.as_deref(),
+        settings.data.tokenizer_root.as_deref(),
+        profile,
+        wanted,
+    )?;
+    let vae = vae_side(None, settings.encoders.vae_root.as_deref(), "training", profile, wanted)?;
+    let captions = CaptionEncoder::new(engine, &text_encoder, &tokenizer, None)?;
+    let pictures = PictureEncoder::open(engine, &vae)?;
+    let width = captions.width().unwrap_or(config.caption_channels);
+    let channels = pictures.folder().architecture.latent_channels;
+    check("text_encoder_root and vae_root", [width, channels], config)?;
+    let encoder = LiveEncoder::new(dataset, captions, pictures, options, None);
+    Ok(Box::new(encoder.map_err(anyhow::Error::from)?))
+}
+
+/// How batches are encoded.
+fn options(settings: &Settings) -> Result<EncodeOptions, Failure> {
+    let data = &settings.data;
+    let tokens = CaptionSettings { cleaning: data.cleaning()?, max_length: data.t5_max_length()? };
+    let usual = EncodeOptions::default();
+    let workers = data.num_parallel_workers.unwrap_or(usual.workers);
+    Ok(EncodeOptions { captions: settings.encoders.captions()?, settings: tokens, workers })
+}
+
+/// Whether numbers of a caption's token and channels of latents are those that the model takes.
+fn check(from: &str, found: [usize; 2], config: &TransformerConfig) -> Result<(), Failure> {
+    let expected = [config.caption_channels, config.in_channels];
+    if found == expected {
+        return Ok(());
+    }
+    let told = |[width, channels]: [usize; 2]| {
+        format!("captions of {width} numbers a token and latents of {channels} channels")
+    };
+    Err(wrong(from, told(found), &format!("{}, which the model takes", told(expected))))
+}

@@ -1,0 +1,281 @@
+//! What the settings ask for, checked before anything is loaded.
+
+use super::settings::{
+    EncoderSettings, LoraSettings, OptimizerSettings, PrecisionSettings, RunSettings, Settings,
+};
+use crate::exit::Failure;
+use pixart_trainer::data::{BatchOptions, CaptionOptions};
+use pixart_trainer::ema::Warmup;
+use pixart_trainer::lora::{AdapterSettings, LINEAR_TARGETS, Start};
+use pixart_trainer::loss::LossKind;
+use pixart_trainer::optimizer::{AdamW, Algorithm, Came};
+use pixart_trainer::run::{AverageOptions, Length, Policy, RunOptions, SaveOptions};
+use pixart_trainer::scaler::{Dynamic, LossScaler, Scaling};
+use pixart_trainer::schedule::AutoLr;
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Folder of the checkpoints in the folder of everything that is written.
+const CHECKPOINTS: &str = "ckpt";
+
+/// How pictures are dealt out.
+pub fn batches(settings: &Settings) -> Result<BatchOptions, Failure> {
+    let batch_size = settings.data.batch_size()?;
+    let drop_last = settings.run.drop_last.unwrap_or(false);
+    Ok(BatchOptions { drop_last, ..BatchOptions::new(batch_size, settings.run.seed()) })
+}
+
+/// The run.
+pub fn run(settings: &Settings) -> Result<RunOptions, Failure> {
+    let Settings { optimizer, precision, run, encoders, lora, .. } = settings;
+    let batch = settings.data.batch_size()? as u64;
+    let accumulation = optimizer.accumulation()?;
+    precision.check_dtype()?;
+    Ok(RunOptions {
+        seed: run.seed(),
+        length: run.length()?,
+        accumulation,
+        loss: match lora.lora_rank {
+            None => LossKind::WithVariance,
+            Some(_) => LossKind::NoiseError,
+        },
+        latent_scale: encoders.latent_scale()?,
+        algorithm: optimizer.algorithm()?,
+        learning_rate: optimizer.learning_rate(batch * u64::from(accumulation))?,
+        warmup_steps: optimizer.warmup_steps.unwrap_or(1000),
+        scheduler: parsed(optimizer.scheduler.as_deref().unwrap_or("constant"))?,
+        weight_decay: at_least_zero("weight_decay", optimizer.weight_decay.unwrap_or(0.0))?,
+        largest_norm: optimizer.largest_norm()?,
+        scaling: precision.scaling()?,
+        on_overflow: match precision.drop_overflow_update.unwrap_or(true) {
+            true => Policy::Skip,
+            false => Policy::Stop,
+        },
+        on_nan: precision.on_nan()?,
+        average: run.average()?,
+        lora: lora.adapter()?,
+        save: run.save()?,
+    })
+}
+
+impl RunSettings {
+    /// The seed.
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or(42)
+    }
+
+    /// The folder of everything that is written.
+    pub fn output(&self) -> PathBuf {
+        self.output_path.clone().unwrap_or_else(|| "output".into())
+    }
+
+    fn length(&self) -> Result<Length, Failure> {
+        match self.max_train_steps {
+            Some(steps) => Ok(Length::Steps(at_least_one("max_train_steps", steps)?)),
+            None => Ok(Length::Epochs(at_least_one("epochs", self.epochs.unwrap_or(200))?)),
+        }
+    }
+
+    fn average(&self) -> Result<Option<AverageOptions>, Failure> {
+        let decay = self.ema_rate.unwrap_or(0.9999);
+        if !(0.0..1.0).contains(&decay) {
+            return Err(wrong("ema_rate", decay, "a number from 0 to below 1"));
+        }
+        // The warm-up that diffusers has by default.
+        let average = AverageOptions { decay, warmup: Warmup::Ratio };
+        Ok(self.use_ema.unwrap_or(false).then_some(average))
+    }
+
+    fn save(&self) -> Result<SaveOptions, Failure> {
+        let every_epochs =
+            at_least_one("ckpt_save_interval", self.ckpt_save_interval.unwrap_or(1))?;
+        let every_steps = self.ckpt_save_steps.map(|steps| at_least_one("ckpt_save_steps", steps));
+        let keep = at_least_one("ckpt_max_keep", self.ckpt_max_keep.unwrap_or(3))?;
+        Ok(SaveOptions {
+            folder: self.output().join(CHECKPOINTS),
+            every_epochs: Some(every_epochs),
+            every_steps: every_steps.transpose()?,
+            keep,
+        })
+    }
+
+    /// How often a step is told of.
+    pub fn log_interval(&self) -> Result<u64, Failure> {
+        at_least_one("log_loss_interval", self.log_loss_interval.unwrap_or(1))
+    }
+}
+
+impl EncoderSettings {
+    fn latent_scale(&self) -> Result<f32, Failure> {
+        match self.sd_scale_factor.unwrap_or(0.13025) {
+            scale if scale > 0.0 && scale.is_finite() => Ok(scale),
+            found => Err(wrong("sd_scale_factor", found, "a number above 0")),
+        }
+    }
+
+    /// Which captions are taken.
+    pub fn captions(&self) -> Result<CaptionOptions, Failure> {
+        let default = CaptionOptions::default();
+        let probability = |name, value: Option<f64>, default| match value.unwrap_or(default) {
+            value if (0.0..=1.0).contains(&value) => Ok(value),
+            found => Err(wrong(name, found, "a number from 0 to 1")),
+        };
+        let (real, dropped) = (default.real_prompt_ratio, default.class_dropout_prob);
+        Ok(CaptionOptions {
+            real_prompt_ratio: probability("real_prompt_ratio", self.real_prompt_ratio, real)?,
+            class_dropout_prob: probability(
+                "class_dropout_prob",
+                self.class_dropout_prob,
+                dropped,
+            )?,
+        })
+    }
+}
+
+impl OptimizerSettings {
+    fn algorithm(&self) -> Result<Algorithm, Failure> {
+        let mut algorithm: Algorithm = parsed(self.optim.as_deref().unwrap_or("adamw"))?;
+        match &mut algorithm {
+            Algorithm::AdamW(AdamW { betas, epsilon }) => {
+                *betas = several("adamw_betas", self.adamw_betas.as_deref(), *betas)?;
+                *epsilon = self.adamw_eps.unwrap_or(*epsilon);
+            }
+            Algorithm::Came(Came { betas, epsilons, .. }) => {
+                *betas = several("came_betas", self.came_betas.as_deref(), *betas)?;
+                *epsilons = several("came_eps", self.came_eps.as_deref(), *epsilons)?;
+            }
+        }
+        algorithm.check().map_err(Failure::request)?;
+        Ok(algorithm)
+    }
+
+    fn accumulation(&self) -> Result<u32, Failure> {
+        at_least_one("gradient_accumulation_steps", self.gradient_accumulation_steps.unwrap_or(1))
+    }
+
+    /// For a step of so many pictures.
+    fn learning_rate(&self, pictures: u64) -> Result<f64, Failure> {
+        let rate = at_least_zero("start_learning_rate", self.start_learning_rate.unwrap_or(2e-5))?;
+        let rule: AutoLr = parsed(self.auto_lr.as_deref().unwrap_or_default())?;
+        Ok(rule.learning_rate(rate, pictures))
+    }
+
+    fn largest_norm(&self) -> Result<Option<f64>, Failure> {
+        let largest = self.max_grad_norm.unwrap_or(0.01);
+        if largest.is_nan() || largest <= 0.0 {
+            return Err(wrong(
+                "max_grad_norm",
+                largest,
+                "a number above 0; clip_grad false is none",
+            ));
+        }
+        Ok(self.clip_grad.unwrap_or(false).then_some(largest))
+    }
+}
+
+impl PrecisionSettings {
+    fn check_dtype(&self) -> Result<(), Failure> {
+        match self.dtype.as_deref() {
+            None | Some("fp32") => Ok(()),
+            Some(found) => {
+                Err(wrong("dtype", found, "fp32, the only precision of training so far"))
+            }
+        }
+    }
+
+    fn scaling(&self) -> Result<Scaling, Failure> {
+        let default = Dynamic::default();
+        let initial = self.init_loss_scale.unwrap_or(default.initial);
+        let scaling = match self.loss_scaler_type.as_deref() {
+            Some("static") => Scaling::Static(initial),
+            None | Some("dynamic") => Scaling::Dynamic(Dynamic {
+                initial,
+                factor: self.loss_scale_factor.unwrap_or(default.factor),
+                window: self.scale_window.unwrap_or(default.window),
+            }),
+            Some(found) => return Err(wrong("loss_scaler_type", found, "dynamic or static")),
+        };
+        LossScaler::new(scaling).map_err(Failure::request)?;
+        Ok(scaling)
+    }
+
+    fn on_nan(&self) -> Result<Policy, Failure> {
+        match self.on_nan.as_deref() {
+            None | Some("stop") => Ok(Policy::Stop),
+            Some("skip") => Ok(Policy::Skip),
+            Some(found) => Err(wrong("on_nan", found, "stop or skip")),
+        }
+    }
+}
+
+impl LoraSettings {
+    fn adapter(&self) -> Result<Option<AdapterSettings>, Failure> {
+        let Some(rank) = self.lora_rank else {
+            let others = [
+                ("lora_alpha", self.lora_alpha.is_some()),
+                ("lora_targets", !self.lora_targets.is_empty()),
+                ("lora_init", self.lora_init.is_some()),
+                ("lora_rslora", self.lora_rslora.is_some()),
+            ];
+            return match others.into_iter().find(|(_, given)| *given) {
+                None => Ok(None),
+                Some((name, _)) => Err(Failure::request(format!(
+                    "{name}: found it without lora_rank; say how large the LoRA is with --lora_rank, such as \
+                     16, or leave it out to train all weights"
+                ))),
+            };
+        };
+        let targets = match self.lora_targets.is_empty() {
+            true => LINEAR_TARGETS.map(str::to_owned).to_vec(),
+            false => self.lora_targets.clone(),
+        };
+        let start = match self.lora_init.as_deref() {
+            None | Some("uniform") => Start::KaimingUniform,
+            Some("gaussian") => Start::Gaussian,
+            Some(found) => return Err(wrong("lora_init", found, "uniform or gaussian")),
+        };
+        Ok(Some(AdapterSettings {
+            targets,
+            rank,
+            alpha: self.lora_alpha.unwrap_or(rank as f64),
+            rank_stabilised: self.lora_rslora.unwrap_or(false),
+            start,
+        }))
+    }
+}
+
+/// A request with a value that cannot be.
+pub fn wrong(setting: &str, found: impl Display, expected: &str) -> Failure {
+    Failure::request(format!("{setting}: found {found}, expected {expected}"))
+}
+
+/// A value that a library reads, whose error names the setting.
+fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, Failure> {
+    text.parse().map_err(|error| Failure::request(error))
+}
+
+fn several<const N: usize>(
+    name: &str,
+    given: Option<&[f64]>,
+    default: [f64; N],
+) -> Result<[f64; N], Failure> {
+    let Some(given) = given else { return Ok(default) };
+    let found = given.len();
+    given.try_into().map_err(|_| wrong(name, format!("{found} numbers"), &format!("{N}")))
+}
+
+fn at_least_one<T: PartialOrd + From<u8>>(name: &str, value: T) -> Result<T, Failure> {
+    match value >= T::from(1) {
+        true => Ok(value),
+        false => Err(wrong(name, 0, "1 or more")),
+    }
+}
+
+fn at_least_zero(name: &str, value: f64) -> Result<f64, Failure> {
+    // It becomes a number of 32 bits.
+    match value >= 0.0 && (value as f32).is_finite() {
+        true => Ok(value),
+        false => Err(wrong(name, value, "a finite number, at least 0")),
+    }
+}

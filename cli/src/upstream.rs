@@ -1,0 +1,57 @@
+//! Settings that upstream's commands have and that mean something else here, or nothing: its commands and
+//! configs can be used as they are, and nobody is left believing that they do what they do there.
+
+use crate::exit::Failure;
+
+/// Those that sampling and training share.
+#[derive(Clone, Copy, Default)]
+pub struct Upstream<'a> {
+    pub device_target: Option<&'a str>,
+    pub use_parallel: Option<bool>,
+    pub enable_flash_attention: Option<bool>,
+    pub mode: Option<u32>,
+    pub jit_level: Option<&'a str>,
+}
+
+impl Upstream<'_> {
+    /// Refuses what would have to have an effect and has none; of what may be left aside, returns a
+    /// line for each. `instead` says what to do about several devices.
+    pub fn notes(&self, instead: &str) -> Result<Vec<String>, Failure> {
+        let refuse = |message: String| Err(Failure::request(message));
+        if let Some(device) = self.device_target
+            && !device.eq_ignore_ascii_case("cpu")
+        {
+            return refuse(format!(
+                "device_target: found `{device}`, expected CPU, the only device so far; leave it out to \
+                 compute on the processor"
+            ));
+        }
+        if self.use_parallel == Some(true) {
+            return refuse(format!(
+                "use_parallel: found true, but several devices at once are not supported yet; {instead}"
+            ));
+        }
+        let mut notes = Vec::new();
+        if self.enable_flash_attention == Some(false) {
+            notes.push(
+                "enable_flash_attention: false has no effect; attention never holds all its scores, and \
+                 gives the same"
+                    .to_owned(),
+            );
+        }
+        match self.mode {
+            None => {}
+            Some(mode @ 0..=1) => notes.push(format!(
+                "mode: {mode} has no effect; graphs are always compiled before they run"
+            )),
+            Some(mode) => return refuse(format!("mode: found {mode}, expected 0 or 1")),
+        }
+        match self.jit_level {
+            None => {}
+            Some(level @ ("O0" | "O1")) => notes
+                .push(format!("jit_level: {level} has no effect; engines always optimise graphs")),
+            Some(level) => return refuse(format!("jit_level: found `{level}`, expected O0 or O1")),
+        }
+        Ok(notes)
+    }
+}
