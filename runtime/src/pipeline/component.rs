@@ -41,6 +41,7 @@ impl<A: Architecture> LazyComponent<A> {
             int8_mode: None,
             architecture,
             identity: String::new(),
+            origin: String::new(),
         };
         Self { folder, engine: engine.clone(), lora: None, loaded: None }
     }

@@ -103,7 +103,7 @@ impl CaptionEncoder {
             return Err(ModelError::MissingFolder { folder, component }.into());
         };
         let shape = [rows.len(), length, encoder.folder.architecture.d_model];
-        let states = encode::embed(encoder.load()?, rows, self.tokenizer.pad_id(), length)?;
+        let states = encode::embed(&mut encoder.load()?, rows, self.tokenizer.pad_id(), length)?;
         encoder.check_shape(&states, &shape)?;
         Ok(states.into_dimensionality().expect("three axes were checked"))
     }
