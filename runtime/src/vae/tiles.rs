@@ -139,7 +139,7 @@ pub(crate) fn run<A: Architecture>(
             component.load()?.run(&[(name, input.into())], output)
         }
         TilingMode::Blended => {
-            let loaded = component.load()?;
+            let mut loaded = component.load()?;
             blend::run(input, scale, options, &mut |tile| {
                 loaded.run(&[(name, tile.into())], output)
             })
