@@ -10,7 +10,7 @@ use std::{
 };
 
 use pixart_runtime::{
-    engine::{Buffer, Elements, Engine, EngineError, Override, Session, Value},
+    engine::{Buffer, Elements, Engine, EngineError, Override, Session, Value, WeightType},
     tensor::Tensor,
 };
 
@@ -32,12 +32,18 @@ impl Traffic {
 pub struct Device {
     inner: Arc<dyn Engine>,
     traffic: Arc<Traffic>,
+    kernels: bool,
 }
 
 impl Device {
     /// Computes with `inner`.
     pub fn new(inner: Arc<dyn Engine>) -> Self {
-        Self { inner, traffic: Arc::default() }
+        Self { inner, traffic: Arc::default(), kernels: false }
+    }
+
+    /// The same, but claiming to multiply matrices of every type.
+    pub fn with_kernels(self) -> Self {
+        Self { kernels: true, ..self }
     }
 
     /// What went in and came out.
@@ -109,6 +115,10 @@ impl Engine for Device {
     ) -> Result<Box<dyn Session>, EngineError> {
         let inner = self.inner.load_with(model, overrides)?;
         Ok(Box::new(DeviceSession { inner, traffic: self.traffic() }))
+    }
+
+    fn multiplies(&self, dtype: &WeightType) -> bool {
+        self.kernels || self.inner.multiplies(dtype)
     }
 
     fn to_device(&self, tensor: Tensor) -> Result<Value, EngineError> {

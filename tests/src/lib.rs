@@ -9,3 +9,4 @@ pub mod errors;
 pub mod exports;
 pub mod fixtures;
 pub mod random;
+pub mod training;

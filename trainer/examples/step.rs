@@ -1,6 +1,7 @@
 //! Time and memory of training steps of XL/2 with random weights:
-//! `step [SIDE [STEPS [RANK [BLOCKS]]]]`, the side of the pictures in pixels, the rank of LoRA adapters of all
-//! attention layers (0: all weights are trained), and the number of blocks in the place of 28.
+//! `step [SIDE [STEPS [RANK [BLOCKS [PRECISION]]]]]`, the side of the pictures in pixels, the rank of LoRA
+//! adapters of all attention layers (0: all weights are trained), the number of blocks in the place of 28,
+//! and fp32, fp16 or bf16.
 
 use std::error::Error;
 use std::time::Instant;
@@ -11,7 +12,7 @@ use pixart_runtime::engine::{EngineChoice, EngineOptions, open};
 use pixart_runtime::noise::TorchGenerator;
 use pixart_runtime::sampler::{NoiseSchedule, SchedulerConfig};
 use pixart_runtime::tensor::Tensor;
-use pixart_trainer::gradient::{Inputs, TrainedTransformer, Training, Weights};
+use pixart_trainer::gradient::{Inputs, Precision, TrainedTransformer, Training, Weights};
 use pixart_trainer::loss::{Diffusion, LossKind, Target};
 use pixart_trainer::optimizer::{
     Accumulated, Accumulator, Algorithm, Came, Optimizer, Step, clip_factor,
@@ -47,6 +48,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(_) => Training::lora(|layer| layer.starts_with("attn")),
         None => Training::full(),
     };
+    let precision = std::env::args().nth(5).map(|name| name.parse::<Precision>()).transpose()?;
+    let training = training.in_precision(precision.unwrap_or_default());
     let mut model = TrainedTransformer::load(engine.as_ref(), &config, &training)?;
     let mut accumulator = Accumulator::new(engine.as_ref(), 1)?;
     let mut optimizer: Option<Optimizer> = None;

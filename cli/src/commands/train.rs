@@ -15,6 +15,7 @@ use pixart_runtime::engine::{self, EngineChoice, EngineOptions};
 use pixart_trainer::checkpoint::{self, Saved};
 use pixart_trainer::data::{Dataset, LabelError, Labels, Sampler, SamplerError};
 use pixart_trainer::lora::AdapterError;
+use pixart_trainer::loss::LossError;
 use pixart_trainer::optimizer::OptimizerError;
 use pixart_trainer::run::{Outcome, Run, RunError};
 use report::Reporter;
@@ -178,6 +179,11 @@ fn upstream_notes(settings: &Settings) -> Result<Vec<String>, Failure> {
                 .to_owned(),
         );
     }
+    if settings.validation.visualize == Some(true) {
+        notes.push(
+            "visualize: true has no effect yet; no pictures are drawn while training".to_owned(),
+        );
+    }
     Ok(notes)
 }
 
@@ -188,6 +194,7 @@ fn failure(error: RunError) -> Failure {
         RunError::Setting { .. }
         | RunError::Unsupported { .. }
         | RunError::Scaler(_)
+        | RunError::Loss(LossError::Gamma(_))
         | RunError::Optimizer(OptimizerError::Setting { .. })
         | RunError::Adapter(
             AdapterError::Setting { .. }

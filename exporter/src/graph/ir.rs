@@ -44,7 +44,7 @@ impl DType {
     }
 
     /// The number of the type in ONNX's `TensorProto.DataType`.
-    pub(crate) fn onnx(self) -> i32 {
+    pub fn onnx(self) -> i32 {
         match self {
             Self::F32 => 1,
             Self::U8 => 2,

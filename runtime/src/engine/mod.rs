@@ -89,6 +89,12 @@ pub trait Engine: Send + Sync {
         Ok(tensor.into())
     }
 
+    /// Whether matrices of this type are multiplied by kernels of its own. Other types may still be
+    /// accepted, and converted.
+    fn multiplies(&self, dtype: &WeightType) -> bool {
+        *dtype == WeightType::F32
+    }
+
     /// The same engine, but computing each graph node by node as it is written: slower, without what
     /// its optimiser might get wrong, and in less memory, because the weights stay in the file.
     ///

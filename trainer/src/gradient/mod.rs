@@ -28,6 +28,7 @@ mod error;
 #[cfg(test)]
 mod evaluate;
 mod parts;
+mod precision;
 mod rules;
 mod transformer;
 
@@ -42,6 +43,7 @@ pub use error::GradientError;
 use error::describe;
 use parts::sum_graph;
 pub use parts::{GRADIENT, PartGraphs, PartKind, Training, part_graphs};
+pub use precision::{Arithmetic, Precision, PrecisionError, in_precision};
 use rules::Step;
 pub use transformer::{Gradients, Inputs, Pass, TrainedTransformer, TransformerError, Weights};
 

@@ -11,8 +11,9 @@ use pixart_exporter::graph::{
 use pixart_exporter::models::transformer::parts::{Part, block, embedding, final_part};
 use pixart_exporter::naming::TransformerConfig;
 use pixart_exporter::profile::Profile;
+use pixart_runtime::engine::Engine;
 
-use super::{GradientError, differentiate, name_outputs};
+use super::{Arithmetic, GradientError, Precision, differentiate, in_precision, name_outputs};
 
 /// One of the graphs that a transformer is trained with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +46,8 @@ impl PartKind {
 pub struct Training {
     trained: Targets,
     adapted: Option<Targets>,
+    precision: Precision,
+    arithmetic: Arithmetic,
 }
 
 type Targets = Arc<dyn Fn(&str) -> bool>;
@@ -58,7 +61,12 @@ impl Training {
     /// The weights for which `trained` is true. It is asked with the checkpoint's names, those of the
     /// blocks without `transformer_blocks.<index>.`, since all blocks share a graph.
     pub fn weights(trained: impl Fn(&str) -> bool + 'static) -> Self {
-        Self { trained: Arc::new(trained), adapted: None }
+        Self {
+            trained: Arc::new(trained),
+            adapted: None,
+            precision: Precision::default(),
+            arithmetic: Arithmetic::default(),
+        }
     }
 
     /// Low-rank adapters of the linear layers for which `adapted` is true, and nothing else; see
@@ -68,7 +76,31 @@ impl Training {
     pub fn lora(adapted: impl Fn(&str) -> bool + 'static) -> Self {
         let is_adapter =
             |name: &str| name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight");
-        Self { trained: Arc::new(is_adapter), adapted: Some(Arc::new(adapted)) }
+        Self { adapted: Some(Arc::new(adapted)), ..Self::weights(is_adapter) }
+    }
+
+    /// The same with the products of matrices in `precision`, forward and backward; weights and gradients
+    /// stay in 32 bits, and so does everything between the parts.
+    pub fn in_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The precision.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The same in the arithmetic that the engine has.
+    pub(super) fn on(&self, engine: &dyn Engine) -> Self {
+        let arithmetic = match engine.multiplies(&self.precision.weight_type()) {
+            true => Arithmetic::Kernels,
+            false => Arithmetic::Rounded,
+        };
+        Self { arithmetic, ..self.clone() }
+    }
+
+    fn apply(&self, graph: Graph) -> Graph {
+        in_precision(graph, self.precision, self.arithmetic)
     }
 }
 
@@ -94,7 +126,7 @@ pub struct PartGraphs {
 ///
 /// With `to_embedding`, the block and the final part also give the gradients of what they read from the
 /// embedding directly (modulation, captions, time embedding); that is only needed where something in the
-/// embedding is trained.
+/// embedding is trained. In a precision of 16 bits, products are operators of 16 bits.
 ///
 /// # Errors
 /// [`GradientError::NoRule`] for [`Profile::Portable`], whose attention in portions has no gradient;
@@ -109,7 +141,7 @@ pub fn part_graphs(
     let (mut b, part) = start(config, profile, kind, training)?;
     let outputs = part.outputs.into_iter().map(|(name, value)| (name.to_owned(), value));
     name_outputs(&mut b, outputs.collect())?;
-    let forward = finish(b);
+    let forward = training.apply(finish(b));
 
     let (mut b, part) = start(config, profile, kind, training)?;
     let names: HashSet<String> = b.weights().map(|value| value.name().to_owned()).collect();
@@ -139,7 +171,7 @@ pub fn part_graphs(
     let gradients = differentiate(&mut b, &pairs, &variables.iter().collect::<Vec<_>>())?;
     let name = |variable: &Value| format!("{GRADIENT}{}", variable.name());
     name_outputs(&mut b, variables.iter().map(name).zip(gradients).collect())?;
-    Ok(PartGraphs { forward, backward: Some(finish(b)), weights })
+    Ok(PartGraphs { forward, backward: Some(training.apply(finish(b))), weights })
 }
 
 /// `sum[size]` of `a[size]` and `b[size]`.

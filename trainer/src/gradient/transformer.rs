@@ -131,7 +131,7 @@ type Shared = [Option<Value>; 3];
 
 impl TrainedTransformer {
     /// Builds the graphs for a configuration and loads them. A pass backward gives the gradients of what
-    /// is trained.
+    /// is trained. An engine without kernels for a precision of 16 bits computes in 32 on rounded numbers.
     ///
     /// # Errors
     /// A configuration that does not fit together, no room for temporary files, or an engine that lacks
@@ -141,6 +141,7 @@ impl TrainedTransformer {
         config: &TransformerConfig,
         training: &Training,
     ) -> Result<Self, TransformerError> {
+        let training = &training.on(engine);
         let load =
             |kind, to_embedding| Sessions::load(engine, config, kind, training, to_embedding);
         let embedding = load(PartKind::Embedding, true)?;

@@ -3,6 +3,7 @@
 use std::{fmt, path::PathBuf};
 
 use pixart_exporter::ExportError;
+use pixart_runtime::engine::EngineError;
 
 use crate::{
     checkpoint::CheckpointError,
@@ -86,6 +87,9 @@ pub enum RunError {
     /// A setting of the loss scale is out of its range.
     #[error(transparent)]
     Scaler(#[from] ScalerError),
+    /// A device has no room, or fails.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// The LoRA cannot be made or read.
     #[error(transparent)]
     Adapter(#[from] AdapterError),

@@ -19,7 +19,7 @@ use crate::{
     lora::Adapter,
     loss::{Diffusion, LossKind, Target},
     optimizer::{Accumulated, Accumulator, Group, Mean, Optimizer, Step},
-    tensors::Tensors,
+    tensors::{Tensors, to_tensors, to_values},
 };
 
 /// A model that is being trained.
@@ -76,19 +76,20 @@ impl Learner {
             }
         };
         let model = TrainedTransformer::load(engine, &config, &training)?;
-        let trained = adapter.as_ref().map_or(&weights, Adapter::factors);
+        let mut weights = to_values(engine, weights)?;
+        let factors = adapter.as_ref().map(|adapter| to_values(engine, adapter.factors().clone()));
+        let factors = factors.transpose()?;
+        let trained = factors.as_ref().unwrap_or(&weights);
         let groups = vec![Group::without_decay()];
         let optimizer = Optimizer::new(engine, options.algorithm, groups, trained)?;
         let average = options.average.map(|a| Average::new(engine, a.decay, a.warmup, trained));
         let average = average.transpose()?;
-        let parameters = trained.values().map(|weight| weight.len() as u64).sum();
-        let factors = adapter.iter().flat_map(|adapter| adapter.factors().clone());
-        let scale = adapter.as_ref().map(|adapter| {
-            let scale = adapter.settings().scale() as f32;
-            (LORA_SCALE.to_owned(), ArrayD::from_elem(IxDyn(&[]), scale))
-        });
-        let all = factors.collect::<Vec<_>>().into_iter().chain(scale).chain(weights);
-        let weights = all.map(|(name, array)| (name, Tensor::F32(array))).collect();
+        let parameters = trained.values().map(|weight| weight.size() as u64).sum();
+        weights.extend(factors.into_iter().flatten());
+        if let Some(adapter) = &adapter {
+            let scale = ArrayD::from_elem(IxDyn(&[]), adapter.settings().scale() as f32);
+            weights.insert(LORA_SCALE.to_owned(), engine.to_device(Tensor::F32(scale))?);
+        }
         let accumulator = Accumulator::new(engine, options.accumulation)?;
         let kind = options.loss;
         Ok(Self {
@@ -182,8 +183,8 @@ impl Learner {
     ) -> Result<PathBuf, RunError> {
         if let Some(adapter) = &mut self.adapter {
             for (name, factor) in adapter.factors_mut() {
-                if let Some(now) = self.weights.get(name).and_then(Tensor::as_f32) {
-                    factor.assign(now);
+                if let Some(now) = self.weights.get(name) {
+                    *factor = now.to_tensor()?.into_f32(name)?;
                 }
             }
         }
@@ -204,13 +205,11 @@ impl Learner {
 
     /// Goes on where a checkpoint stood. The weights of a whole model are those it was made with: the
     /// [`StartingPoint`] is then the checkpoint's folder.
-    pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), RunError> {
+    pub(super) fn restore(&mut self, engine: &dyn Engine, saved: &Saved) -> Result<(), RunError> {
         saved.check_kind(self.adapter.is_some())?;
         if let Some(adapter) = &mut self.adapter {
             saved.restore_adapter(adapter)?;
-            for (name, factor) in adapter.factors() {
-                self.weights.insert(name.clone(), Tensor::F32(factor.clone()));
-            }
+            self.weights.extend(to_values(engine, adapter.factors().clone())?);
         }
         saved.restore_optimizer(&mut self.optimizer)?;
         if let Some(average) = &mut self.average
@@ -218,10 +217,9 @@ impl Learner {
         {
             // Begun only now: from the weights as they are.
             let trained = average.weights().keys();
-            let now = trained
-                .filter_map(|name| Some((name.clone(), self.weights.get(name)?.as_f32()?.clone())));
-            let now: Tensors = now.collect();
-            average.restore(0, now)?;
+            let now =
+                trained.filter_map(|name| Some((name.clone(), self.weights.get(name)?.clone())));
+            average.restore(0, to_tensors(&now.collect())?)?;
         }
         Ok(())
     }

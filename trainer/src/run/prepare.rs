@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use ndarray::{Array1, Array4, ArrayD, Axis};
-use pixart_runtime::tensor::Tensor;
 
 use super::{RunError, draws::Draws};
 use crate::{
@@ -73,7 +72,7 @@ impl Recipe {
         let noisy = self.diffusion.add_noise(&clean, &noise, &times)?;
         let timestep: Array1<f32> = times.iter().map(|&time| time as f32).collect();
         let inputs = Inputs {
-            hidden_states: Tensor::F32(noisy.clone()),
+            hidden_states: noisy.clone().into(),
             encoder_hidden_states: captions.into(),
             encoder_attention_mask: mask.into(),
             timestep: timestep.into(),

@@ -124,7 +124,10 @@ fn architecture(settings: &Settings, sample_size: usize) -> Result<TransformerCo
             "the config.json of a transformer in the diffusers layout, or a folder with one",
         ));
     }
-    Ok(TransformerConfig::read_file(file, &VariantFlags::default()).map_err(ExportError::Config)?)
+    let change = settings.model.change_sample_size.unwrap_or(false);
+    let flags =
+        VariantFlags { sample_size: change.then_some(sample_size), ..VariantFlags::default() };
+    Ok(TransformerConfig::read_file(file, &flags).map_err(ExportError::Config)?)
 }
 
 /// The compression of keys and values that is asked for. As upstream: without the switch, the other three
