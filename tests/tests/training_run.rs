@@ -64,6 +64,7 @@ impl World {
             length: Length::Epochs(2),
             accumulation: 1,
             loss: LossKind::WithVariance,
+            snr_gamma: None,
             latent_scale: 1.0,
             algorithm: Algorithm::AdamW(AdamW::default()),
             learning_rate: 2e-3,
