@@ -40,7 +40,11 @@ pub fn open(
     needed("text_encoder_root", &settings.encoders.text_encoder_root)?;
     needed("tokenizer_root", &settings.data.tokenizer_root)?;
     needed("vae_root", &settings.encoders.vae_root)?;
-    let (profile, wanted) = (profile_for(engine.name()), Wanted::new(None, engine.name())?);
+    // Captions are encoded in the precision that the model is computed in, as upstream.
+    let precision = settings.precision.dtype.as_deref().map(str::parse);
+    let precision =
+        precision.transpose().map_err(|error| Failure::request(format!("dtype: {error}")))?;
+    let (profile, wanted) = (profile_for(engine.name()), Wanted::new(precision, engine.name())?);
     let (text_encoder, tokenizer) = text_side(
         None,
         settings.encoders.text_encoder_root.as_deref(),
