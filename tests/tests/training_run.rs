@@ -66,6 +66,7 @@ impl World {
             accumulation: 1,
             loss: LossKind::WithVariance,
             precision: Precision::default(),
+            snr_gamma: None,
             latent_scale: 1.0,
             algorithm: Algorithm::AdamW(AdamW::default()),
             learning_rate: 2e-3,

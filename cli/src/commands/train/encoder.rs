@@ -84,7 +84,8 @@ impl Roots<'_> {
                 )));
             }
         }
-        let (profile, wanted) = (profile_for(engine.name()), Wanted::new(precision, engine.name())?);
+        let (profile, wanted) =
+            (profile_for(engine.name()), Wanted::new(precision, engine.name())?);
         let (text_encoder, tokenizer) =
             text_side(None, self.text_encoder, self.tokenizer, profile, wanted)?;
         let vae = vae_side(None, self.vae, "training", profile, wanted)?;

@@ -9,7 +9,7 @@ use pixart_trainer::ema::Warmup;
 use pixart_trainer::gradient::Precision;
 use pixart_trainer::lora::{AdapterSettings, LINEAR_TARGETS, Start};
 use pixart_trainer::loss::LossKind;
-use pixart_trainer::optimizer::{AdamW, Algorithm, Came};
+use pixart_trainer::optimizer::{AdamW, Algorithm, Came, Muon};
 use pixart_trainer::run::{AverageOptions, Length, Policy, RunOptions, SaveOptions};
 use pixart_trainer::scaler::{Dynamic, LossScaler, Scaling};
 use pixart_trainer::schedule::AutoLr;
@@ -41,6 +41,7 @@ pub fn run(settings: &Settings) -> Result<RunOptions, Failure> {
             Some(_) => LossKind::NoiseError,
         },
         precision: precision.dtype()?,
+        snr_gamma: optimizer.snr_gamma,
         latent_scale: encoders.latent_scale()?,
         algorithm: optimizer.algorithm()?,
         learning_rate: optimizer.learning_rate(batch * u64::from(accumulation))?,
@@ -137,10 +138,16 @@ impl EncoderSettings {
 impl OptimizerSettings {
     fn algorithm(&self) -> Result<Algorithm, Failure> {
         let mut algorithm: Algorithm = parsed(self.optim.as_deref().unwrap_or("adamw"))?;
+        let adamw = |AdamW { betas, epsilon }: &mut AdamW| {
+            *betas = several("adamw_betas", self.adamw_betas.as_deref(), *betas)?;
+            *epsilon = self.adamw_eps.unwrap_or(*epsilon);
+            Ok::<(), Failure>(())
+        };
         match &mut algorithm {
-            Algorithm::AdamW(AdamW { betas, epsilon }) => {
-                *betas = several("adamw_betas", self.adamw_betas.as_deref(), *betas)?;
-                *epsilon = self.adamw_eps.unwrap_or(*epsilon);
+            Algorithm::AdamW(settings) => adamw(settings)?,
+            Algorithm::Muon(Muon { momentum, rest }) => {
+                *momentum = self.muon_momentum.unwrap_or(*momentum);
+                adamw(rest)?;
             }
             Algorithm::Came(Came { betas, epsilons, .. }) => {
                 *betas = several("came_betas", self.came_betas.as_deref(), *betas)?;
