@@ -13,6 +13,7 @@ mod plan;
 mod preview;
 mod request;
 mod run;
+mod series;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use event::{Event, Stage};
 pub use init::{InitImage, Mask};
 pub use request::{NoiseSeed, PictureSize, Reference, Request, Variation};
 use run::Run;
+pub use series::Series;
 
 use crate::{
     engine::Engine,
@@ -116,10 +118,20 @@ impl Pipeline {
         paths: ModelPaths,
         options: PipelineOptions,
     ) -> Result<Self, PipelineError> {
+        let transformer = LazyComponent::open(&engine, &paths.transformer)?;
+        Self::around(transformer, engine, &paths, options)
+    }
+
+    /// The parts of a model around a transformer.
+    fn around(
+        transformer: LazyComponent<TransformerArchitecture>,
+        engine: Arc<dyn Engine>,
+        paths: &ModelPaths,
+        options: PipelineOptions,
+    ) -> Result<Self, PipelineError> {
         let (text_encoder, cache) = (&paths.text_encoder, options.text_cache.clone());
         let mut captions = CaptionEncoder::new(&engine, text_encoder, &paths.tokenizer, cache)?;
         captions.set_cancel(options.cancel.clone());
-        let transformer = LazyComponent::open(&engine, &paths.transformer)?;
         let vae_decoder = LazyComponent::open(&engine, &paths.vae_decoder)?;
         let vae_encoder = paths.vae_encoder.as_ref();
         let vae_encoder =
@@ -177,16 +189,8 @@ impl Pipeline {
 
         let init = self.encode_init(request, &sizes, progress)?;
 
-        let mut run = Run::new(request, &sizes, &captions, init.as_ref());
-        while !run.is_drawn() && !self.options.cancel.is_cancelled() {
-            let drawn = self.draw(&mut run, progress);
-            self.free(|pipeline| pipeline.transformer.unload());
-            // What is drawn is not lost, whatever became of the rest.
-            let decoded = self.decode_drawn(&mut run, progress);
-            self.free(|pipeline| pipeline.vae_decoder.unload());
-            drawn.and(decoded)?;
-        }
-        Ok(run.pictures)
+        let run = Run::new(request, &sizes, &captions, init.as_ref());
+        self.make(run, progress)
     }
 
     /// The latent side the transformer was trained at: an eighth of its own picture size.

@@ -52,11 +52,17 @@ fn losses_and_their_gradients_equal_the_upstream_formulas() {
     let mut fixture = Fixture::open("loss");
     let [clean, noise, noisy] = ["clean", "noise", "noisy"].map(|name| fixture.floats(name));
     let (prediction, times) = (fixture.floats("output"), fixture.times());
-    let diffusion = diffusion();
-    let found = diffusion.add_noise(&clean, &noise, &times).expect("fits");
+    let plain = diffusion();
+    let weighted = plain.clone().with_min_snr(5.0).expect("a limit");
+    let found = plain.add_noise(&clean, &noise, &times).expect("fits");
     assert_close("noisy latents", &found, &noisy, 1e-6);
     let target = Target { clean: &clean, noise: &noise, noisy: &noisy, times: &times };
-    for (name, kind) in [("whole", LossKind::WithVariance), ("noise_error", LossKind::NoiseError)] {
+    for (name, kind, diffusion) in [
+        ("whole", LossKind::WithVariance, &plain),
+        ("noise_error", LossKind::NoiseError, &plain),
+        ("whole_min_snr", LossKind::WithVariance, &weighted),
+        ("min_snr", LossKind::NoiseError, &weighted),
+    ] {
         let loss = diffusion.loss(kind, &prediction, &target).expect("a loss");
         let expected = fixture.floats(&format!("{name}/loss"));
         let mean = ArrayD::from_elem(vec![], loss.mean() as f32);

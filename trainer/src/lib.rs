@@ -5,6 +5,7 @@ pub mod data;
 pub mod ema;
 mod files;
 pub mod gradient;
+pub mod log;
 pub mod lora;
 pub mod loss;
 pub mod optimizer;

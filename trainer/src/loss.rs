@@ -37,7 +37,7 @@ pub struct Target<'a> {
 /// A loss and its gradient.
 #[derive(Clone, Debug)]
 pub struct Loss {
-    /// The loss of each member of the batch.
+    /// The loss of each member of the batch, as it counts.
     pub each: Vec<f64>,
     /// The gradient of their mean with respect to the prediction, in its shape.
     pub gradient: ArrayD<f32>,
@@ -72,6 +72,19 @@ pub enum LossError {
         /// The last step of the schedule.
         last: usize,
     },
+    /// A limit of the min-SNR weighting that is none.
+    #[error("snr_gamma: found {0}, expected a positive number; 5 is the usual one")]
+    Gamma(f64),
+    /// Not one importance for each picture, or one that cannot be.
+    #[error(
+        "importance of the pictures: found {found}; expected {expected} finite numbers, at least 0"
+    )]
+    Importance {
+        /// What was given.
+        found: String,
+        /// How many pictures there are.
+        expected: usize,
+    },
 }
 
 /// What the loss needs to know about the diffusion process.
@@ -93,6 +106,8 @@ struct Step {
     /// Factors of x₀ and of the noisy latents in the mean of the posterior.
     of_clean: f64,
     of_noisy: f64,
+    /// Factor on the error of the noise.
+    weight: f64,
 }
 
 impl Diffusion {
@@ -117,9 +132,28 @@ impl Diffusion {
                 log_posterior: variance.ln(),
                 of_clean: beta * before.sqrt() / rest,
                 of_noisy: (1.0 - before) * (1.0 - beta).sqrt() / rest,
+                weight: 1.0,
             }
         };
         Self { steps: (0..schedule.len()).map(step).collect() }
+    }
+
+    /// The same with the min-SNR weighting (Hang et al., 2023): the error of the noise counts
+    /// min(γ, SNR) / SNR, with SNR = ᾱ / (1 − ᾱ) at the picture's time, so that times with little noise
+    /// count less. It is about the noise: the variational bound of the variance, which has its own weights
+    /// by time, stays as it is.
+    ///
+    /// # Errors
+    /// When `gamma` is no positive number.
+    pub fn with_min_snr(mut self, gamma: f64) -> Result<Self, LossError> {
+        if !(gamma > 0.0 && gamma.is_finite()) {
+            return Err(LossError::Gamma(gamma));
+        }
+        for step in &mut self.steps {
+            let ratio = (step.signal / step.noise).powi(2);
+            step.weight = ratio.min(gamma) / ratio;
+        }
+        Ok(self)
     }
 
     /// Training steps of the schedule.
@@ -171,15 +205,35 @@ impl Diffusion {
         prediction: &ArrayD<f32>,
         target: &Target,
     ) -> Result<Loss, LossError> {
+        self.weighted_loss(kind, prediction, target, &vec![1.0; target.times.len()])
+    }
+
+    /// The same with a factor on the loss of each picture, for example those that keep a model from
+    /// forgetting what it could draw before.
+    ///
+    /// # Errors
+    /// As [`Diffusion::loss`], and when there is not one finite factor, at least 0, for each picture.
+    pub fn weighted_loss(
+        &self,
+        kind: LossKind,
+        prediction: &ArrayD<f32>,
+        target: &Target,
+        importance: &[f64],
+    ) -> Result<Loss, LossError> {
         let Target { clean, noise, noisy, times } = *target;
         check_batch(clean, times)?;
+        if importance.len() != times.len() || importance.iter().any(|k| !k.is_finite() || *k < 0.0)
+        {
+            let found = format!("{importance:?}");
+            return Err(LossError::Importance { found, expected: times.len() });
+        }
         same_shape("noise", noise, clean.shape())?;
         same_shape("noisy latents", noisy, clean.shape())?;
         let channels = check_prediction(kind, prediction, clean)?;
 
         let mut gradient = ArrayD::zeros(prediction.shape());
         let mut each = Vec::with_capacity(times.len());
-        for (index, &time) in times.iter().enumerate() {
+        for (index, (&time, &importance)) in times.iter().zip(importance).enumerate() {
             let step = self.step(time)?;
             let first = |array: &ArrayD<f32>| array.index_axis(Axis(0), index).to_owned();
             let (clean, noise, noisy) = (first(clean), first(noise), first(noisy));
@@ -187,14 +241,14 @@ impl Diffusion {
             let part = |from, to| Slice::new(from as isize, Some(to as isize), 1);
             let predicted = member.slice_axis(Axis(0), part(0, channels));
             let mut slot = gradient.index_axis_mut(Axis(0), index);
-            let share = 1.0 / (clean.len() * times.len()) as f64;
+            let share = importance / (clean.len() * times.len()) as f64;
 
             let (mut squares, mut bits) = (0.0, 0.0);
             let mut d_noise = slot.slice_axis_mut(Axis(0), part(0, channels));
             for ((d, &expected), &found) in d_noise.iter_mut().zip(&noise).zip(&predicted) {
                 let error = f64::from(found) - f64::from(expected);
-                squares += error * error;
-                *d = (2.0 * error * share) as f32;
+                squares += step.weight * error * error;
+                *d = (2.0 * step.weight * error * share) as f32;
             }
             if kind == LossKind::WithVariance {
                 let variance = member.slice_axis(Axis(0), part(channels, 2 * channels));
@@ -206,7 +260,7 @@ impl Diffusion {
                     *d = (slope * share) as f32;
                 }
             }
-            each.push((squares + bits) / clean.len() as f64);
+            each.push(importance * (squares + bits) / clean.len() as f64);
         }
         Ok(Loss { each, gradient })
     }
@@ -420,7 +474,38 @@ mod tests {
     }
 
     #[test]
+    fn the_importance_of_a_picture_is_a_factor_on_its_loss() {
+        let shape = [3, 4, 2, 2];
+        let [clean, noise] = [1, 2].map(|seed| array(seed, &shape));
+        let times = [0, 400, 900];
+        let diffusion = diffusion().with_min_snr(5.0).expect("a limit");
+        let noisy = diffusion.add_noise(&clean, &noise, &times).expect("fits");
+        let target = Target { clean: &clean, noise: &noise, noisy: &noisy, times: &times };
+        let prediction = array(3, &[3, 8, 2, 2]);
+        let loss = |importance: &[f64]| {
+            diffusion.weighted_loss(LossKind::WithVariance, &prediction, &target, importance)
+        };
+        let plain = diffusion.loss(LossKind::WithVariance, &prediction, &target).expect("a loss");
+        let weighted = loss(&[1.0, 0.0, 2.5]).expect("a loss");
+        for (index, factor) in [1.0, 0.0, 2.5].into_iter().enumerate() {
+            assert!((weighted.each[index] - factor * plain.each[index]).abs() < 1e-12);
+            let [found, expected] =
+                [&weighted, &plain].map(|loss| loss.gradient.index_axis(Axis(0), index));
+            let expected = expected.mapv(|d| d * factor as f32);
+            assert!((&found - &expected).iter().all(|d| d.abs() < 1e-6));
+        }
+        for bad in [&[1.0, 1.0][..], &[1.0, f64::NAN, 1.0], &[-1.0, 1.0, 1.0]] {
+            let error = loss(bad).expect_err("refused").to_string();
+            assert!(error.contains("expected 3 finite numbers"), "{error}");
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
+        for gamma in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let error = diffusion().with_min_snr(gamma).expect_err("no limit").to_string();
+            assert!(error.starts_with("snr_gamma: found"), "{error}");
+        }
         let diffusion = diffusion();
         let clean = array(1, &[2, 4, 2, 2]);
         let wrong = array(1, &[2, 4, 2, 3]);

@@ -17,6 +17,7 @@ use pixart_runtime::engine::{self, EngineChoice, EngineOptions, Opened};
 use pixart_trainer::checkpoint::{self, Saved};
 use pixart_trainer::data::{Dataset, LabelError, Labels, Sampler, SamplerError};
 use pixart_trainer::lora::AdapterError;
+use pixart_trainer::loss::LossError;
 use pixart_trainer::optimizer::OptimizerError;
 use pixart_trainer::run::{Outcome, Run, RunError};
 use report::Reporter;
@@ -213,6 +214,7 @@ fn failure(error: RunError) -> Failure {
         RunError::Setting { .. }
         | RunError::Unsupported { .. }
         | RunError::Scaler(_)
+        | RunError::Loss(LossError::Gamma(_))
         | RunError::Optimizer(OptimizerError::Setting { .. })
         | RunError::Adapter(
             AdapterError::Setting { .. }

@@ -1,6 +1,9 @@
 //! A component that is loaded when it is needed.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use ndarray::ArrayD;
 
@@ -17,19 +20,32 @@ pub(crate) struct LazyComponent<A> {
     pub(crate) folder: ComponentFolder<A>,
     engine: Arc<dyn Engine>,
     lora: Option<LoraPlan>,
-    loaded: Option<LoadedComponent>,
+    loaded: Option<Box<dyn Session>>,
 }
 
 /// A component ready to run.
-pub(crate) struct LoadedComponent {
+pub(crate) struct LoadedComponent<'a> {
     component: Component,
-    precision: String,
+    precision: &'a str,
     /// Whether LoRAs change its weights.
     lora: bool,
-    session: Box<dyn Session>,
+    session: &'a mut dyn Session,
 }
 
 impl<A: Architecture> LazyComponent<A> {
+    /// A component that is nowhere on disk; whoever uses it brings a session.
+    pub(crate) fn elsewhere(engine: &Arc<dyn Engine>, architecture: A) -> Self {
+        let folder = ComponentFolder {
+            model: PathBuf::new(),
+            precision: "fp32".to_owned(),
+            int8_mode: None,
+            architecture,
+            identity: String::new(),
+            origin: String::new(),
+        };
+        Self { folder, engine: engine.clone(), lora: None, loaded: None }
+    }
+
     /// Reads the manifest; the weights stay on disk.
     pub(crate) fn open(engine: &Arc<dyn Engine>, folder: &Path) -> Result<Self, ModelError> {
         let folder = ComponentFolder::open(folder)?;
@@ -37,21 +53,26 @@ impl<A: Architecture> LazyComponent<A> {
     }
 
     /// The component, loaded now if it is not yet.
-    pub(crate) fn load(&mut self) -> Result<&mut LoadedComponent, PipelineError> {
-        let loaded = match self.loaded.take() {
-            Some(loaded) => loaded,
+    pub(crate) fn load(&mut self) -> Result<LoadedComponent<'_>, PipelineError> {
+        let component = A::COMPONENT;
+        let session = match self.loaded.take() {
+            Some(session) => session,
             None => {
-                let component = A::COMPONENT;
                 let overrides = self.lora.as_ref().map_or(Ok(Vec::new()), LoraPlan::merge)?;
-                let session = self
-                    .engine
+                self.engine
                     .load_with(&self.folder.model, overrides)
-                    .map_err(|source| PipelineError::Engine { component, source })?;
-                let precision = self.folder.precision.clone();
-                LoadedComponent { component, precision, lora: self.lora.is_some(), session }
+                    .map_err(|source| PipelineError::Engine { component, source })?
             }
         };
-        Ok(self.loaded.insert(loaded))
+        let session = self.loaded.insert(session).as_mut();
+        let (precision, lora) = (self.folder.precision.as_str(), self.lora.is_some());
+        Ok(LoadedComponent { component, precision, lora, session })
+    }
+
+    /// The component with a session that is somebody else's.
+    pub(crate) fn with<'a>(&'a self, session: &'a mut dyn Session) -> LoadedComponent<'a> {
+        let (precision, lora) = (self.folder.precision.as_str(), self.lora.is_some());
+        LoadedComponent { component: A::COMPONENT, precision, lora, session }
     }
 
     /// Changes the weights from the next load on; what is loaded goes.
@@ -102,7 +123,7 @@ impl<A: Architecture> LazyComponent<A> {
     }
 }
 
-impl LoadedComponent {
+impl LoadedComponent<'_> {
     /// Runs the component and takes the output of this name.
     pub(crate) fn run(
         &mut self,
@@ -141,7 +162,7 @@ impl LoadedComponent {
         values: &ArrayD<f32>,
         step: Option<(usize, usize)>,
     ) -> Result<(), PipelineError> {
-        check_finite(self.component, &self.precision, self.lora, values, step)
+        check_finite(self.component, self.precision, self.lora, values, step)
     }
 }
 

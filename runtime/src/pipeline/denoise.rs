@@ -77,7 +77,7 @@ impl Pipeline {
     pub(super) fn denoise(
         &mut self,
         batch: Range<usize>,
-        run: &Run<'_>,
+        run: &mut Run<'_>,
         stage: &mut StageProgress<'_>,
     ) -> Result<Option<Vec<ArrayD<f32>>>, PipelineError> {
         let (request, cancel) = (run.request, self.options.cancel.clone());
@@ -90,7 +90,10 @@ impl Pipeline {
             use_additional_conditions: conditions,
             ..
         } = self.transformer.folder.architecture;
-        let transformer = self.transformer.load()?;
+        let mut transformer = match run.transformer.as_deref_mut() {
+            Some(session) => self.transformer.with(session),
+            None => self.transformer.load()?,
+        };
 
         let captions: Vec<_> = drawings.iter().map(|drawing| drawing.caption).collect();
         let (pictures, timesteps) = (drawings.len(), drawings[0].solver.timesteps().to_vec());

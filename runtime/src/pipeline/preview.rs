@@ -41,7 +41,7 @@ impl Pipeline {
 
     fn fit_preview(&mut self, channels: usize) -> Result<LatentPreview, PipelineError> {
         let factor = self.scaling_factor();
-        let decoder = self.vae_decoder.load()?;
+        let mut decoder = self.vae_decoder.load()?;
         let mut pairs = Vec::new();
         for signs in designs(channels) {
             let latents =

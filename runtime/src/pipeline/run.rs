@@ -5,7 +5,7 @@ use std::{mem, ops::Range, time::Instant};
 use ndarray::ArrayD;
 
 use super::{Event, Picture, Pipeline, Request, Stage, StageProgress, init::Init};
-use crate::{error::PipelineError, size::SizePlan, text::Conditioning};
+use crate::{engine::Session, error::PipelineError, size::SizePlan, text::Conditioning};
 
 /// One request under way. Pictures are drawn and decoded in the order of their prompts.
 pub(super) struct Run<'a> {
@@ -14,6 +14,8 @@ pub(super) struct Run<'a> {
     pub(super) captions: &'a [Conditioning],
     /// The picture to begin from, if there is one.
     pub(super) init: Option<&'a Init>,
+    /// Draws in the place of the pipeline's own transformer.
+    pub(super) transformer: Option<&'a mut dyn Session>,
     /// Latents that wait for the VAE; those of the first pictures are gone already.
     waiting: Vec<ArrayD<f32>>,
     pub(super) pictures: Vec<Picture>,
@@ -30,7 +32,17 @@ impl<'a> Run<'a> {
         init: Option<&'a Init>,
     ) -> Self {
         let (waiting, pictures) = (Vec::new(), Vec::new());
-        Self { request, sizes, captions, init, waiting, pictures, told_of_tiles: false }
+        let transformer = None;
+        Self {
+            request,
+            sizes,
+            captions,
+            init,
+            transformer,
+            waiting,
+            pictures,
+            told_of_tiles: false,
+        }
     }
 
     /// How many pictures are drawn, decoded or not.
@@ -54,8 +66,25 @@ impl<'a> Run<'a> {
 }
 
 impl Pipeline {
+    /// Draws and decodes all pictures; cancelled, those that were drawn by then.
+    pub(super) fn make(
+        &mut self,
+        mut run: Run<'_>,
+        progress: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Vec<Picture>, PipelineError> {
+        while !run.is_drawn() && !self.options.cancel.is_cancelled() {
+            let drawn = self.draw(&mut run, progress);
+            self.free(|pipeline| pipeline.transformer.unload());
+            // What is drawn is not lost, whatever became of the rest.
+            let decoded = self.decode_drawn(&mut run, progress);
+            self.free(|pipeline| pipeline.vae_decoder.unload());
+            drawn.and(decoded)?;
+        }
+        Ok(run.pictures)
+    }
+
     /// Draws pictures until all are drawn, it is time to decode, or cancellation is asked for.
-    pub(super) fn draw(
+    fn draw(
         &mut self,
         run: &mut Run<'_>,
         progress: &mut dyn FnMut(Event<'_>),
@@ -83,7 +112,7 @@ impl Pipeline {
     }
 
     /// Makes pictures of all that is drawn.
-    pub(super) fn decode_drawn(
+    fn decode_drawn(
         &mut self,
         run: &mut Run<'_>,
         progress: &mut dyn FnMut(Event<'_>),

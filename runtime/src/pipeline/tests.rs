@@ -1,6 +1,7 @@
 //! The pipeline on an engine that computes next to nothing.
 
 mod init;
+mod series;
 
 use std::{
     path::Path,

@@ -103,7 +103,7 @@ impl CaptionEncoder {
             return Err(ModelError::MissingFolder { folder, component }.into());
         };
         let shape = [rows.len(), length, encoder.folder.architecture.d_model];
-        let states = encode::embed(encoder.load()?, rows, self.tokenizer.pad_id(), length)?;
+        let states = encode::embed(&mut encoder.load()?, rows, self.tokenizer.pad_id(), length)?;
         encoder.check_shape(&states, &shape)?;
         Ok(states.into_dimensionality().expect("three axes were checked"))
     }
@@ -213,7 +213,7 @@ impl CaptionEncoder {
                 Found::Nothing => {}
             }
         }
-        let embeddings = encode::embed(encoder.load()?, &rows, pad, length)?;
+        let embeddings = encode::embed(&mut encoder.load()?, &rows, pad, length)?;
         if let Some(problem) =
             self.cache.as_mut().and_then(|cache| cache.put(&identity, &key, &embeddings))
         {

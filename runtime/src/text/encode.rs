@@ -45,7 +45,7 @@ pub(super) fn mask(ids: &PromptIds, length: usize, uncond_mask: UncondMask) -> T
 /// # Errors
 /// When the engine fails, or the embeddings are not finite.
 pub(super) fn embed(
-    encoder: &mut LoadedComponent,
+    encoder: &mut LoadedComponent<'_>,
     rows: &[&[i64]],
     pad: i64,
     length: usize,

@@ -144,7 +144,7 @@ pub(crate) fn run<A: Architecture>(
     match way {
         Way::Whole => component.load()?.run(&[(name, input.into())], output),
         Way::Blended => {
-            let loaded = component.load()?;
+            let mut loaded = component.load()?;
             blend::run(input, scale, options, &mut |tile| {
                 loaded.run(&[(name, tile.into())], output)
             })

@@ -14,6 +14,10 @@ use pixart_exporter::{
 
 use super::{AdamW, Came};
 
+mod muon;
+
+pub(super) use muon::muon;
+
 /// A graph of plain operators under construction.
 struct Builder {
     b: GraphBuilder,
@@ -294,7 +298,10 @@ mod tests {
     #[test]
     fn a_graph_serves_weights_of_every_size_and_every_profile_runs_it() {
         let (adam, came) = (AdamW::default(), Came::default());
+        let [wide, tall] = muon(&Default::default()).expect("wired");
         for graph in [
+            Ok(wide),
+            Ok(tall),
             adamw(&adam),
             came_vector(&came),
             came_matrix(&came),

@@ -3,7 +3,7 @@
 use ndarray::ArrayD;
 use pixart_runtime::engine::{Session, Value};
 
-use super::{AdamW, Algorithm, Group, OptimizerError, Step, group};
+use super::{AdamW, Algorithm, Group, Muon, OptimizerError, Step, group};
 use crate::{
     pieces,
     tensors::{matrices, number},
@@ -14,6 +14,8 @@ const MOMENTS: &[&str] = &["first_moment", "second_moment"];
 /// What CAME keeps of a matrix.
 const FACTORED: &[&str] =
     &["first_moment", "rows", "columns", "instability_rows", "instability_columns"];
+/// What Muon keeps of a matrix.
+const MOMENTUM: &[&str] = &["momentum"];
 
 /// The inputs of a graph that are single numbers.
 pub(super) type Numbers = Vec<(&'static str, Value)>;
@@ -34,10 +36,10 @@ pub(super) struct Kept {
 impl Kept {
     pub fn new(algorithm: &Algorithm, groups: &[Group], name: &str, shape: &[usize]) -> Self {
         let (learning_rate, weight_decay) = group::factors(groups, name);
-        let factored = matches!(algorithm, Algorithm::Came(_)) && shape.len() >= 2;
-        let (names, view) = match factored {
-            true => (FACTORED, matrices(shape).to_vec()),
-            false => (MOMENTS, vec![shape.iter().product()]),
+        let (names, view) = match algorithm {
+            Algorithm::Came(_) if shape.len() >= 2 => (FACTORED, matrices(shape).to_vec()),
+            Algorithm::Muon(_) if Muon::is_matrix(name, shape) => (MOMENTUM, shape.to_vec()),
+            _ => (MOMENTS, vec![shape.iter().product()]),
         };
         let state = names.iter().map(|name| {
             let mut shape = view.clone();
@@ -52,6 +54,11 @@ impl Kept {
         Self { shape: shape.to_vec(), view, learning_rate, weight_decay, names, state }
     }
 
+    /// Whether its elements depend on one another as those of a matrix.
+    pub fn is_matrix(&self) -> bool {
+        self.view.len() > 1
+    }
+
     /// The numbers that the graphs take for a step.
     pub fn numbers(&self, algorithm: &Algorithm, count: u64, step: &Step) -> Numbers {
         let learning_rate = step.learning_rate * self.learning_rate;
@@ -61,7 +68,11 @@ impl Kept {
             ("keep", number(1.0 - learning_rate * decay)),
         ];
         match algorithm {
-            Algorithm::AdamW(AdamW { betas: [beta1, beta2], .. }) => {
+            Algorithm::Muon(_) if self.is_matrix() => {
+                numbers.push(("rate", number(learning_rate * Muon::rate(&self.shape))));
+            }
+            Algorithm::AdamW(AdamW { betas: [beta1, beta2], .. })
+            | Algorithm::Muon(Muon { rest: AdamW { betas: [beta1, beta2], .. }, .. }) => {
                 // In 64 bits here, because the first steps need all digits.
                 let correction = |beta: f64| 1.0 - beta.powf(count as f64);
                 numbers.push(("rate", number(learning_rate / correction(*beta1))));

@@ -1,4 +1,4 @@
-//! From gradients to changed weights: accumulation, clipping, AdamW and CAME.
+//! From gradients to changed weights: accumulation, clipping, AdamW, CAME and Muon.
 //!
 //! Every step is an ONNX graph ([`Algorithm`] says which formulas) that is computed by the engine that
 //! computes the model, one weight after the other; a few sessions serve weights of every size. Weights,
@@ -41,7 +41,7 @@ use std::collections::BTreeMap;
 use pixart_runtime::engine::{Engine, Session, Value};
 
 pub use accumulator::{Accumulated, Accumulator, Mean, clip_factor};
-pub use algorithm::{AdamW, Algorithm, Came};
+pub use algorithm::{AdamW, Algorithm, Came, Muon};
 pub use error::OptimizerError;
 pub use group::Group;
 use kept::Kept;
@@ -65,10 +65,12 @@ pub struct Step {
 /// An optimizer with its state, for a fixed set of weights.
 pub struct Optimizer {
     algorithm: Algorithm,
-    /// For AdamW and for CAME's vectors.
+    /// For AdamW, CAME's vectors and what is no matrix to Muon.
     vectors: Box<dyn Session>,
-    /// For CAME's matrices.
+    /// For CAME's matrices and Muon's.
     matrices: Option<Box<dyn Session>>,
+    /// For Muon's matrices of more rows than columns.
+    tall: Option<Box<dyn Session>>,
     steps: u64,
     kept: BTreeMap<String, Kept>,
     /// The weights, those of one size together: engines prepare themselves for a size.
@@ -96,11 +98,17 @@ impl Optimizer {
         if weights.is_empty() {
             return Err(OptimizerError::Nothing);
         }
-        let (vectors, matrices) = match &algorithm {
-            Algorithm::AdamW(settings) => (session::load(engine, &graphs::adamw(settings)?)?, None),
+        let load = |graph| session::load(engine, &graph);
+        let (vectors, matrices, tall) = match &algorithm {
+            Algorithm::AdamW(settings) => (load(graphs::adamw(settings)?)?, None, None),
             Algorithm::Came(settings) => {
-                let matrices = session::load(engine, &graphs::came_matrix(settings)?)?;
-                (session::load(engine, &graphs::came_vector(settings)?)?, Some(matrices))
+                let matrices = load(graphs::came_matrix(settings)?)?;
+                (load(graphs::came_vector(settings)?)?, Some(matrices), None)
+            }
+            Algorithm::Muon(settings) => {
+                let [wide, tall] = graphs::muon(settings)?;
+                let vectors = load(graphs::adamw(&settings.rest)?)?;
+                (vectors, Some(load(wide)?), Some(load(tall)?))
             }
         };
         let kept: BTreeMap<_, _> = weights
@@ -111,7 +119,7 @@ impl Optimizer {
             .collect();
         let mut order: Vec<String> = kept.keys().cloned().collect();
         order.sort_by(|a, b| kept[a].view.cmp(&kept[b].view).then_with(|| a.cmp(b)));
-        Ok(Self { algorithm, vectors, matrices, steps: 0, kept, order })
+        Ok(Self { algorithm, vectors, matrices, tall, steps: 0, kept, order })
     }
 
     /// The optimizer's kind and settings.
@@ -154,12 +162,16 @@ impl Optimizer {
                 continue;
             };
             let numbers = kept.numbers(&self.algorithm, count, step);
-            match (&self.algorithm, &mut self.matrices) {
-                (Algorithm::AdamW(_), _) => {
-                    kept.step_by_element(self.vectors.as_mut(), weight, &gradient, &numbers)?;
-                }
-                (Algorithm::Came(_), Some(matrices)) if kept.view.len() == 3 => {
+            let matrices = match kept.shape[..] {
+                [rows, columns] if rows > columns && self.tall.is_some() => &mut self.tall,
+                _ => &mut self.matrices,
+            };
+            match (&self.algorithm, matrices) {
+                (Algorithm::Came(_) | Algorithm::Muon(_), Some(matrices)) if kept.is_matrix() => {
                     kept.step(matrices.as_mut(), weight, gradient, &numbers)?;
+                }
+                (Algorithm::AdamW(_) | Algorithm::Muon(_), _) => {
+                    kept.step_by_element(self.vectors.as_mut(), weight, &gradient, &numbers)?;
                 }
                 (Algorithm::Came(_), _) => {
                     kept.step(self.vectors.as_mut(), weight, gradient, &numbers)?;
@@ -188,7 +200,7 @@ impl Optimizer {
 
     /// The state, for a checkpoint: tensors named `kind/weight`, in the shapes that the graphs have
     /// them in (`[elements]`; for CAME's matrices `[all leading axes, rows, columns]`, means with 1
-    /// in the place of the axis they are taken over).
+    /// in the place of the axis they are taken over; for Muon's `[rows, columns]`).
     pub fn state(&self) -> impl Iterator<Item = (String, &Value)> {
         self.kept.iter().flat_map(|(name, kept)| {
             let values = kept.names.iter().zip(&kept.state);

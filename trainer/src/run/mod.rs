@@ -124,7 +124,10 @@ impl Run {
         };
         let scaler = LossScaler::new(options.scaling)?;
         let learner = Learner::new(engine, start, &options)?;
-        let diffusion = Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default()));
+        let mut diffusion = Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default()));
+        if let Some(gamma) = options.snr_gamma {
+            diffusion = diffusion.with_min_snr(gamma)?;
+        }
         Ok(Self {
             state: State::new(sampler.position(), &scaler),
             diffusion: Arc::new(diffusion),

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::{
-    ema::Warmup, lora::AdapterSettings, loss::LossKind, optimizer::Algorithm, scaler::Scaling,
-    schedule::Shape,
+    ema::Warmup, gradient::Precision, lora::AdapterSettings, loss::LossKind, optimizer::Algorithm,
+    scaler::Scaling, schedule::Shape,
 };
 
 /// How long and how a model is trained. Data and their order are the sampler's and the encoder's.
@@ -18,6 +18,10 @@ pub struct RunOptions {
     pub accumulation: u32,
     /// What the loss counts.
     pub loss: LossKind,
+    /// What products of matrices are computed in.
+    pub precision: Precision,
+    /// The limit of the min-SNR weighting, above 0; without one, all times count alike.
+    pub snr_gamma: Option<f64>,
     /// Latents are multiplied by this, above 0.
     pub latent_scale: f32,
     /// What turns gradients into steps.

@@ -95,7 +95,7 @@ pub fn run(args: &CacheArgs) -> Result<(), Failure> {
         tokenizer: data.tokenizer_root.as_deref(),
         vae: places.vae_root.as_deref(),
     };
-    let Folders { text_encoder, tokenizer, vae } = roots.exported(&engine, "")?;
+    let Folders { text_encoder, tokenizer, vae } = roots.exported(&engine, None, "")?;
     let mut captions = CaptionEncoder::new(&engine, &text_encoder, &tokenizer, None)?;
     let mut pictures = PictureEncoder::open(&engine, &vae)?;
     let text = captions.folder().context("the text encoder is gone")?;

@@ -4,6 +4,7 @@ use super::options::wrong;
 use super::settings::Settings;
 use crate::exit::Failure;
 use crate::model::{Wanted, profile_for, text_side, vae_side};
+use pixart_exporter::Precision;
 use pixart_exporter::naming::TransformerConfig;
 use pixart_runtime::engine::Engine;
 use pixart_runtime::text::CaptionEncoder;
@@ -37,8 +38,11 @@ pub fn open(
         tokenizer: settings.data.tokenizer_root.as_deref(),
         vae: encoders.vae_root.as_deref(),
     };
+    // Captions are encoded in the precision that the model is computed in, as upstream.
+    let precision = settings.precision.dtype.as_deref().map(str::parse);
+    let precision = precision.transpose().map_err(Failure::request)?;
     let or = ", or with --cache_dir what `pixart train cache` has made of pictures and captions";
-    let Folders { text_encoder, tokenizer, vae } = roots.exported(engine, or)?;
+    let Folders { text_encoder, tokenizer, vae } = roots.exported(engine, precision, or)?;
     let captions = CaptionEncoder::new(engine, &text_encoder, &tokenizer, None)?;
     let pictures = PictureEncoder::open(engine, &vae)?;
     let width = captions.width().unwrap_or(config.caption_channels);
@@ -65,7 +69,12 @@ pub struct Folders {
 
 impl Roots<'_> {
     /// Exports what is not exported yet. `or` ends the message about one that was not given.
-    pub fn exported(&self, engine: &Arc<dyn Engine>, or: &str) -> Result<Folders, Failure> {
+    pub fn exported(
+        &self,
+        engine: &Arc<dyn Engine>,
+        precision: Option<Precision>,
+        or: &str,
+    ) -> Result<Folders, Failure> {
         for (name, given) in [
             ("text_encoder_root", self.text_encoder),
             ("tokenizer_root", self.tokenizer),
@@ -77,7 +86,8 @@ impl Roots<'_> {
                 )));
             }
         }
-        let (profile, wanted) = (profile_for(engine.name()), Wanted::new(None, engine.name())?);
+        let (profile, wanted) =
+            (profile_for(engine.name()), Wanted::new(precision, engine.name())?);
         let (text_encoder, tokenizer) =
             text_side(None, self.text_encoder, self.tokenizer, profile, wanted)?;
         let vae = vae_side(None, self.vae, "training", profile, wanted)?;

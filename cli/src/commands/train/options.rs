@@ -6,9 +6,10 @@ use super::settings::{
 use crate::exit::Failure;
 use pixart_trainer::data::{BatchOptions, CaptionOptions};
 use pixart_trainer::ema::Warmup;
+use pixart_trainer::gradient::Precision;
 use pixart_trainer::lora::{AdapterSettings, LINEAR_TARGETS, Start};
 use pixart_trainer::loss::LossKind;
-use pixart_trainer::optimizer::{AdamW, Algorithm, Came};
+use pixart_trainer::optimizer::{AdamW, Algorithm, Came, Muon};
 use pixart_trainer::run::{AverageOptions, Length, Policy, RunOptions, SaveOptions};
 use pixart_trainer::scaler::{Dynamic, LossScaler, Scaling};
 use pixart_trainer::schedule::AutoLr;
@@ -31,7 +32,6 @@ pub fn run(settings: &Settings) -> Result<RunOptions, Failure> {
     let Settings { optimizer, precision, run, encoders, lora, .. } = settings;
     let batch = settings.data.batch_size()? as u64;
     let accumulation = optimizer.accumulation()?;
-    precision.check_dtype()?;
     Ok(RunOptions {
         seed: run.seed(),
         length: run.length()?,
@@ -40,6 +40,8 @@ pub fn run(settings: &Settings) -> Result<RunOptions, Failure> {
             None => LossKind::WithVariance,
             Some(_) => LossKind::NoiseError,
         },
+        precision: precision.dtype()?,
+        snr_gamma: optimizer.snr_gamma,
         latent_scale: encoders.latent_scale()?,
         algorithm: optimizer.algorithm()?,
         learning_rate: optimizer.learning_rate(batch * u64::from(accumulation))?,
@@ -137,10 +139,16 @@ impl EncoderSettings {
 impl OptimizerSettings {
     fn algorithm(&self) -> Result<Algorithm, Failure> {
         let mut algorithm: Algorithm = parsed(self.optim.as_deref().unwrap_or("adamw"))?;
+        let adamw = |AdamW { betas, epsilon }: &mut AdamW| {
+            *betas = several("adamw_betas", self.adamw_betas.as_deref(), *betas)?;
+            *epsilon = self.adamw_eps.unwrap_or(*epsilon);
+            Ok::<(), Failure>(())
+        };
         match &mut algorithm {
-            Algorithm::AdamW(AdamW { betas, epsilon }) => {
-                *betas = several("adamw_betas", self.adamw_betas.as_deref(), *betas)?;
-                *epsilon = self.adamw_eps.unwrap_or(*epsilon);
+            Algorithm::AdamW(settings) => adamw(settings)?,
+            Algorithm::Muon(Muon { momentum, rest }) => {
+                *momentum = self.muon_momentum.unwrap_or(*momentum);
+                adamw(rest)?;
             }
             Algorithm::Came(Came { betas, epsilons, .. }) => {
                 *betas = several("came_betas", self.came_betas.as_deref(), *betas)?;
@@ -176,13 +184,9 @@ impl OptimizerSettings {
 }
 
 impl PrecisionSettings {
-    fn check_dtype(&self) -> Result<(), Failure> {
-        match self.dtype.as_deref() {
-            None | Some("fp32") => Ok(()),
-            Some(found) => {
-                Err(wrong("dtype", found, "fp32, the only precision of training so far"))
-            }
-        }
+    /// What the model is computed in.
+    pub fn dtype(&self) -> Result<Precision, Failure> {
+        parsed(self.dtype.as_deref().unwrap_or("fp32"))
     }
 
     fn scaling(&self) -> Result<Scaling, Failure> {

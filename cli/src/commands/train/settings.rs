@@ -120,7 +120,7 @@ pub struct LoraSettings {
 #[derive(Args, Serialize, Deserialize, Default, Debug)]
 #[serde(default)]
 pub struct OptimizerSettings {
-    /// adamw or came [default: adamw]
+    /// adamw, came or muon; with muon, all but the matrices of the blocks goes by AdamW's settings [default: adamw]
     #[arg(long, value_name = "NAME")]
     pub optim: Option<String>,
     /// Decay of AdamW's two moments [default: 0.9 0.999]
@@ -135,6 +135,9 @@ pub struct OptimizerSettings {
     /// Added by CAME to the squares of gradients and of the instability [default: 1e-30 1e-16]
     #[arg(long = "came_eps", value_name = "X", num_args = 2)]
     pub came_eps: Option<Vec<f64>>,
+    /// Decay of Muon's momentum [default: 0.95]
+    #[arg(long = "muon_momentum", value_name = "X")]
+    pub muon_momentum: Option<f64>,
     /// Weights shrink by its product with the learning rate; not biases and norms [default: 0]
     #[arg(long = "weight_decay", value_name = "X")]
     pub weight_decay: Option<f64>,
@@ -151,6 +154,10 @@ pub struct OptimizerSettings {
     /// neither]
     #[arg(long = "auto_lr", value_name = "NAME")]
     pub auto_lr: Option<String>,
+    /// Weigh the error of the noise by min(this, SNR) / SNR, the min-SNR weighting; 5 is usual [default: all times
+    /// count alike]
+    #[arg(long = "snr_gamma", value_name = "X")]
+    pub snr_gamma: Option<f64>,
     /// Batches of a step [default: 1]
     #[arg(long = "gradient_accumulation_steps", value_name = "N")]
     pub gradient_accumulation_steps: Option<u32>,
@@ -167,7 +174,8 @@ pub struct OptimizerSettings {
 #[derive(Args, Serialize, Deserialize, Default, Debug)]
 #[serde(default)]
 pub struct PrecisionSettings {
-    /// Precision that the model is computed in: fp32 is the only one so far [default: fp32]
+    /// Precision of products of matrices: fp32, or fp16 or bf16, where weights stay in fp32. Captions are encoded
+    /// in it, too [default: fp32]
     #[arg(long, value_name = "NAME")]
     pub dtype: Option<String>,
     /// The factor on the loss, which keeps small gradients of 16 bits: dynamic or static [default: dynamic]
