@@ -40,8 +40,8 @@ pub fn run(settings: &Settings) -> Result<RunOptions, Failure> {
             None => LossKind::WithVariance,
             Some(_) => LossKind::NoiseError,
         },
-        snr_gamma: optimizer.snr_gamma,
         precision: precision.dtype()?,
+        snr_gamma: optimizer.snr_gamma,
         latent_scale: encoders.latent_scale()?,
         algorithm: optimizer.algorithm()?,
         learning_rate: optimizer.learning_rate(batch * u64::from(accumulation))?,
@@ -109,7 +109,8 @@ impl RunSettings {
 }
 
 impl EncoderSettings {
-    fn latent_scale(&self) -> Result<f32, Failure> {
+    /// What latents are multiplied by.
+    pub fn latent_scale(&self) -> Result<f32, Failure> {
         match self.sd_scale_factor.unwrap_or(0.13025) {
             scale if scale > 0.0 && scale.is_finite() => Ok(scale),
             found => Err(wrong("sd_scale_factor", found, "a number above 0")),
