@@ -62,9 +62,11 @@ fn a_model_from_random_weights_draws() {
     let scratch = ["--checkpoint", "", "--model_config", "model/transformer", "--use_ema", "True"];
     let (folder, run) = trained(&sandbox, &[&scratch[..], &["--ema_rate", "0.9"]].concat());
     assert!(folder.ends_with("output/ckpt/step_00000004"), "{}", folder.display());
-    for told in
-        ["4 steps in all, 2 batches an epoch", "epoch 2, step 4/4: loss ", "output/ckpt/step_00000002"]
-    {
+    for told in [
+        "4 steps in all, 2 batches an epoch",
+        "epoch 2, step 4/4: loss ",
+        "output/ckpt/step_00000002",
+    ] {
         assert!(run.stderr.contains(told), "no `{told}` in: {}", run.stderr);
     }
     // Steps of both epochs, each with its average.
@@ -260,7 +262,7 @@ fn wrong_settings_are_refused_before_anything_is_done() {
         (&["--use_parallel", "True"][..], "use_parallel: found true, but several devices"),
         (&["--device_target", "Ascend"], "device_target: found `Ascend`, expected CPU"),
         (&["--dtype", "fp64"], "dtype: found fp64"),
-        (&["--optim", "sgd"], "optim: found \"sgd\", expected adamw or came"),
+        (&["--optim", "sgd"], "optim: found \"sgd\", expected adamw, came or muon"),
         (&["--adamw_betas", "0.9", "1"], "adamw_betas: found 1"),
         (&["--scheduler", "step"], "scheduler: found \"step\", expected constant or cosine"),
         (&["--auto_lr", "root"], "auto_lr: found \"root\""),
@@ -371,11 +373,7 @@ fn a_loss_that_is_no_number_ends_it_and_keeps_what_was_saved() {
     let more = ["--start_learning_rate", "1e30", "--warmup_steps", "2", "--ckpt_save_steps", "1"];
     let run = train(&sandbox, &more);
     assert_eq!(run.code, FAILED, "{run:?}");
-    assert!(
-        run.stderr.contains("/output/ckpt/step_0000000"),
-        "{}",
-        run.stderr
-    );
+    assert!(run.stderr.contains("/output/ckpt/step_0000000"), "{}", run.stderr);
     assert!(run.stderr.contains("--on_nan skip"), "{}", run.stderr);
     assert!(sandbox.path().join("output/ckpt/step_00000001/training.json").is_file());
 }
