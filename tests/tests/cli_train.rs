@@ -281,7 +281,7 @@ fn wrong_settings_are_refused_before_anything_is_done() {
         (&["--use_parallel", "True"][..], "use_parallel: found true, but several devices"),
         (&["--device_target", "Ascend"], "device_target: found `Ascend`, expected CPU"),
         (&["--dtype", "fp64"], "dtype: found \"fp64\", expected fp32, fp16 or bf16"),
-        (&["--optim", "sgd"], "optim: found \"sgd\", expected adamw or came"),
+        (&["--optim", "sgd"], "optim: found \"sgd\", expected adamw, came or muon"),
         (&["--adamw_betas", "0.9", "1"], "adamw_betas: found 1"),
         (&["--scheduler", "step"], "scheduler: found \"step\", expected constant or cosine"),
         (&["--auto_lr", "root"], "auto_lr: found \"root\""),
