@@ -57,6 +57,6 @@ fn open(
     choice: EngineChoice,
     library: Option<PathBuf>,
 ) -> Result<Arc<dyn Engine>, engine::EngineError> {
-    let options = EngineOptions { library, threads: Some(THREADS) };
+    let options = EngineOptions { library, threads: Some(THREADS), ..EngineOptions::default() };
     Ok(engine::open(choice, &options)?.engine)
 }

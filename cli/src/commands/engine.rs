@@ -3,9 +3,8 @@
 use crate::exit::{Failure, print_line};
 use clap::{Args, Subcommand};
 use pixart_runtime::engine::data_folder;
-use pixart_runtime::engine::install::{
-    InstallOptions, Outcome, PROVIDERS, Provider, install, list,
-};
+use pixart_runtime::engine::install::{InstallOptions, Outcome, install, list};
+use pixart_runtime::engine::provider::{BUILDS, Build};
 
 /// What is typed after `pixart engine`.
 #[derive(Args)]
@@ -33,7 +32,7 @@ enum EngineCommand {
 }
 
 fn names_help() -> String {
-    let lines = PROVIDERS.iter().map(|p| format!("{}: {}", p.name, p.summary));
+    let lines = BUILDS.iter().map(|p| format!("{}: {}", p.name, p.summary));
     lines.collect::<Vec<_>>().join("; ")
 }
 
@@ -42,11 +41,11 @@ pub fn run(args: EngineArgs) -> Result<(), Failure> {
     match args.command {
         EngineCommand::List => show(),
         EngineCommand::Install { name, version, force } => {
-            let provider = Provider::named(&name)?;
+            let build = Build::named(&name)?;
             let folder = data_folder()?;
             let options = InstallOptions { version, force };
             let mut say = |stage: &str| eprintln!("{stage}");
-            let (installed, how) = match install(provider, &folder, &options, &mut say)? {
+            let (installed, how) = match install(build, &folder, &options, &mut say)? {
                 Outcome::Installed(installed) => (installed, "installed"),
                 Outcome::AlreadyInstalled(installed) => (installed, "already installed"),
             };

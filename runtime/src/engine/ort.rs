@@ -25,6 +25,7 @@ use super::{
     library::Library,
     model_file::ModelFile,
     part,
+    provider::{Accelerator, DeviceOptions, Placement},
     signature::{Signature, describe_all},
     weights::{self, Override, WeightType},
 };
@@ -32,7 +33,7 @@ use crate::tensor::Tensor;
 
 const NAME: &str = "ort";
 
-/// ONNX Runtime on the processor.
+/// ONNX Runtime on the processor or another device.
 #[derive(Clone)]
 pub(super) struct OrtEngine {
     environment: Environment,
@@ -42,13 +43,28 @@ pub(super) struct OrtEngine {
     plain: bool,
     /// Kernels lay out weights anew.
     repack: bool,
+    /// What computes instead of the processor.
+    accelerator: Option<Arc<Accelerator>>,
 }
 
 impl OrtEngine {
     /// Starts ONNX Runtime from a library that has been looked at.
     pub fn start(library: Library, threads: usize) -> Result<Self, EngineError> {
         let environment = environment(&library)?;
-        Ok(Self { environment, library, threads, plain: false, repack: true })
+        Ok(Self { environment, library, threads, plain: false, repack: true, accelerator: None })
+    }
+
+    /// The same with a device other than the processor, and with the plugin that brings it, if one does.
+    pub fn start_on(
+        library: Library,
+        threads: usize,
+        options: &DeviceOptions,
+        plugin: Option<PathBuf>,
+    ) -> Result<Self, EngineError> {
+        let engine = Self::start(library, threads)?;
+        let accelerator =
+            Accelerator::start(&engine.environment, &engine.library, options, plugin)?;
+        Ok(Self { accelerator: Some(Arc::new(accelerator)), ..engine })
     }
 }
 
@@ -59,7 +75,9 @@ impl Engine for OrtEngine {
 
     fn describe(&self) -> String {
         let plain = if self.plain { ", graph as written" } else { "" };
-        format!("ONNX Runtime {} (cpu{plain})", self.library.version)
+        let device = self.accelerator.as_ref().map(|accelerator| accelerator.device().to_string());
+        let device = device.as_deref().unwrap_or("cpu");
+        format!("ONNX Runtime {} ({device}{plain})", self.library.version)
     }
 
     fn load_with(
@@ -94,7 +112,11 @@ impl Engine for OrtEngine {
     }
 
     fn plain(&self, repack: bool) -> Option<Arc<dyn Engine>> {
-        Some(Arc::new(Self { plain: true, repack, ..self.clone() }))
+        Some(Arc::new(Self { plain: true, repack, accelerator: None, ..self.clone() }))
+    }
+
+    fn placements(&self) -> Vec<Placement> {
+        self.accelerator.iter().flat_map(|accelerator| accelerator.placements()).collect()
     }
 }
 
@@ -110,6 +132,7 @@ impl OrtEngine {
             true => GraphOptimizationLevel::Disable,
             false => GraphOptimizationLevel::All,
         };
+        let accelerator = self.accelerator.as_deref();
         let mut builder = ort::session::Session::builder(&self.environment)?;
         if self.plain {
             // Memory goes back to the system as soon as a node is done with it.
@@ -124,15 +147,28 @@ impl OrtEngine {
             .with_prepacking(self.repack)?
             .with_intra_threads(self.threads)?
             // Patterns are kept per input shape; a diffusion loop repeats one shape many times.
-            .with_memory_pattern(!self.plain)?;
+            .with_memory_pattern(!self.plain && accelerator.is_none_or(|it| it.plans_memory()))?;
+        if let Some(accelerator) = accelerator {
+            builder = accelerator.register(builder, &self.environment)?;
+        }
         for new in overrides {
             let tensor = owned_tensor(&new)?.into_dyn();
             builder = builder.with_external_initializer(&new.name, tensor)?;
         }
-        let Some(graph) = graph else { return builder.commit_from_file(model) };
-        let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
-        builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(&graph)
+        let session = match graph {
+            None => builder.commit_from_file(model)?,
+            Some(graph) => {
+                let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty());
+                let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
+                builder
+                    .with_config_entry(EXTERNAL_DATA_FOLDER, folder)?
+                    .commit_from_memory(&graph)?
+            }
+        };
+        if let Some(accelerator) = accelerator {
+            accelerator.note(model, &session)?;
+        }
+        Ok(session)
     }
 }
 
@@ -238,17 +274,23 @@ fn own<T: Clone>(array: ndarray::ArrayViewD<'_, T>) -> ArrayD<T> {
 }
 
 /// ONNX Runtime can be loaded and started once in a process, and stays until the process ends.
-static STARTED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+static STARTED: Mutex<Option<(Library, Environment)>> = Mutex::new(None);
+
+/// The library that is at work in this process.
+pub(super) fn in_use() -> Option<Library> {
+    let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    started.as_ref().map(|(library, _)| library.clone())
+}
 
 fn environment(library: &Library) -> Result<Environment, EngineError> {
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((path, environment)) = &*started {
-        return if *path == library.path {
+    if let Some((at_work, environment)) = &*started {
+        return if at_work.path == library.path {
             Ok(environment.clone())
         } else {
             Err(EngineError::OtherLibraryInUse {
                 wanted: library.path.clone(),
-                in_use: path.clone(),
+                in_use: at_work.path.clone(),
             })
         };
     }
@@ -264,7 +306,7 @@ fn environment(library: &Library) -> Result<Environment, EngineError> {
     if std::env::var_os("ORT_LOG").is_none() {
         environment.set_log_level(LogLevel::Fatal);
     }
-    *started = Some((library.path.clone(), environment.clone()));
+    *started = Some((library.clone(), environment.clone()));
     Ok(environment)
 }
 
