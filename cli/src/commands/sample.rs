@@ -1,5 +1,6 @@
 //! `pixart sample`: prompts in, pictures out.
 
+pub(crate) mod devices;
 mod facts;
 mod files;
 mod from;
@@ -22,11 +23,10 @@ mod upstream;
 
 use crate::exit::Failure;
 use crate::interrupt::on_ctrl_c;
-use crate::model::{Wanted, profile_for};
+use crate::model::Wanted;
 use crate::progress::{Progress, Unit};
 use clap::Args;
 use output::Output;
-use pixart_runtime::engine::{self, EngineOptions};
 use pixart_runtime::pipeline::{Event, Pipeline, Stage};
 use preview::Preview;
 use record::Record;
@@ -66,18 +66,15 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let sources = settings.sources()?;
     let preview = settings.preview_target()?;
     let mut options = settings.options()?;
-    let threads = settings.threads()?;
-    let opened =
-        engine::open(settings.engine()?, &EngineOptions { threads, ..EngineOptions::default() })?;
-    let precision = Wanted::new(settings.precision()?, opened.engine.name())?;
+    let opened = settings.open_engines()?;
+    let precision = Wanted::new(settings.precision()?, opened.providers)?;
     let mut output = Output::prepare(&settings)?;
 
-    for note in opened.note.iter().chain(&notes) {
+    for note in opened.notes.iter().chain(&notes) {
         eprintln!("{note}");
     }
-    let profile = profile_for(opened.engine.name());
-    let paths = sources.resolve(profile, precision, request.init.is_some())?;
-    let facts = facts::gather(&sources, &paths, opened.engine.as_ref(), &loras);
+    let paths = sources.resolve(opened.providers, precision, request.init.is_some())?;
+    let facts = facts::gather(&sources, &paths, opened.main().as_ref(), &loras);
     let record = Record::new(&settings, &request, facts)?;
     for warning in origin.iter().flat_map(|origin| origin.warnings(record.facts())) {
         eprintln!("warning: {warning}");
@@ -85,7 +82,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     // Until here, Ctrl-C ends the program at once; exports are written so that nothing is lost by it.
     let cancel = on_ctrl_c()?;
     options.cancel = cancel.clone();
-    let mut pipeline = Pipeline::new(opened.engine.clone(), paths, options)?;
+    let mut pipeline = Pipeline::with_engines(opened.engines(), paths, options)?;
     settings.check_model(&pipeline)?;
     lora::apply(&mut pipeline, &loras, settings.lora_allow_unmatched.unwrap_or(false))?;
 
@@ -106,6 +103,9 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         reporter.report(event);
     });
     reporter.clear();
+    for warning in opened.left_to_the_processor() {
+        eprintln!("warning: {warning}");
+    }
     if let Some(failure) = unwritten {
         return Err(failure);
     }
@@ -125,7 +125,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         "{}, seed {seed}, {}, {}",
         output.summary(),
         reporter.summary(),
-        opened.engine.describe()
+        opened.describe()
     );
     Ok(())
 }

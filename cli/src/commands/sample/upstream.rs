@@ -9,18 +9,10 @@ impl Settings {
     /// line for each.
     pub fn upstream_notes(&self) -> Result<Vec<String>, Failure> {
         let refuse = |message: String| Err(Failure::request(message));
-        if let Some(device) = self.device_target.as_deref()
-            && !device.eq_ignore_ascii_case("cpu")
-        {
-            return refuse(format!(
-                "device_target: found `{device}`, expected CPU, the only device so far; leave it out to \
-                 compute on the processor"
-            ));
-        }
-        if self.use_parallel == Some(true) {
+        if self.use_parallel == Some(true) && self.devices.is_empty() {
             return refuse(
-                "use_parallel: found true, but several devices at once are not supported yet; leave it \
-                 out to compute on one (all cores of the processor are used anyway)"
+                "use_parallel: found true, but not which devices; name them, as --devices cuda:0,cuda:1 \
+                 (all cores of a processor are used anyway)"
                     .to_owned(),
             );
         }
@@ -124,8 +116,6 @@ mod tests {
     #[test]
     fn what_would_lose_its_meaning_is_refused() {
         for (flags, said) in [
-            ("--device_target Ascend", "device_target: found `Ascend`, expected CPU"),
-            ("--device_target GPU", "device_target: found `GPU`"),
             ("--use_parallel True", "use_parallel: found true"),
             ("--mode 2", "mode: found 2, expected 0 or 1"),
             ("--jit_level O3", "jit_level: found `O3`"),
