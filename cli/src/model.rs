@@ -120,7 +120,9 @@ impl Sources {
                 false => self.text_encoder.clone(),
             },
             vae_decoder: find(&self.vae, Component::VaeDecoder, &none)?,
-            vae_encoder: encoder.then(|| self.vae_encoder(profile_for(providers.vae), wanted)).transpose()?,
+            vae_encoder: encoder
+                .then(|| self.vae_encoder(profile_for(providers.vae), wanted))
+                .transpose()?,
             tokenizer: self.tokenizer.clone(),
             scheduler: self.scheduler.clone(),
         })

@@ -148,7 +148,8 @@ impl Pipeline {
         options: PipelineOptions,
     ) -> Result<Self, PipelineError> {
         let (text_encoder, cache) = (&paths.text_encoder, options.text_cache.clone());
-        let mut captions = CaptionEncoder::new(&engines.text_encoder, text_encoder, &paths.tokenizer, cache)?;
+        let mut captions =
+            CaptionEncoder::new(&engines.text_encoder, text_encoder, &paths.tokenizer, cache)?;
         captions.set_cancel(options.cancel.clone());
         let transformer = LazyComponent::open(&engines.transformer, &paths.transformer)?;
         let vae_decoder = LazyComponent::open(&engines.vae, &paths.vae_decoder)?;

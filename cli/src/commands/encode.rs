@@ -45,7 +45,8 @@ pub fn run(args: EncodeArgs) -> Result<(), Failure> {
         Wanted::new(settings.precision()?, opened.providers)?,
     )?;
     let cache = Some(cache);
-    let mut captions = CaptionEncoder::new(opened.text_encoder(), &text_encoder, &tokenizer, cache)?;
+    let mut captions =
+        CaptionEncoder::new(opened.text_encoder(), &text_encoder, &tokenizer, cache)?;
     let cancel = on_ctrl_c()?;
     captions.set_cancel(cancel.clone());
     let allow_unmatched = settings.lora_allow_unmatched.unwrap_or(false);

@@ -121,12 +121,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
             pictures.len()
         )));
     }
-    eprintln!(
-        "{}, seed {seed}, {}, {}",
-        output.summary(),
-        reporter.summary(),
-        opened.describe()
-    );
+    eprintln!("{}, seed {seed}, {}, {}", output.summary(), reporter.summary(), opened.describe());
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use ort::{
     logging::LogLevel,
     session::{
         SessionInputValue,
-        builder::{AutoDevicePolicy, GraphOptimizationLevel},
+        builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder},
     },
     value::{DynTensor, PrimitiveTensorElementType, TensorElementType, TensorRef},
 };
@@ -148,27 +148,20 @@ impl OrtEngine {
             .with_intra_threads(self.threads)?
             // Patterns are kept per input shape; a diffusion loop repeats one shape many times.
             .with_memory_pattern(!self.plain && accelerator.is_none_or(|it| it.plans_memory()))?;
-        if let Some(accelerator) = accelerator {
-            builder = accelerator.register(builder, &self.environment)?;
-        }
         for new in overrides {
             let tensor = owned_tensor(&new)?.into_dyn();
             builder = builder.with_external_initializer(&new.name, tensor)?;
         }
-        let session = match graph {
-            None => builder.commit_from_file(model)?,
-            Some(graph) => {
-                let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty());
-                let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
-                builder
-                    .with_config_entry(EXTERNAL_DATA_FOLDER, folder)?
-                    .commit_from_memory(&graph)?
-            }
+        let commit = |mut builder: SessionBuilder| {
+            let Some(graph) = graph else { return builder.commit_from_file(model) };
+            let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
+            builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(&graph)
         };
-        if let Some(accelerator) = accelerator {
-            accelerator.note(model, &session)?;
+        match accelerator {
+            Some(accelerator) => accelerator.commit(builder, &self.environment, model, commit),
+            None => commit(builder),
         }
-        Ok(session)
     }
 }
 

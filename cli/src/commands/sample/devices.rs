@@ -218,8 +218,7 @@ mod tests {
         for (name, expected) in
             [("CPU", Ok("cpu")), ("gpu", Ok("cuda")), ("Ascend", Ok("cann")), ("TPU", Err("TPU"))]
         {
-            let settings =
-                Settings { device_target: Some(name.to_owned()), ..Settings::default() };
+            let settings = Settings { device_target: Some(name.to_owned()), ..Settings::default() };
             match (settings.main_device(), expected) {
                 (Ok(device), Ok(expected)) => assert_eq!(device.to_string(), expected),
                 (Err(Failure::Request(error)), Err(said)) => {

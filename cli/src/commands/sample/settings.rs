@@ -221,8 +221,13 @@ pub struct Settings {
     #[arg(long, value_name = "NAME[:N]", help_heading = "Devices")]
     pub device: Option<String>,
     /// Share the prompts out to several devices, cuda:0,cuda:1; each computes whole pictures
-    #[arg(long, value_name = "NAME[:N],…", value_delimiter = ',', conflicts_with = "device",
-          help_heading = "Devices")]
+    #[arg(
+        long,
+        value_name = "NAME[:N],…",
+        value_delimiter = ',',
+        conflicts_with = "device",
+        help_heading = "Devices"
+    )]
     #[serde(deserialize_with = "one_or_many")]
     pub devices: Vec<String>,
     /// An option of the device's provider, as NAME=VALUE; `pixart engine list NAME` shows them

@@ -14,6 +14,7 @@ use ort::{
 use super::{
     super::{EngineError, library::Library},
     Device, DeviceOptions, Placement,
+    log::PlacementLog,
     placement::{self, RECORD},
     probe, register,
 };
@@ -25,6 +26,8 @@ pub(in super::super) struct Accelerator {
     /// The library of a plugin; without one, the provider is built into ONNX Runtime.
     plugin: Option<PathBuf>,
     allow_cpu: bool,
+    /// This build of ONNX Runtime keeps no record of where nodes go, but logs it.
+    logs: bool,
     placements: Mutex<Vec<Placement>>,
 }
 
@@ -61,19 +64,22 @@ impl Accelerator {
                 });
             }
         }
-        let accelerator = Self {
+        let mut accelerator = Self {
             settings: options.settings()?,
             device,
             plugin,
             allow_cpu: options.allow_cpu_fallback,
+            logs: false,
             placements: Mutex::default(),
         };
-        accelerator.try_out(environment).map_err(|reason| EngineError::ProviderFailed {
-            device: accelerator.device.to_string(),
-            path: accelerator.plugin.as_ref().unwrap_or(&library.path).clone(),
-            reason,
-            needs: provider.needs,
-        })?;
+        if let Err(reason) = accelerator.try_out(environment) {
+            return Err(EngineError::ProviderFailed {
+                device: accelerator.device.to_string(),
+                path: accelerator.plugin.as_ref().unwrap_or(&library.path).clone(),
+                reason: reason.trim().to_owned(),
+                needs: provider.needs,
+            });
+        }
         accelerator.lock().clear();
         Ok(accelerator)
     }
@@ -93,13 +99,47 @@ impl Accelerator {
         self.device.provider.name != "directml"
     }
 
-    /// Adds the provider to a session that is being built.
-    pub fn register(
+    /// Makes a session with the provider, `commit` being the last step, and notes where the nodes of `model`
+    /// went.
+    ///
+    /// # Errors
+    /// When the session cannot be made, or none of its nodes went to the device and the user does not allow
+    /// that.
+    pub fn commit(
+        &self,
+        builder: SessionBuilder,
+        environment: &Environment,
+        model: &Path,
+        commit: impl FnOnce(SessionBuilder) -> ort::Result<Session>,
+    ) -> ort::Result<Session> {
+        let (builder, log) = match self.logs {
+            true => PlacementLog::listen(builder).map(|(builder, log)| (builder, Some(log)))?,
+            false => (builder.with_config_entry(RECORD, "1")?, None),
+        };
+        let session = commit(self.register(builder, environment)?)?;
+        let (name, device) = (self.device.provider.ort_name, self.device.to_string());
+        let (name, model) = (name.unwrap_or_default(), model.to_path_buf());
+        let placement = match log {
+            Some(log) => placement::of_counts(log.finish(), model, device, name),
+            None => placement::read(&session, model, device, name)?,
+        };
+        if placement.device_nodes() == 0 && !self.allow_cpu {
+            return Err(ort::Error::new(format!(
+                "{} takes none of its {} nodes, so that the processor would compute all of them; \
+                 --allow_cpu_fallback accepts that",
+                self.device,
+                placement.cpu_nodes()
+            )));
+        }
+        self.lock().push(placement);
+        Ok(session)
+    }
+
+    fn register(
         &self,
         builder: SessionBuilder,
         environment: &Environment,
     ) -> ort::Result<SessionBuilder> {
-        let builder = builder.with_config_entry(RECORD, "1")?;
         if self.plugin.is_none() {
             let dispatch = register::dispatch(self.device.provider, &self.settings);
             return Ok(builder.with_execution_providers(dispatch.as_slice())?);
@@ -145,33 +185,22 @@ impl Accelerator {
         })
     }
 
-    /// Notes where the nodes of a session went.
-    ///
-    /// # Errors
-    /// When none of them went to the device, unless the user allows that.
-    pub fn note(&self, model: &Path, session: &Session) -> ort::Result<()> {
-        let name = self.device.provider.ort_name.unwrap_or_default();
-        let placement =
-            placement::read(session, model.to_path_buf(), self.device.to_string(), name)?;
-        if placement.device_nodes() == 0 && !self.allow_cpu {
-            return Err(ort::Error::new(format!(
-                "{} takes none of its {} nodes, so that the processor would compute all of them; \
-                 --allow_cpu_fallback accepts that",
-                self.device,
-                placement.cpu_nodes()
-            )));
-        }
-        self.lock().push(placement);
-        Ok(())
+    /// Lets the device compute a small graph.
+    fn try_out(&mut self, environment: &Environment) -> Result<(), String> {
+        let allowed = std::mem::replace(&mut self.allow_cpu, true);
+        let session = self.probe(environment);
+        // Nodes that went nowhere are a record that is not kept.
+        let unknown = self.lock().iter().all(|found| found.device_nodes() + found.cpu_nodes() == 0);
+        self.allow_cpu = allowed;
+        self.logs = session.is_ok() && unknown;
+        let session = if self.logs || !allowed { self.probe(environment) } else { session };
+        probe::run(&mut session.map_err(|error| error.to_string())?)
     }
 
-    fn try_out(&self, environment: &Environment) -> Result<(), String> {
-        let session = Session::builder(environment)
-            .and_then(|builder| self.register(builder, environment))
-            .and_then(|mut builder| builder.commit_from_memory(&probe::graph()));
-        let mut session = session.map_err(|error| error.to_string())?;
-        self.note(Path::new("the probe"), &session).map_err(|error| error.to_string())?;
-        probe::run(&mut session)
+    fn probe(&self, environment: &Environment) -> ort::Result<Session> {
+        let builder = Session::builder(environment)?;
+        let commit = |mut builder: SessionBuilder| builder.commit_from_memory(&probe::graph());
+        self.commit(builder, environment, Path::new("the probe"), commit)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Placement>> {

@@ -6,6 +6,7 @@
 mod accelerator;
 mod build;
 mod device;
+mod log;
 mod option;
 mod options;
 mod placement;

@@ -131,6 +131,23 @@ pub(super) fn read(
     Ok(Placement { model, device, on_device, on_cpu })
 }
 
+/// The same from counts by provider and operator.
+pub(super) fn of_counts(
+    counts: BTreeMap<String, BTreeMap<String, usize>>,
+    model: PathBuf,
+    device: String,
+    ort_name: &str,
+) -> Placement {
+    let (mut on_device, mut on_cpu) = (BTreeMap::new(), BTreeMap::new());
+    for (provider, operators) in counts {
+        let side = if provider == ort_name { &mut on_device } else { &mut on_cpu };
+        for (operator, count) in operators {
+            *side.entry(operator).or_insert(0) += count;
+        }
+    }
+    Placement { model, device, on_device, on_cpu }
+}
+
 /// # Safety
 /// `first` is null or the first of `count` items that live as long as the result is used.
 unsafe fn list<'a, T>(first: *const T, count: usize) -> &'a [T] {
