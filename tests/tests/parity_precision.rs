@@ -68,7 +68,7 @@ fn assert_errors(
     let mut failures = Vec::new();
     for &(form, allowed) in allowed {
         let mut worst = Errors::default();
-        for profile in Profile::ALL {
+        for profile in engines::profiles() {
             let options = options(form, profile);
             if options.precision == Precision::Int4 && profile != Profile::Ort {
                 continue; // Refused, which other tests show.

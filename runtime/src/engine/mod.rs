@@ -35,7 +35,7 @@ pub use weights::{GraphWeight, GraphWeights, Layout, Override, WeightType};
 
 use self::{
     library::Places,
-    provider::{DeviceOptions, Placement, Provider},
+    provider::{DeviceOptions, Placement, Provider, TimeShares},
 };
 use crate::tensor::Tensor;
 
@@ -96,6 +96,20 @@ pub trait Engine: Send + Sync {
     /// computes on the processor only.
     fn placements(&self) -> Vec<Placement> {
         Vec::new()
+    }
+
+    /// Runs `model` on `inputs` and measures how long each provider computes. `None` for an engine that
+    /// cannot tell.
+    ///
+    /// # Errors
+    /// As [`Engine::load`] and [`Session::run`].
+    fn time_shares(
+        &self,
+        model: &Path,
+        inputs: &[(&str, &Tensor)],
+    ) -> Result<Option<TimeShares>, EngineError> {
+        let _ = (model, inputs);
+        Ok(None)
     }
 }
 

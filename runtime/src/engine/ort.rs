@@ -1,5 +1,7 @@
 //! ONNX Runtime behind the engine traits.
 
+mod profile;
+
 use std::{
     fmt::Debug,
     path::{Path, PathBuf},
@@ -25,7 +27,7 @@ use super::{
     library::Library,
     model_file::ModelFile,
     part,
-    provider::{Accelerator, DeviceOptions, Placement},
+    provider::{Accelerator, DeviceOptions, Placement, TimeShares},
     signature::{Signature, describe_all},
     weights::{self, Override, WeightType},
 };
@@ -118,6 +120,14 @@ impl Engine for OrtEngine {
     fn placements(&self) -> Vec<Placement> {
         self.accelerator.iter().flat_map(|accelerator| accelerator.placements()).collect()
     }
+
+    fn time_shares(
+        &self,
+        model: &Path,
+        inputs: &[(&str, &Tensor)],
+    ) -> Result<Option<TimeShares>, EngineError> {
+        self.profile(model, inputs).map(Some)
+    }
 }
 
 impl OrtEngine {
@@ -127,6 +137,17 @@ impl OrtEngine {
         model: &Path,
         graph: Option<Vec<u8>>,
         overrides: Vec<Override>,
+    ) -> ort::Result<ort::session::Session> {
+        self.build_profiled(model, graph, overrides, None)
+    }
+
+    /// The same with a profile written to a file whose name begins like `profile`.
+    fn build_profiled(
+        &self,
+        model: &Path,
+        graph: Option<Vec<u8>>,
+        overrides: Vec<Override>,
+        profile: Option<PathBuf>,
     ) -> ort::Result<ort::session::Session> {
         let level = match self.plain {
             true => GraphOptimizationLevel::Disable,
@@ -148,6 +169,9 @@ impl OrtEngine {
             .with_intra_threads(self.threads)?
             // Patterns are kept per input shape; a diffusion loop repeats one shape many times.
             .with_memory_pattern(!self.plain && accelerator.is_none_or(|it| it.plans_memory()))?;
+        if let Some(profile) = profile {
+            builder = builder.with_profiling(profile)?;
+        }
         for new in overrides {
             let tensor = owned_tensor(&new)?.into_dyn();
             builder = builder.with_external_initializer(&new.name, tensor)?;

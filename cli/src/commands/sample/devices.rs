@@ -1,6 +1,7 @@
 //! What computes each part of the model, as the settings have it.
 
 use super::settings::{Settings, parsed};
+use crate::commands::engine::devices::split_options;
 use crate::exit::Failure;
 use pixart_exporter::Profile;
 use pixart_runtime::engine::provider::{Device, DeviceOptions, Placement, Provider};
@@ -155,7 +156,7 @@ impl Settings {
             threads: self.threads()?,
             device: DeviceOptions {
                 // Options and plugin belong to the device of the transformer.
-                options: if is_main { self.device_options()? } else { Vec::new() },
+                options: if is_main { split_options(&self.device_option)? } else { Vec::new() },
                 plugin: self.device_plugin.clone().filter(|_| is_main),
                 allow_cpu_fallback: self.allow_cpu_fallback.unwrap_or(false),
                 device,
@@ -176,16 +177,6 @@ impl Settings {
             )),
             error => error.into(),
         })
-    }
-
-    fn device_options(&self) -> Result<Vec<(String, String)>, Failure> {
-        let split = |typed: &String| match typed.split_once('=') {
-            Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
-            None => Err(Failure::request(format!(
-                "device_option: found `{typed}`, expected NAME=VALUE"
-            ))),
-        };
-        self.device_option.iter().map(split).collect()
     }
 
     /// How many threads to compute with.

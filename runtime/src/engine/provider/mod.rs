@@ -12,6 +12,8 @@ mod options;
 mod placement;
 mod probe;
 mod register;
+mod shares;
+mod system;
 mod table;
 
 pub(super) use accelerator::Accelerator;
@@ -19,6 +21,8 @@ pub use build::{BUILDS, Build};
 pub use device::{Device, DeviceOptions};
 pub use option::{OptionKind, OptionSpec};
 pub use placement::Placement;
+pub use shares::TimeShares;
+pub use system::has_system_library;
 pub use table::PROVIDERS;
 
 use super::EngineError;
