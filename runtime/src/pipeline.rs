@@ -13,6 +13,7 @@ mod plan;
 mod preview;
 mod request;
 mod run;
+mod shared;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub use event::{Event, Stage};
 pub use init::{InitImage, Mask};
 pub use request::{NoiseSeed, PictureSize, Reference, Request, Variation};
 use run::Run;
+pub use shared::sample_shared;
 
 use crate::{
     engine::Engine,

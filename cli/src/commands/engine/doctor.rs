@@ -75,8 +75,8 @@ fn everything() -> Result<(), Failure> {
 /// Whether something on this machine may bring the provider.
 fn may_be_there(provider: &Provider, engines: &[Status]) -> bool {
     let brought = |engine: &Status| provider.builds.contains(&engine.name.as_str());
-    let apple = provider.name == "coreml" && !cfg!(target_os = "macos");
-    ["cpu", "tract"].contains(&provider.name) || !apple && engines.iter().any(brought)
+    ["cpu", "tract"].contains(&provider.name)
+        || provider.is_for_this_system() && engines.iter().any(brought)
 }
 
 /// Lets another process try the device: a driver may end it, and one process holds one ONNX Runtime.

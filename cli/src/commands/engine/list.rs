@@ -33,13 +33,11 @@ enum State {
 }
 
 fn state(provider: &Provider, engines: &[Status]) -> State {
-    // CoreML comes with the cpu build, but only Apple's has it.
-    let apple = provider.name == "coreml" && !cfg!(target_os = "macos");
     let usable = |engine: &Status| engine.problem.is_none();
     let brought =
         |engine: &&Status| usable(engine) && provider.builds.contains(&engine.name.as_str());
     let built_in = ["cpu", "tract"].contains(&provider.name);
-    if built_in || !apple && engines.iter().any(|engine| brought(&engine)) {
+    if built_in || provider.is_for_this_system() && engines.iter().any(|engine| brought(&engine)) {
         return State::Here;
     }
     match provider.proof {

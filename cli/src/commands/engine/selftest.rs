@@ -56,7 +56,8 @@ pub fn run(args: &SelftestArgs) -> Result<(), Failure> {
             name.parse().map_err(|error| Failure::request(format!("dtype: {error}")))?;
         let wanted = Wanted::new(Some(precision), providers)?;
         let paths = sources.resolve(providers, wanted, false)?;
-        for folder in [&paths.text_encoder, &paths.transformer, &paths.vae_decoder] {
+        let vae = (precision == Precision::Fp32).then_some(&paths.vae_decoder);
+        for folder in [&paths.text_encoder, &paths.transformer].into_iter().chain(vae) {
             bad += usize::from(!part(&name, folder, opened.engine.as_ref())?);
         }
         if precision == Precision::Fp32 {

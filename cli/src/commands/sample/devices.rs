@@ -89,20 +89,31 @@ pub fn profile_for(provider: &Provider) -> Profile {
 }
 
 impl Settings {
-    /// Opens what computes.
+    /// Opens what computes, with one device.
     pub fn open_engines(&self) -> Result<OpenEngines, Failure> {
-        let device = match self.devices.as_slice() {
-            [] => self.main_device()?,
-            _ if self.device.is_some() => {
-                return Err(Failure::request("device and devices: give one of the two"));
-            }
-            [first, ..] => named("devices", first)?,
-        };
-        self.open_engines_on(device)
+        match self.devices.as_slice() {
+            [] => self.open_engines_on(self.main_device()?),
+            _ => Err(Failure::request("devices: this takes one; name it with --device")),
+        }
     }
 
-    /// The same with another device than the settings'.
-    pub fn open_engines_on(&self, device: Device) -> Result<OpenEngines, Failure> {
+    /// The same for each of the devices that share the prompts.
+    pub fn open_each(&self) -> Result<Vec<OpenEngines>, Failure> {
+        if self.devices.is_empty() {
+            return Ok(vec![self.open_engines()?]);
+        }
+        if self.device.is_some() {
+            return Err(Failure::request("device and devices: give one of the two"));
+        }
+        if self.devices.len() > 1 && self.preview.is_some() {
+            return Err(Failure::request("preview: it is for one device; leave it or devices out"));
+        }
+        let devices: Result<Vec<Device>, Failure> =
+            self.devices.iter().map(|device| named("devices", device)).collect();
+        devices?.into_iter().map(|device| self.open_engines_on(device)).collect()
+    }
+
+    fn open_engines_on(&self, device: Device) -> Result<OpenEngines, Failure> {
         let part = |name, given: &Option<String>| match given {
             Some(given) => named(name, given),
             None => Ok(device.clone()),

@@ -38,6 +38,8 @@ pub struct Provider {
     pub ort_name: Option<&'static str>,
     /// Names of the [`BUILDS`] that bring it, the best first.
     pub builds: &'static [&'static str],
+    /// The only operating system where builds have it, as Rust calls it.
+    pub only_on: Option<&'static str>,
     /// How to get it where no build brings it, or what else it takes.
     pub obtained: &'static str,
     /// What the machine must have besides.
@@ -91,10 +93,18 @@ impl Provider {
 
     /// What to do to get it, as the end of an error.
     pub fn how_to_get(&self) -> String {
-        match self.builds.first() {
-            Some(build) => format!("`pixart engine install {build}` fetches it"),
-            None => self.obtained.to_owned(),
+        match (self.only_on, self.builds.first()) {
+            (Some(system), _) if system != std::env::consts::OS => {
+                format!("it is for {system} only, this is {}", std::env::consts::OS)
+            }
+            (_, Some(build)) => format!("`pixart engine install {build}` fetches it"),
+            (_, None) => self.obtained.to_owned(),
         }
+    }
+
+    /// Whether builds for this operating system can have it.
+    pub fn is_for_this_system(&self) -> bool {
+        self.only_on.is_none_or(|system| system == std::env::consts::OS)
     }
 
     /// The processor, with ONNX Runtime.
