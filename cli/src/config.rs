@@ -6,6 +6,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_yaml::{Mapping, Value};
 use std::path::Path;
 
+mod engine;
+
 /// Lays `flags` over the settings of the YAML file at `path`, if there is one.
 ///
 /// `known` are the keys that the file may have, and what is suggested beside an unknown one. `T` may have some of
@@ -45,12 +47,13 @@ fn read<T: DeserializeOwned + Default>(path: &Path, known: &[String]) -> anyhow:
         .with_context(|| format!("{file}: cannot read this config file"))?;
     let value: Value =
         serde_yaml::from_str(&text).with_context(|| format!("{file}: not valid YAML"))?;
-    let mapping = match value {
+    let mut mapping = match value {
         // An empty file, or one with comments only, sets nothing.
         Value::Null => return Ok(T::default()),
         Value::Mapping(mapping) => mapping,
         _ => return Err(anyhow!("{file}: expected `key: value` lines at the top level")),
     };
+    let spread = engine::spread(&mut mapping).with_context(|| file.to_string())?;
     for key in mapping.keys() {
         let Some(key) = key.as_str() else {
             return Err(anyhow!("{file}: found the key {key:?}, expected a name"));
@@ -63,7 +66,12 @@ fn read<T: DeserializeOwned + Default>(path: &Path, known: &[String]) -> anyhow:
             return Err(anyhow!("{file}: unknown key `{key}`; {hint}"));
         }
     }
-    serde_yaml::from_str(&text).with_context(|| format!("{file}: wrong value"))
+    let read = match spread {
+        true => serde_yaml::from_value(Value::Mapping(mapping)),
+        // This way, an error tells the line.
+        false => serde_yaml::from_str(&text),
+    };
+    read.with_context(|| format!("{file}: wrong value"))
 }
 
 /// Reads a boolean: the words true and false in any case, as upstream.

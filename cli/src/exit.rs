@@ -53,12 +53,25 @@ fn is_request(error: &Error) -> bool {
     };
     lora.is_some_and(LoraError::is_request)
         || matches!(error.downcast_ref(), Some(PipelineError::Request(_)))
-        || matches!(error.downcast_ref(), Some(EngineError::UnknownEngine { .. }))
         || matches!(
             error.downcast_ref(),
             Some(CacheError::NoCache { .. } | CacheError::OtherEncoder { .. })
         )
-        || matches!(error.downcast_ref(), Some(InstallError::UnknownProvider { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(
+                EngineError::UnknownEngine { .. }
+                    | EngineError::UnknownDevice { .. }
+                    | EngineError::DeviceSuffix { .. }
+                    | EngineError::DeviceEngine { .. }
+                    | EngineError::UnknownOption { .. }
+                    | EngineError::OptionValue { .. }
+            )
+        )
+        || matches!(
+            error.downcast_ref(),
+            Some(InstallError::UnknownBuild { .. } | InstallError::NoBuild { .. })
+        )
         || matches!(
             error.downcast_ref(),
             Some(

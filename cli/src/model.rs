@@ -1,12 +1,14 @@
 //! Where a model's parts are, and their ONNX graphs: exported folders are used as they are,
 //! diffusers folders are exported once into the user's cache.
 
+use crate::commands::sample::devices::{Providers, profile_for};
 use crate::exit::Failure;
 use crate::progress::{Progress, Unit};
 use anyhow::Context;
 use pixart_exporter::{
     Component, ExportOptions, Precision, Profile, VariantFlags, export_component,
 };
+use pixart_runtime::engine::provider::PROVIDERS;
 use pixart_runtime::pipeline::ModelPaths;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -92,7 +94,7 @@ impl Sources {
     /// looked for where it is needed: with a picture to begin from.
     pub fn resolve(
         &self,
-        profile: Profile,
+        providers: Providers,
         wanted: Wanted,
         encoder: bool,
     ) -> Result<ModelPaths, Failure> {
@@ -101,8 +103,14 @@ impl Sources {
             // There it is only a check, which follows when the model is open.
             variant.sample_size = None;
         }
-        let find =
-            |source, component, variant| exported(source, component, profile, wanted, variant);
+        let find = |source, component: Component, variant| {
+            let profile = profile_for(match component {
+                Component::Transformer => providers.transformer,
+                Component::TextEncoder => providers.text_encoder,
+                Component::VaeDecoder | Component::VaeEncoder => providers.vae,
+            });
+            exported(source, component, profile, wanted, variant)
+        };
         let transformer = find(&self.transformer, Component::Transformer, &variant)?;
         let none = VariantFlags::default();
         Ok(ModelPaths {
@@ -113,7 +121,7 @@ impl Sources {
             },
             vae_decoder: find(&self.vae, Component::VaeDecoder, &none)?,
             vae_encoder: encoder
-                .then(|| vae_encoder(&self.vae, "init_image", profile, wanted))
+                .then(|| vae_encoder(&self.vae, "init_image", profile_for(providers.vae), wanted))
                 .transpose()?,
             tokenizer: self.tokenizer.clone(),
             scheduler: self.scheduler.clone(),
@@ -232,13 +240,20 @@ pub fn text_side(
 pub struct Wanted(Option<Precision>);
 
 impl Wanted {
-    /// This one, or fp32, for an engine.
-    pub fn new(precision: Option<Precision>, engine: &str) -> Result<Self, Failure> {
-        if precision == Some(Precision::Int4) && profile_for(engine) != Profile::Ort {
-            return Err(Failure::request(format!(
-                "dtype: found int4 with the engine {engine}, expected fp32, fp16, bf16 or int8; int4 is for \
-                 ONNX Runtime (pixart engine install cpu, --engine ort)"
-            )));
+    /// This one, or fp32, for what computes.
+    pub fn new(precision: Option<Precision>, providers: Providers) -> Result<Self, Failure> {
+        let Some(wanted) = precision else { return Ok(Self(None)) };
+        for provider in [providers.transformer, providers.text_encoder] {
+            if !provider.precisions.contains(&wanted.as_str()) {
+                let able = PROVIDERS.iter().filter(|p| p.precisions.contains(&wanted.as_str()));
+                let able: Vec<&str> = able.map(|provider| provider.name).collect();
+                return Err(Failure::request(format!(
+                    "dtype: found {wanted} with {}, expected {}; {wanted} is for {}",
+                    provider.name,
+                    provider.precisions.join(", "),
+                    able.join(", ")
+                )));
+            }
         }
         Ok(Self(precision))
     }
@@ -266,14 +281,6 @@ impl Wanted {
                 folder.display()
             );
         }
-    }
-}
-
-/// The profile whose graphs suit an engine.
-pub fn profile_for(engine: &str) -> Profile {
-    match engine {
-        "ort" => Profile::Ort,
-        _ => Profile::Portable,
     }
 }
 

@@ -28,7 +28,7 @@ impl Upstream<'_> {
         }
         if self.use_parallel == Some(true) {
             return refuse(format!(
-                "use_parallel: found true, but several devices at once are not supported yet; {instead}"
+                "use_parallel: found true, {instead}"
             ));
         }
         let mut notes = Vec::new();

@@ -14,6 +14,7 @@ mod preview;
 mod request;
 mod run;
 mod series;
+mod shared;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use init::{InitImage, Mask};
 pub use request::{NoiseSeed, PictureSize, Reference, Request, Variation};
 use run::Run;
 pub use series::Series;
+pub use shared::sample_shared;
 
 use crate::{
     engine::Engine,
@@ -84,6 +86,23 @@ impl Default for PipelineOptions {
     }
 }
 
+/// What computes each part of a model.
+#[derive(Clone)]
+pub struct Engines {
+    /// The text encoder.
+    pub text_encoder: Arc<dyn Engine>,
+    /// The transformer.
+    pub transformer: Arc<dyn Engine>,
+    /// The VAE, both its halves.
+    pub vae: Arc<dyn Engine>,
+}
+
+impl From<Arc<dyn Engine>> for Engines {
+    fn from(engine: Arc<dyn Engine>) -> Self {
+        Self { text_encoder: engine.clone(), transformer: engine.clone(), vae: engine }
+    }
+}
+
 /// A finished picture.
 #[derive(Clone, Debug)]
 pub struct Picture {
@@ -123,24 +142,37 @@ impl Pipeline {
         paths: ModelPaths,
         options: PipelineOptions,
     ) -> Result<Self, PipelineError> {
-        let transformer = LazyComponent::open(&engine, &paths.transformer)?;
-        Self::around(transformer, engine, &paths, options)
+        Self::with_engines(engine.into(), paths, options)
+    }
+
+    /// The same with an engine for each part.
+    ///
+    /// # Errors
+    /// As [`Pipeline::new`].
+    pub fn with_engines(
+        engines: Engines,
+        paths: ModelPaths,
+        options: PipelineOptions,
+    ) -> Result<Self, PipelineError> {
+        let transformer = LazyComponent::open(&engines.transformer, &paths.transformer)?;
+        Self::around(transformer, &engines, &paths, options)
     }
 
     /// The parts of a model around a transformer.
     fn around(
         transformer: LazyComponent<TransformerArchitecture>,
-        engine: Arc<dyn Engine>,
+        engines: &Engines,
         paths: &ModelPaths,
         options: PipelineOptions,
     ) -> Result<Self, PipelineError> {
         let (text_encoder, cache) = (&paths.text_encoder, options.text_cache.clone());
-        let mut captions = CaptionEncoder::new(&engine, text_encoder, &paths.tokenizer, cache)?;
+        let mut captions =
+            CaptionEncoder::new(&engines.text_encoder, text_encoder, &paths.tokenizer, cache)?;
         captions.set_cancel(options.cancel.clone());
-        let vae_decoder = LazyComponent::open(&engine, &paths.vae_decoder)?;
+        let vae_decoder = LazyComponent::open(&engines.vae, &paths.vae_decoder)?;
         let vae_encoder = paths.vae_encoder.as_ref();
         let vae_encoder =
-            vae_encoder.map(|folder| PictureEncoder::open(&engine, folder)).transpose()?;
+            vae_encoder.map(|folder| PictureEncoder::open(&engines.vae, folder)).transpose()?;
         let scheduler = match &paths.scheduler {
             Some(folder) => SchedulerConfig::from_file(&folder.join("scheduler_config.json"))?,
             None => SchedulerConfig::default(),

@@ -22,7 +22,7 @@ use tract_onnx::pb::{
 fn engines() -> [Arc<dyn Engine>; 2] {
     [EngineChoice::Ort, EngineChoice::Tract].map(|choice| {
         let library = (choice == EngineChoice::Ort).then(onnx_runtime);
-        let options = EngineOptions { library, threads: Some(2) };
+        let options = EngineOptions { library, threads: Some(2), ..EngineOptions::default() };
         engine::open(choice, &options).expect("the engine opens").engine
     })
 }

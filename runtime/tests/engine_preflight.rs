@@ -46,7 +46,11 @@ fn an_old_library_is_refused_with_both_versions_and_what_to_type() {
     let folder = tempfile::tempdir().expect("folder");
     let path = stand_in(folder.path(), "1.20.1");
     for choice in [EngineChoice::Ort, EngineChoice::Auto] {
-        let options = EngineOptions { library: Some(path.clone()), threads: None };
+        let options = EngineOptions {
+            library: Some(path.clone()),
+            threads: None,
+            ..EngineOptions::default()
+        };
         let error = engine::open(choice, &options).err().expect("refused");
         assert!(matches!(error, EngineError::LibraryTooOld { .. }), "{error:?}");
         let text = error.to_string();

@@ -16,7 +16,7 @@ use pixart_runtime::{
 
 fn open(choice: EngineChoice) -> std::sync::Arc<dyn Engine> {
     let library = (choice == EngineChoice::Ort).then(onnx_runtime);
-    let options = EngineOptions { library, threads: Some(2) };
+    let options = EngineOptions { library, threads: Some(2), ..EngineOptions::default() };
     engine::open(choice, &options).expect("the engine opens").engine
 }
 
@@ -134,7 +134,8 @@ fn a_second_library_in_the_same_process_is_refused() {
     let folder = tempfile::tempdir().expect("folder");
     let other = folder.path().join("libonnxruntime.so");
     std::os::unix::fs::symlink(absolute(&onnx_runtime()), &other).expect("link");
-    let options = EngineOptions { library: Some(other.clone()), threads: None };
+    let options =
+        EngineOptions { library: Some(other.clone()), threads: None, ..EngineOptions::default() };
     let error = engine::open(EngineChoice::Auto, &options).err().expect("refused");
     assert!(matches!(error, EngineError::OtherLibraryInUse { .. }), "{error:?}");
     assert!(error.to_string().contains(&other.display().to_string()), "{error}");

@@ -10,7 +10,11 @@ use pixart_runtime::engine::{self, EngineChoice, EngineOptions};
 /// The child process: opens and runs the engine as a program does.
 #[test]
 fn open_and_run() {
-    let options = EngineOptions { library: Some(common::onnx_runtime()), threads: Some(1) };
+    let options = EngineOptions {
+        library: Some(common::onnx_runtime()),
+        threads: Some(1),
+        ..EngineOptions::default()
+    };
     let engine = engine::open(EngineChoice::Ort, &options).expect("opens").engine;
     let folder = tempfile::tempdir().expect("folder");
     let model = common::graph::write(folder.path(), common::graph::graph());

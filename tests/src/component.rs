@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ndarray::{ArrayD, Axis};
-use pixart_exporter::{Component, ExportOptions, Profile};
+use pixart_exporter::{Component, ExportOptions};
 use pixart_runtime::{engine::Session, tensor::Tensor};
 
 use crate::{
@@ -72,7 +72,7 @@ pub fn assert_parity_with(
     let output = output(component);
     let mut failures = Vec::new();
     let mut worst = 0.0f64;
-    for profile in Profile::ALL {
+    for profile in engines::profiles() {
         let options = ExportOptions { profile, ..options.clone() };
         let export = Export::component_with(source, component, &options);
         let mut sessions: Vec<_> = engines::both()
@@ -118,7 +118,7 @@ pub fn assert_rows_are_independent(source: &Path, component: Component, file: &s
     // Other sizes are summed in another order, nothing else may change.
     const ROUNDING: f64 = 1e-5;
     let mut compared = 0;
-    for profile in Profile::ALL {
+    for profile in engines::profiles() {
         let export = Export::component(source, component, profile);
         for engine in engines::both() {
             let mut session = engine

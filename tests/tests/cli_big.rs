@@ -93,10 +93,14 @@ fn upstreams_settings_without_effect_are_told_and_others_refused() {
     for silent in ["device_target", "enable_flash_attention", "use_parallel"] {
         assert!(!run.stderr.contains(silent), "{}", run.stderr);
     }
-    for (flag, value) in [("--device_target", "Ascend"), ("--use_parallel", "True")] {
+    for (flag, value, code, said) in [
+        ("--device_target", "Ascend", 1, "engine install cann"),
+        ("--device_target", "TPU", 2, "device_target: found `TPU`, expected CPU, GPU or Ascend"),
+        ("--use_parallel", "True", 2, "use_parallel"),
+    ] {
         let run = sandbox.pixart(&["sample", "--model", "model", "--prompt", "a", flag, value]);
-        assert_eq!(run.code, 2, "{run:?}");
-        assert!(run.stderr.contains(&flag[2..]), "{}", run.stderr);
+        assert_eq!(run.code, code, "{run:?}");
+        assert!(run.stderr.contains(said), "{}", run.stderr);
     }
 }
 

@@ -73,7 +73,7 @@ fn precisions_that_cannot_be() {
     let before = sandbox.files();
     for (more, said) in [
         (["--dtype", "fp8"], "dtype: unknown precision `fp8`"),
-        (["--dtype", "int4"], "dtype: found int4 with the engine tract, expected fp32"),
+        (["--dtype", "int4"], "dtype: found int4 with tract, expected fp32"),
     ] {
         let run = run(&sandbox, &[&["--engine", "tract"][..], &more].concat());
         assert_eq!(run.code, WRONG_REQUEST, "{run:?}");

@@ -95,7 +95,7 @@ fn assert_picture(name: &str, actual: &RgbImage, expected: &RgbImage) -> f64 {
 fn assert_parity(reference: Reference) {
     let latents = fixtures::tensors("pipeline/latents.safetensors");
     let (mut worst_error, mut worst_ratio) = (0.0f64, f64::INFINITY);
-    for profile in Profile::ALL {
+    for profile in engines::profiles() {
         let export = Export::pipeline(&fixtures::tiny(), profile);
         for engine in engines::both() {
             let on = format!("{profile} on {}", engine.name());
@@ -138,7 +138,7 @@ fn pictures_equal_those_of_mindone() {
 
 #[test]
 fn two_prompts_give_the_pictures_of_two_requests() {
-    for profile in Profile::ALL {
+    for profile in engines::profiles() {
         let export = Export::pipeline(&fixtures::tiny(), profile);
         for engine in engines::both() {
             let on = format!("{profile} on {}", engine.name());

@@ -68,7 +68,8 @@ fn assert_errors(
     let mut failures = Vec::new();
     for &(form, allowed) in allowed {
         let mut worst = Errors::default();
-        for profile in Profile::ALL {
+        let mut computed = 0;
+        for profile in engines::profiles() {
             let options = options(form, profile);
             if options.precision == Precision::Int4 && profile != Profile::Ort {
                 continue; // Refused, which other tests show.
@@ -93,6 +94,7 @@ fn assert_errors(
                     let name = format!("{name}, {case}");
                     let expected = tensors[output(component)].as_f32().expect("floats");
                     let actual = run(&name, session.as_mut(), component, tensors);
+                    computed += 1;
                     let rms = rms_relative_error(&name, &actual, expected);
                     worst.max = worst.max.max(max_relative_error(&name, &actual, expected));
                     worst.rms = worst.rms.max(rms);
@@ -101,6 +103,9 @@ fn assert_errors(
                     }
                 }
             }
+        }
+        if computed == 0 && engines::test_device().is_some() {
+            continue; // A form that the only profile of the device does not have.
         }
         let mode = form.1.map(|mode| format!(" {mode}")).unwrap_or_default();
         let Errors { max, rms } = worst;

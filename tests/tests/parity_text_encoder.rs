@@ -1,7 +1,7 @@
 //! The exported T5 encoder against transformers, on both engines.
 
 use ndarray::{Axis, Slice};
-use pixart_exporter::{Component, Profile};
+use pixart_exporter::Component;
 use pixart_runtime::tensor::Tensor;
 use pixart_tests::{
     component::{assert_parity, assert_rows_are_independent, run},
@@ -37,7 +37,7 @@ fn a_trimmed_caption_has_the_states_of_the_padded_one() {
     }
     // States of padded positions count too: mindone's unconditional half reads them.
     let expected = whole.slice_axis(Axis(1), kept).to_owned();
-    for profile in Profile::ALL {
+    for profile in engines::profiles() {
         let export = Export::component(&fixtures::tiny(), COMPONENT, profile);
         for engine in engines::both() {
             let name = format!("trimmed to {TRIMMED}, {profile} on {}", engine.name());

@@ -1,7 +1,7 @@
 //! The exported transformer against diffusers, on both engines.
 
 use ndarray::{Axis, Slice};
-use pixart_exporter::{Component, Profile};
+use pixart_exporter::Component;
 use pixart_runtime::tensor::Tensor;
 use pixart_tests::{
     component::{assert_parity, assert_rows_are_independent, run},
@@ -43,7 +43,7 @@ fn a_trimmed_caption_gives_the_noise_of_the_padded_one() {
         };
         case.insert(name.to_owned(), trimmed);
     }
-    for profile in Profile::ALL {
+    for profile in engines::profiles() {
         let export = Export::component(&fixtures::tiny(), COMPONENT, profile);
         for engine in engines::both() {
             let name = format!("trimmed to {TRIMMED}, {profile} on {}", engine.name());

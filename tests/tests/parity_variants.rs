@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use pixart_exporter::{Component, ExportOptions, KvSampling, Profile, VariantFlags};
-use pixart_tests::{component::assert_parity_with, exports::Export, fixtures};
+use pixart_tests::{component::assert_parity_with, engines, exports::Export, fixtures};
 
 const COMPONENT: Component = Component::Transformer;
 
@@ -93,7 +93,7 @@ fn an_export_can_be_made_again_from_its_own_config() {
 
 #[test]
 fn all_layouts_of_the_same_weights_give_the_same_bytes() {
-    for profile in Profile::ALL {
+    for profile in engines::profiles() {
         let data = |source: &str, variant| {
             let options = ExportOptions { profile, variant, ..ExportOptions::default() };
             let export = Export::component_with(&file(source), COMPONENT, &options);

@@ -1,12 +1,12 @@
 //! `pixart encode`: prompts into the text cache, so that sampling needs no text encoder.
 
+use super::sample::devices::profile_for;
 use super::sample::settings::{self, Settings};
 use super::sample::{Reporter, lora};
 use crate::exit::{Failure, print_line};
 use crate::interrupt::on_ctrl_c;
-use crate::model::{Wanted, profile_for, text_side};
+use crate::model::{Wanted, text_side};
 use clap::Args;
-use pixart_runtime::engine::{self, EngineOptions};
 use pixart_runtime::text::CaptionEncoder;
 use std::path::PathBuf;
 
@@ -33,20 +33,20 @@ pub fn run(args: EncodeArgs) -> Result<(), Failure> {
         ));
     };
     let folder = cache.folder().to_owned();
-    let options = EngineOptions { threads: settings.threads()?, ..EngineOptions::default() };
-    let opened = engine::open(settings.engine()?, &options)?;
-    for note in opened.note.iter().chain(&notes) {
+    let opened = settings.open_engines()?;
+    for note in opened.notes.iter().chain(&notes) {
         eprintln!("{note}");
     }
     let (text_encoder, tokenizer) = text_side(
         settings.model.as_deref(),
         settings.text_encoder_root.as_deref(),
         settings.tokenizer_root.as_deref(),
-        profile_for(opened.engine.name()),
-        Wanted::new(settings.precision()?, opened.engine.name())?,
+        profile_for(opened.providers.text_encoder),
+        Wanted::new(settings.precision()?, opened.providers)?,
     )?;
     let cache = Some(cache);
-    let mut captions = CaptionEncoder::new(&opened.engine, &text_encoder, &tokenizer, cache)?;
+    let mut captions =
+        CaptionEncoder::new(opened.text_encoder(), &text_encoder, &tokenizer, cache)?;
     let cancel = on_ctrl_c()?;
     captions.set_cancel(cancel.clone());
     let allow_unmatched = settings.lora_allow_unmatched.unwrap_or(false);
@@ -73,6 +73,6 @@ pub fn run(args: EncodeArgs) -> Result<(), Failure> {
         let done = encoded.len();
         return Err(Failure::Interrupted(format!("{done} of {prompts} prompts are in the cache")));
     }
-    eprintln!("{prompts} prompts, {}, {}", reporter.summary(), opened.engine.describe());
+    eprintln!("{prompts} prompts, {}, {}", reporter.summary(), opened.text_encoder().describe());
     Ok(())
 }

@@ -1,11 +1,15 @@
-//! `pixart engine`: what runs the graphs, and how to get a faster one.
+//! `pixart engine`: what runs the graphs, how to get a faster one, and whether it computes right.
+
+pub(crate) mod devices;
+mod doctor;
+mod list;
+mod selftest;
 
 use crate::exit::{Failure, print_line};
 use clap::{Args, Subcommand};
 use pixart_runtime::engine::data_folder;
-use pixart_runtime::engine::install::{
-    InstallOptions, Outcome, PROVIDERS, Provider, install, list,
-};
+use pixart_runtime::engine::install::{InstallOptions, Outcome, install};
+use pixart_runtime::engine::provider::{BUILDS, Build, PROVIDERS};
 
 /// What is typed after `pixart engine`.
 #[derive(Args)]
@@ -16,9 +20,13 @@ pub struct EngineArgs {
 
 #[derive(Subcommand)]
 enum EngineCommand {
-    /// Show the engines there are, with versions, places and what is wrong with them
-    List,
-    /// Fetch a build of ONNX Runtime with your own pip
+    /// Show the engines and devices there are, or all about one device
+    List {
+        /// The device
+        #[arg(value_name = "NAME", help = devices_help())]
+        name: Option<String>,
+    },
+    /// Fetch a build of ONNX Runtime, or a plugin for it, with your own pip
     Install {
         /// Which build
         #[arg(value_name = "NAME", help = names_help())]
@@ -30,52 +38,42 @@ enum EngineCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Look at every library and device: what is there, what works, what is missing
+    Doctor(doctor::DoctorArgs),
+    /// Compute the demo model on a device and compare it with tract
+    Selftest(selftest::SelftestArgs),
+}
+
+fn devices_help() -> String {
+    let names: Vec<&str> = PROVIDERS.iter().map(|provider| provider.name).collect();
+    format!("The device: {}", names.join(", "))
 }
 
 fn names_help() -> String {
-    let lines = PROVIDERS.iter().map(|p| format!("{}: {}", p.name, p.summary));
+    let lines = BUILDS.iter().map(|p| format!("{}: {}", p.name, p.summary));
     lines.collect::<Vec<_>>().join("; ")
 }
 
 /// Runs the command.
 pub fn run(args: EngineArgs) -> Result<(), Failure> {
     match args.command {
-        EngineCommand::List => show(),
+        EngineCommand::List { name: None } => list::all(),
+        EngineCommand::List { name: Some(name) } => list::one(&name),
         EngineCommand::Install { name, version, force } => {
-            let provider = Provider::named(&name)?;
+            let build = Build::named(&name)?;
             let folder = data_folder()?;
             let options = InstallOptions { version, force };
             let mut say = |stage: &str| eprintln!("{stage}");
-            let (installed, how) = match install(provider, &folder, &options, &mut say)? {
+            let (installed, how) = match install(build, &folder, &options, &mut say)? {
                 Outcome::Installed(installed) => (installed, "installed"),
                 Outcome::AlreadyInstalled(installed) => (installed, "already installed"),
             };
-            eprintln!("{how}: ONNX Runtime {} ({name})", installed.record.version);
+            let what = if installed.record.plugin { "plugin" } else { "ONNX Runtime" };
+            eprintln!("{how}: {what} {} ({})", installed.record.version, build.name);
             print_line(installed.library().display())?;
             Ok(())
         }
+        EngineCommand::Doctor(args) => doctor::run(&args),
+        EngineCommand::Selftest(args) => selftest::run(&args),
     }
-}
-
-fn show() -> Result<(), Failure> {
-    let folder = data_folder()?;
-    let engines = list(&folder);
-    for engine in &engines {
-        let kind = if engine.name != "tract" { "ONNX Runtime" } else { "" };
-        let name = [kind, engine.version.as_deref().unwrap_or(""), &format!("({})", engine.name)];
-        let name = name.iter().filter(|word| !word.is_empty()).copied().collect::<Vec<_>>();
-        let mark = if engine.chosen { "*" } else { " " };
-        print_line(format!("{mark} {}  {}", name.join(" "), engine.origin))?;
-        if let Some(path) = &engine.path {
-            print_line(format!("    {}", path.display()))?;
-        }
-        if let Some(problem) = &engine.problem {
-            print_line(format!("    not usable: {problem}"))?;
-        }
-    }
-    if engines.iter().all(|engine| engine.path.is_none()) {
-        print_line("  ONNX Runtime is not installed; it is faster: pixart engine install cpu")?;
-    }
-    print_line("* is what --engine auto takes")?;
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! `pixart sample`: prompts in, pictures out.
 
+pub(crate) mod devices;
 mod facts;
 mod files;
 mod from;
@@ -22,12 +23,12 @@ mod upstream;
 
 use crate::exit::Failure;
 use crate::interrupt::on_ctrl_c;
-use crate::model::{Wanted, profile_for};
+use crate::model::Wanted;
 use crate::progress::{Progress, Unit};
 use clap::Args;
+use devices::OpenEngines;
 use output::Output;
-use pixart_runtime::engine::{self, EngineOptions};
-use pixart_runtime::pipeline::{Event, Pipeline, Stage};
+use pixart_runtime::pipeline::{Event, ModelPaths, Pipeline, Stage, sample_shared};
 use preview::Preview;
 use record::Record;
 use settings::Settings;
@@ -66,18 +67,27 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let sources = settings.sources()?;
     let preview = settings.preview_target()?;
     let mut options = settings.options()?;
-    let threads = settings.threads()?;
-    let opened =
-        engine::open(settings.engine()?, &EngineOptions { threads, ..EngineOptions::default() })?;
-    let precision = Wanted::new(settings.precision()?, opened.engine.name())?;
+    let opened = settings.open_each()?;
+    let precision = settings.precision()?;
+    let wanted: Result<Vec<Wanted>, Failure> =
+        opened.iter().map(|each| Wanted::new(precision, each.providers)).collect();
+    let wanted = wanted?;
     let mut output = Output::prepare(&settings)?;
 
-    for note in opened.note.iter().chain(&notes) {
+    for note in opened.iter().flat_map(|each| &each.notes).chain(&notes) {
         eprintln!("{note}");
     }
-    let profile = profile_for(opened.engine.name());
-    let paths = sources.resolve(profile, precision, request.init.is_some())?;
-    let facts = facts::gather(&sources, &paths, opened.engine.as_ref(), &loras);
+    let begins = request.init.is_some();
+    let paths: Result<Vec<ModelPaths>, Failure> = opened
+        .iter()
+        .zip(wanted)
+        .map(|(each, wanted)| sources.resolve(each.providers, wanted, begins))
+        .collect();
+    let paths = paths?;
+    let (Some(first), Some(first_paths)) = (opened.first(), paths.first()) else {
+        return Err(Failure::request("devices: none are given"));
+    };
+    let facts = facts::gather(&sources, first_paths, first.main().as_ref(), &loras);
     let record = Record::new(&settings, &request, facts)?;
     for warning in origin.iter().flat_map(|origin| origin.warnings(record.facts())) {
         eprintln!("warning: {warning}");
@@ -85,14 +95,20 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     // Until here, Ctrl-C ends the program at once; exports are written so that nothing is lost by it.
     let cancel = on_ctrl_c()?;
     options.cancel = cancel.clone();
-    let mut pipeline = Pipeline::new(opened.engine.clone(), paths, options)?;
-    settings.check_model(&pipeline)?;
-    lora::apply(&mut pipeline, &loras, settings.lora_allow_unmatched.unwrap_or(false))?;
-
-    let preview = settings.preview(preview, &mut pipeline)?;
+    let mut pipelines = Vec::new();
+    for (each, paths) in opened.iter().zip(paths) {
+        let mut pipeline = Pipeline::with_engines(each.engines(), paths, options.clone())?;
+        settings.check_model(&pipeline)?;
+        lora::apply(&mut pipeline, &loras, settings.lora_allow_unmatched.unwrap_or(false))?;
+        pipelines.push(pipeline);
+    }
+    let preview = match pipelines.as_mut_slice() {
+        [pipeline] => settings.preview(preview, pipeline)?,
+        _ => None,
+    };
     let mut reporter = Reporter { preview, ..Reporter::default() };
     let mut unwritten = None;
-    let result = pipeline.sample(&request, &mut |event| {
+    let mut on_event = |event: Event<'_>| {
         // A finished picture is kept even if a later one fails.
         if let Event::Picture { picture, index } = event
             && unwritten.is_none()
@@ -104,8 +120,15 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
             }
         }
         reporter.report(event);
-    });
+    };
+    let result = match pipelines.as_mut_slice() {
+        [pipeline] => pipeline.sample(&request, &mut on_event),
+        many => sample_shared(many, &request, &mut on_event),
+    };
     reporter.clear();
+    for warning in opened.iter().flat_map(OpenEngines::left_to_the_processor) {
+        eprintln!("warning: {warning}");
+    }
     if let Some(failure) = unwritten {
         return Err(failure);
     }
@@ -121,12 +144,8 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
             pictures.len()
         )));
     }
-    eprintln!(
-        "{}, seed {seed}, {}, {}",
-        output.summary(),
-        reporter.summary(),
-        opened.engine.describe()
-    );
+    let engines = opened.iter().map(OpenEngines::describe).collect::<Vec<_>>().join(" and ");
+    eprintln!("{}, seed {seed}, {}, {engines}", output.summary(), reporter.summary());
     Ok(())
 }
 

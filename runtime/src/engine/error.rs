@@ -13,6 +13,110 @@ pub enum EngineError {
         name: String,
     },
 
+    /// No device of this name.
+    #[error("there is no device named \"{name}\"; choose one of {}", available.join(", "))]
+    UnknownDevice {
+        /// What was asked for.
+        name: String,
+        /// What exists.
+        available: Vec<&'static str>,
+    },
+
+    /// A number or name of a device where there is only one.
+    #[error("\"{device}:{suffix}\": {device} has no several devices; write {device}")]
+    DeviceSuffix {
+        /// The provider.
+        device: &'static str,
+        /// What followed the colon.
+        suffix: String,
+    },
+
+    /// No option of this name.
+    #[error(
+        "\"{option}\" is no option of {device}; {}",
+        if known.is_empty() { format!("{device} has no options") }
+        else { format!("its options are {}", known.join(", ")) }
+    )]
+    UnknownOption {
+        /// The provider.
+        device: &'static str,
+        /// What was asked for.
+        option: String,
+        /// What exists.
+        known: Vec<&'static str>,
+    },
+
+    /// A value that an option cannot have.
+    #[error("the option {option} of {device}: found \"{found}\", expected {expected}")]
+    OptionValue {
+        /// The provider.
+        device: String,
+        /// The option.
+        option: &'static str,
+        /// What was given.
+        found: String,
+        /// What it may hold.
+        expected: String,
+    },
+
+    /// A device that the chosen engine does not compute on.
+    #[error("the engine {engine} does not compute on {device}; leave --engine or --device out")]
+    DeviceEngine {
+        /// The engine.
+        engine: &'static str,
+        /// The device.
+        device: String,
+    },
+
+    /// Nothing installed brings a provider.
+    #[error("{device}: nothing that brings it is installed; {how}")]
+    ProviderMissing {
+        /// The device asked for.
+        device: String,
+        /// How to get it.
+        how: String,
+    },
+
+    /// The ONNX Runtime at hand was built without a provider.
+    #[error(
+        "{device}: {} (ONNX Runtime {version}) was built without it; it has {}; {how}",
+        path.display(), available.join(", ")
+    )]
+    ProviderAbsent {
+        /// The device asked for.
+        device: String,
+        /// The library.
+        path: PathBuf,
+        /// Its version.
+        version: String,
+        /// The devices it knows.
+        available: Vec<&'static str>,
+        /// How to get one that has it.
+        how: String,
+    },
+
+    /// A provider is there but does not compute.
+    #[error("{device} cannot be used with {}: {reason}; it needs {needs}", path.display())]
+    ProviderFailed {
+        /// The device asked for.
+        device: String,
+        /// The library that brings it.
+        path: PathBuf,
+        /// What it said.
+        reason: String,
+        /// What the machine must have for it.
+        needs: &'static str,
+    },
+
+    /// A file that should be a plugin for ONNX Runtime.
+    #[error("the plugin {} cannot be used: {reason}", path.display())]
+    Plugin {
+        /// The file named.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+
     /// A thread count that cannot be had.
     #[error("{threads} threads were asked for; give a number from 1 to {most}")]
     Threads {

@@ -11,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{EngineError, data_folder, install};
+use super::{
+    EngineError, data_folder, install,
+    provider::{DeviceOptions, Provider},
+};
 
 /// The oldest ONNX Runtime that serves: the interface level that the program is built for.
 pub const OLDEST: (u32, u32) = (1, ort::MINOR_VERSION);
@@ -104,7 +107,8 @@ pub(super) fn find_in(places: &Places) -> Result<Library, EngineError> {
     match &places.data_folder {
         None => tried.push("there is no data folder".to_owned()),
         Some(folder) => {
-            let installed = install::records(folder);
+            let mut installed = install::records(folder);
+            installed.retain(|found| !found.as_ref().is_ok_and(|found| found.record.plugin));
             if installed.is_empty() {
                 let folder = data_folder::engines_folder(folder);
                 tried.push(format!("none is installed in {}", folder.display()));
@@ -121,6 +125,52 @@ pub(super) fn find_in(places: &Places) -> Result<Library, EngineError> {
         }
     }
     Err(EngineError::NoLibrary { tried, broken })
+}
+
+/// The library to load for a provider, and the plugin to load into it, if there is one.
+///
+/// A library that the caller or the environment names is taken as it is; else one is taken that was
+/// installed for this provider, or that a plugin for it can be loaded into.
+///
+/// # Errors
+/// As [`find`], and when nothing that is installed brings the provider.
+pub(super) fn find_for(
+    options: &DeviceOptions,
+    places: &Places,
+) -> Result<(Library, Option<PathBuf>), EngineError> {
+    let provider = options.device.provider;
+    let named = !places.named().is_empty();
+    let plugin = options.plugin.clone().map_or_else(
+        || installed_plugin(provider, places),
+        |path| Ok(Some(std::path::absolute(&path).unwrap_or(path))),
+    )?;
+    if options.plugin.is_none() && !named {
+        let records = places.data_folder.iter().flat_map(|folder| install::records(folder));
+        let records: Vec<_> = records.flatten().collect();
+        for build in provider.builds().filter(|build| build.plugin.is_none()) {
+            if let Some(found) = records.iter().find(|found| found.record.name == build.name) {
+                return Ok((found.open()?, None));
+            }
+        }
+    }
+    if plugin.is_none() && !named {
+        return Err(EngineError::ProviderMissing {
+            device: options.device.to_string(),
+            how: provider.how_to_get(),
+        });
+    }
+    Ok((find_in(places)?, plugin))
+}
+
+/// The newest installed plugin for a provider.
+fn installed_plugin(provider: &Provider, places: &Places) -> Result<Option<PathBuf>, EngineError> {
+    let records = places.data_folder.iter().flat_map(|folder| install::records(folder));
+    let builds: Vec<_> = provider.builds().filter(|build| build.plugin.is_some()).collect();
+    let brings = |name: &str| builds.iter().any(|build| build.name == name);
+    match records.flatten().find(|found| found.record.plugin && brings(&found.record.name)) {
+        None => Ok(None),
+        Some(found) => found.check().map(|()| Some(found.library())),
+    }
 }
 
 /// Looks at the library at `path` without starting it.

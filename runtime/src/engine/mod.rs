@@ -1,7 +1,7 @@
 //! Engines: what computes an exported graph.
 //!
-//! Two are known: ONNX Runtime, loaded at run time where the user has it, and tract, which is built
-//! in. Both sit behind the traits [`Engine`] and [`Session`], so nothing else in the crate knows
+//! Two are known: ONNX Runtime, loaded at run time where the user has it, on the processor or on an
+//! accelerator ([`provider`]), and tract, which is built in. Both sit behind the traits [`Engine`] and [`Session`], so nothing else in the crate knows
 //! which one is at work.
 
 mod chain;
@@ -14,6 +14,7 @@ mod model_file;
 mod ort;
 mod ort_value;
 mod part;
+pub mod provider;
 mod signature;
 mod tract;
 mod value;
@@ -35,7 +36,10 @@ pub(crate) use signature::{Dim, Input, Signature};
 pub use value::{Buffer, Elements, Value};
 pub use weights::{GraphWeight, GraphWeights, Layout, Override, WeightType};
 
-use self::library::Places;
+use self::{
+    library::Places,
+    provider::{DeviceOptions, Placement, Provider, TimeShares},
+};
 use crate::tensor::Tensor;
 
 /// Something that loads and runs ONNX graphs.
@@ -103,6 +107,26 @@ pub trait Engine: Send + Sync {
     fn plain(&self, repack: bool) -> Option<Arc<dyn Engine>> {
         let _ = repack;
         None
+    }
+
+    /// Where the nodes of the graphs loaded so far are computed, the latest last. Empty for an engine that
+    /// computes on the processor only.
+    fn placements(&self) -> Vec<Placement> {
+        Vec::new()
+    }
+
+    /// Runs `model` on `inputs` and measures how long each provider computes. `None` for an engine that
+    /// cannot tell.
+    ///
+    /// # Errors
+    /// As [`Engine::load`] and [`Session::run`].
+    fn time_shares(
+        &self,
+        model: &Path,
+        inputs: &[(&str, &Tensor)],
+    ) -> Result<Option<TimeShares>, EngineError> {
+        let _ = (model, inputs);
+        Ok(None)
     }
 }
 
@@ -186,13 +210,17 @@ pub struct EngineOptions {
     pub library: Option<PathBuf>,
     /// Threads of computation; the number of processors where not given.
     pub threads: Option<usize>,
+    /// What computes; the processor where not given.
+    pub device: DeviceOptions,
 }
 
 /// An engine ready for use.
 pub struct Opened {
     /// The engine.
     pub engine: Arc<dyn Engine>,
-    /// One line for the user when a faster engine could be had.
+    /// What it computes with.
+    pub provider: &'static Provider,
+    /// One line for the user when a faster engine could be had, or the device is not the one asked for.
     pub note: Option<String>,
 }
 
@@ -206,21 +234,67 @@ const MOST_THREADS: usize = 1024;
 ///
 /// # Errors
 /// When ONNX Runtime is asked for and none is found, when the library named by `options` or by the
-/// environment cannot be used, or when the thread count is out of range.
+/// environment cannot be used, when the device cannot be used and nothing else is allowed, or when the
+/// thread count is out of range.
 pub fn open(choice: EngineChoice, options: &EngineOptions) -> Result<Opened, EngineError> {
     let threads = thread_count(options.threads)?;
-    open_from(choice, &Places::of_process(options.library.as_deref()), threads)
+    let places = Places::of_process(options.library.as_deref());
+    open_device(choice, &options.device, &places, threads)
+}
+
+/// Opens what computes on a device.
+fn open_device(
+    choice: EngineChoice,
+    options: &DeviceOptions,
+    places: &Places,
+    threads: usize,
+) -> Result<Opened, EngineError> {
+    // Wrong options are wrong even where nothing is installed.
+    options.settings()?;
+    let provider = options.device.provider;
+    let refuse =
+        |engine| Err(EngineError::DeviceEngine { engine, device: options.device.to_string() });
+    match choice {
+        EngineChoice::Ort if provider.is_tract() => return refuse("ort"),
+        EngineChoice::Tract if !provider.is_tract() && !provider.is_cpu() => {
+            return refuse("tract");
+        }
+        _ if provider.is_tract() => return open_from(EngineChoice::Tract, places, threads),
+        _ if provider.is_cpu() => return open_from(choice, places, threads),
+        _ => {}
+    }
+    let opened = library::find_for(options, places)
+        .and_then(|(library, plugin)| ort::OrtEngine::start_on(library, threads, options, plugin));
+    match opened {
+        Ok(engine) => Ok(Opened { engine: Arc::new(engine), provider, note: None }),
+        Err(error) if options.allow_cpu_fallback => {
+            let opened = open_from(choice, places, threads)?;
+            let instead = opened.engine.describe();
+            let note = format!("computing on {instead} instead, because {error}");
+            Ok(Opened { note: Some(note), ..opened })
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn open_from(choice: EngineChoice, places: &Places, threads: usize) -> Result<Opened, EngineError> {
-    let tract = |note| Opened { engine: Arc::new(tract::TractEngine::new(threads)), note };
+    let tract = |note| Opened {
+        engine: Arc::new(tract::TractEngine::new(threads)),
+        provider: Provider::tract(),
+        note,
+    };
     if choice == EngineChoice::Tract {
         return Ok(tract(None));
     }
-    match library::find_in(places) {
+    // One process holds one ONNX Runtime, and every build of it computes on the processor.
+    let found = match ort::in_use().filter(|_| places.named().is_empty()) {
+        Some(library) => Ok(library),
+        None => library::find_in(places),
+    };
+    match found {
         Ok(library) => {
             let engine = Arc::new(ort::OrtEngine::start(library, threads)?);
-            Ok(Opened { engine, note: None })
+            Ok(Opened { engine, provider: Provider::cpu(), note: None })
         }
         Err(EngineError::NoLibrary { broken, .. }) if choice == EngineChoice::Auto => {
             Ok(tract(Some(match broken {
@@ -290,10 +364,46 @@ mod tests {
         assert!(note.contains("damaged") && note.contains("engine.json"), "{note}");
     }
 
+    fn device(device: &str, allow_cpu_fallback: bool) -> DeviceOptions {
+        let device = device.parse().expect("a device");
+        DeviceOptions { device, allow_cpu_fallback, ..DeviceOptions::default() }
+    }
+
+    #[test]
+    fn a_device_that_nothing_brings_is_an_error_unless_the_processor_is_allowed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let places = nowhere(folder.path());
+        let open = |options: &DeviceOptions| open_device(EngineChoice::Auto, options, &places, 1);
+        let error = open(&device("cuda:1", false)).err().expect("refused").to_string();
+        assert!(error.contains("cuda:1") && error.contains("engine install cuda"), "{error}");
+        let opened = open(&device("cuda:1", true)).expect("tract");
+        let note = opened.note.expect("it is told");
+        assert!(opened.engine.name() == "tract" && note.contains("cuda:1"), "{note}");
+        // Wrong options stay wrong.
+        let options = vec![("speed".to_owned(), "9".to_owned())];
+        let error = open(&DeviceOptions { options, ..device("cuda", true) }).err().expect("wrong");
+        assert!(matches!(error, EngineError::UnknownOption { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn engine_and_device_must_go_together() {
+        let folder = tempfile::tempdir().expect("folder");
+        let places = nowhere(folder.path());
+        for (choice, name, said) in
+            [(EngineChoice::Tract, "cuda", "tract"), (EngineChoice::Ort, "tract", "ort")]
+        {
+            let error = open_device(choice, &device(name, true), &places, 1).err();
+            let error = error.expect("refused").to_string();
+            assert!(error.contains(&format!("the engine {said} does not")), "{error}");
+        }
+        let opened = open_device(EngineChoice::Auto, &device("tract", false), &places, 1);
+        assert_eq!(opened.expect("tract").provider.name, "tract");
+    }
+
     #[test]
     fn thread_counts_have_bounds() {
         for threads in [0, MOST_THREADS + 1] {
-            let options = EngineOptions { library: None, threads: Some(threads) };
+            let options = EngineOptions { threads: Some(threads), ..EngineOptions::default() };
             let error = open(EngineChoice::Tract, &options).err().expect("refused");
             assert!(matches!(error, EngineError::Threads { .. }), "{error:?}");
         }

@@ -1,5 +1,7 @@
 //! ONNX Runtime behind the engine traits.
 
+mod profile;
+
 use std::{
     fmt::Debug,
     path::{Path, PathBuf},
@@ -14,7 +16,7 @@ use ort::{
     logging::LogLevel,
     session::{
         SessionInputValue,
-        builder::{AutoDevicePolicy, GraphOptimizationLevel},
+        builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder},
     },
     value::{DynTensor, PrimitiveTensorElementType, TensorElementType, TensorRef},
 };
@@ -25,6 +27,7 @@ use super::{
     library::Library,
     model_file::ModelFile,
     ort_value, part,
+    provider::{Accelerator, DeviceOptions, Placement, TimeShares},
     signature::{Signature, describe_all},
     value::Value,
     weights::{self, Override, WeightType},
@@ -33,7 +36,7 @@ use crate::tensor::Tensor;
 
 const NAME: &str = "ort";
 
-/// ONNX Runtime on the processor.
+/// ONNX Runtime on the processor or another device.
 #[derive(Clone)]
 pub(super) struct OrtEngine {
     environment: Environment,
@@ -43,13 +46,28 @@ pub(super) struct OrtEngine {
     plain: bool,
     /// Kernels lay out weights anew.
     repack: bool,
+    /// What computes instead of the processor.
+    accelerator: Option<Arc<Accelerator>>,
 }
 
 impl OrtEngine {
     /// Starts ONNX Runtime from a library that has been looked at.
     pub fn start(library: Library, threads: usize) -> Result<Self, EngineError> {
         let environment = environment(&library)?;
-        Ok(Self { environment, library, threads, plain: false, repack: true })
+        Ok(Self { environment, library, threads, plain: false, repack: true, accelerator: None })
+    }
+
+    /// The same with a device other than the processor, and with the plugin that brings it, if one does.
+    pub fn start_on(
+        library: Library,
+        threads: usize,
+        options: &DeviceOptions,
+        plugin: Option<PathBuf>,
+    ) -> Result<Self, EngineError> {
+        let engine = Self::start(library, threads)?;
+        let accelerator =
+            Accelerator::start(&engine.environment, &engine.library, options, plugin)?;
+        Ok(Self { accelerator: Some(Arc::new(accelerator)), ..engine })
     }
 }
 
@@ -60,7 +78,9 @@ impl Engine for OrtEngine {
 
     fn describe(&self) -> String {
         let plain = if self.plain { ", graph as written" } else { "" };
-        format!("ONNX Runtime {} (cpu{plain})", self.library.version)
+        let device = self.accelerator.as_ref().map(|accelerator| accelerator.device().to_string());
+        let device = device.as_deref().unwrap_or("cpu");
+        format!("ONNX Runtime {} ({device}{plain})", self.library.version)
     }
 
     fn load_with(
@@ -95,7 +115,19 @@ impl Engine for OrtEngine {
     }
 
     fn plain(&self, repack: bool) -> Option<Arc<dyn Engine>> {
-        Some(Arc::new(Self { plain: true, repack, ..self.clone() }))
+        Some(Arc::new(Self { plain: true, repack, accelerator: None, ..self.clone() }))
+    }
+
+    fn placements(&self) -> Vec<Placement> {
+        self.accelerator.iter().flat_map(|accelerator| accelerator.placements()).collect()
+    }
+
+    fn time_shares(
+        &self,
+        model: &Path,
+        inputs: &[(&str, &Tensor)],
+    ) -> Result<Option<TimeShares>, EngineError> {
+        self.profile(model, inputs).map(Some)
     }
 }
 
@@ -107,10 +139,22 @@ impl OrtEngine {
         graph: Option<Vec<u8>>,
         overrides: Vec<Override>,
     ) -> ort::Result<ort::session::Session> {
+        self.build_profiled(model, graph, overrides, None)
+    }
+
+    /// The same with a profile written to a file whose name begins like `profile`.
+    fn build_profiled(
+        &self,
+        model: &Path,
+        graph: Option<Vec<u8>>,
+        overrides: Vec<Override>,
+        profile: Option<PathBuf>,
+    ) -> ort::Result<ort::session::Session> {
         let level = match self.plain {
             true => GraphOptimizationLevel::Disable,
             false => GraphOptimizationLevel::All,
         };
+        let accelerator = self.accelerator.as_deref();
         let mut builder = ort::session::Session::builder(&self.environment)?;
         if self.plain {
             // Memory goes back to the system as soon as a node is done with it.
@@ -127,14 +171,23 @@ impl OrtEngine {
             // A pattern takes its memory from the second run of a shape on, beside what the first took: up
             // to twice as much, and nothing is faster for it (docs/big-pictures.md).
             .with_memory_pattern(false)?;
+        if let Some(profile) = profile {
+            builder = builder.with_profiling(profile)?;
+        }
         for new in overrides {
             let tensor = owned_tensor(&new)?.into_dyn();
             builder = builder.with_external_initializer(&new.name, tensor)?;
         }
-        let Some(graph) = graph else { return builder.commit_from_file(model) };
-        let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
-        builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(&graph)
+        let commit = |mut builder: SessionBuilder| {
+            let Some(graph) = graph else { return builder.commit_from_file(model) };
+            let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
+            builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(&graph)
+        };
+        match accelerator {
+            Some(accelerator) => accelerator.commit(builder, &self.environment, model, commit),
+            None => commit(builder),
+        }
     }
 }
 
@@ -266,17 +319,23 @@ fn own<T: Clone>(array: ndarray::ArrayViewD<'_, T>) -> ArrayD<T> {
 }
 
 /// ONNX Runtime can be loaded and started once in a process, and stays until the process ends.
-static STARTED: Mutex<Option<(PathBuf, Environment)>> = Mutex::new(None);
+static STARTED: Mutex<Option<(Library, Environment)>> = Mutex::new(None);
+
+/// The library that is at work in this process.
+pub(super) fn in_use() -> Option<Library> {
+    let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+    started.as_ref().map(|(library, _)| library.clone())
+}
 
 fn environment(library: &Library) -> Result<Environment, EngineError> {
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((path, environment)) = &*started {
-        return if *path == library.path {
+    if let Some((at_work, environment)) = &*started {
+        return if at_work.path == library.path {
             Ok(environment.clone())
         } else {
             Err(EngineError::OtherLibraryInUse {
                 wanted: library.path.clone(),
-                in_use: path.clone(),
+                in_use: at_work.path.clone(),
             })
         };
     }
@@ -292,7 +351,7 @@ fn environment(library: &Library) -> Result<Environment, EngineError> {
     if std::env::var_os("ORT_LOG").is_none() {
         environment.set_log_level(LogLevel::Fatal);
     }
-    *started = Some((library.path.clone(), environment.clone()));
+    *started = Some((library.clone(), environment.clone()));
     Ok(environment)
 }
 

@@ -39,7 +39,7 @@ impl Series {
     ) -> Result<Self, PipelineError> {
         let transformer = LazyComponent::elsewhere(&engine, transformer);
         let paths = ModelPaths { vae_encoder: None, ..paths.clone() };
-        let mut pipeline = Pipeline::around(transformer, engine, &paths, options)?;
+        let mut pipeline = Pipeline::around(transformer, &engine.into(), &paths, options)?;
         request.check()?;
         pipeline.check_solver(&request)?;
         pipeline.check_batch()?;

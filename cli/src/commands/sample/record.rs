@@ -50,8 +50,8 @@ const LEFT_OUT: [&str; 9] = [
 ];
 
 /// Groups of flags none of which says how a picture looks.
-const LEFT_OUT_HEADINGS: [&str; 5] =
-    ["Output", "Picture files", "Text cache", "While it runs", "Known to upstream"];
+const LEFT_OUT_HEADINGS: [&str; 6] =
+    ["Devices", "Output", "Picture files", "Text cache", "While it runs", "Known to upstream"];
 
 /// The names of the settings that belong into a picture.
 pub fn recorded() -> Vec<String> {

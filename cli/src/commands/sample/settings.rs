@@ -6,7 +6,6 @@ use crate::exit::Failure;
 use crate::model::Sources;
 use clap::{ArgAction, Args};
 use pixart_exporter::{KvSampling, VariantFlags};
-use pixart_runtime::engine::EngineChoice;
 use pixart_runtime::model_folder::KvCompression;
 use pixart_runtime::pipeline::{Pipeline, Reference, Request};
 use pixart_runtime::text::{PromptCleaning, TextCache};
@@ -217,6 +216,39 @@ pub struct Settings {
     /// What runs the graphs: auto, ort (ONNX Runtime) or tract [default: auto]
     #[arg(long, value_name = "NAME", help_heading = "Engine")]
     pub engine: Option<String>,
+    /// What computes: cpu, tract, cuda, cann, openvino, … (`pixart engine list` shows all), with :N for one of
+    /// several, as cuda:1 [default: cpu]
+    #[arg(long, value_name = "NAME[:N]", help_heading = "Devices")]
+    pub device: Option<String>,
+    /// Share the prompts out to several devices, cuda:0,cuda:1; each computes whole pictures
+    #[arg(
+        long,
+        value_name = "NAME[:N],…",
+        value_delimiter = ',',
+        conflicts_with = "device",
+        help_heading = "Devices"
+    )]
+    #[serde(deserialize_with = "one_or_many")]
+    pub devices: Vec<String>,
+    /// An option of the device's provider, as NAME=VALUE; `pixart engine list NAME` shows them
+    #[arg(long = "device_option", value_name = "NAME=VALUE", help_heading = "Devices")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub device_option: Vec<String>,
+    /// Plugin library for ONNX Runtime that brings the device [default: the one installed]
+    #[arg(long = "device_plugin", value_name = "FILE", help_heading = "Devices")]
+    pub device_plugin: Option<PathBuf>,
+    /// Compute on the processor if the device cannot be used, or takes nothing of a network
+    /// [default: false, which is an error]
+    #[arg(long = "allow_cpu_fallback", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Devices")]
+    pub allow_cpu_fallback: Option<bool>,
+    /// What computes the text encoder [default: as --device]
+    #[arg(long = "text_encoder_device", value_name = "NAME[:N]", help_heading = "Devices")]
+    pub text_encoder_device: Option<String>,
+    /// What computes the VAE [default: as --device]
+    #[arg(long = "vae_device", value_name = "NAME[:N]", help_heading = "Devices")]
+    pub vae_device: Option<String>,
     /// Threads to compute with [default: all cores]
     #[arg(short, long, value_name = "N", help_heading = "Engine")]
     pub threads: Option<usize>,
@@ -370,7 +402,7 @@ pub struct Settings {
     )]
     pub vae_tile_overlap: Option<usize>,
 
-    /// Device to compute on: CPU is the only one so far [default: CPU]
+    /// The same as --device with upstream's names: CPU, GPU (cuda) or Ascend (cann)
     #[arg(long = "device_target", value_name = "NAME", help_heading = "Known to upstream")]
     pub device_target: Option<String>,
     /// No effect: attention never holds all its scores, and is exact
@@ -470,19 +502,6 @@ impl Settings {
         };
         let limit = self.text_cache_size.unwrap_or(1024).saturating_mul(1 << 20);
         Ok(Some(TextCache::new(folder, limit)))
-    }
-
-    /// The engine asked for.
-    pub fn engine(&self) -> Result<EngineChoice, Failure> {
-        parsed("engine", self.engine.as_deref())
-    }
-
-    /// How many threads to compute with.
-    pub fn threads(&self) -> Result<Option<usize>, Failure> {
-        match self.threads {
-            Some(0) => Err(Failure::request("threads: found 0, expected 1 or more")),
-            threads => Ok(threads),
-        }
     }
 
     /// Compares the model with what the settings say it is.
@@ -594,7 +613,7 @@ pub fn drawn(name: &str, seed: i128) -> Result<u64, Failure> {
     }
 }
 
-fn parsed<T>(name: &str, value: Option<&str>) -> Result<T, Failure>
+pub(super) fn parsed<T>(name: &str, value: Option<&str>) -> Result<T, Failure>
 where
     T: std::str::FromStr<Err: std::fmt::Display> + Default,
 {

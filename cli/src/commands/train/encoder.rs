@@ -3,7 +3,8 @@
 use super::options::wrong;
 use super::settings::Settings;
 use crate::exit::Failure;
-use crate::model::{Wanted, profile_for, text_side, vae_side};
+use crate::commands::sample::devices::{Providers, profile_for};
+use crate::model::{Wanted, text_side, vae_side};
 use pixart_exporter::Precision;
 use pixart_exporter::naming::TransformerConfig;
 use pixart_runtime::engine::Engine;
@@ -86,8 +87,9 @@ impl Roots<'_> {
                 )));
             }
         }
-        let (profile, wanted) =
-            (profile_for(engine.name()), Wanted::new(precision, engine.name())?);
+        let providers = Providers::on_processor(engine.as_ref());
+        let profile = profile_for(providers.text_encoder);
+        let wanted = Wanted::new(precision, providers)?;
         let (text_encoder, tokenizer) =
             text_side(None, self.text_encoder, self.tokenizer, profile, wanted)?;
         let vae = vae_side(None, self.vae, "training", profile, wanted)?;

@@ -4,7 +4,8 @@ use super::options::wrong;
 use super::report::Reporter;
 use super::settings::{Settings, ValidationSettings};
 use crate::exit::Failure;
-use crate::model::{Wanted, cache_folder, profile_for, text_parts, vae_decoder};
+use crate::commands::sample::devices::{Providers, profile_for};
+use crate::model::{Wanted, cache_folder, text_parts, vae_decoder};
 use pixart_exporter::naming::TransformerConfig;
 use pixart_runtime::engine::Engine;
 use pixart_runtime::image::{Metadata, SaveOptions, save_image};
@@ -212,7 +213,9 @@ fn paths(settings: &Settings, engine: &dyn Engine) -> Result<ModelPaths, Failure
     let text_encoder = needed("text_encoder_root", &settings.encoders.text_encoder_root)?;
     let tokenizer = needed("tokenizer_root", &settings.data.tokenizer_root)?;
     let vae = needed("vae_root", &settings.encoders.vae_root)?;
-    let (profile, wanted) = (profile_for(engine.name()), Wanted::new(None, engine.name())?);
+    let providers = Providers::on_processor(engine);
+    let profile = profile_for(providers.vae);
+    let wanted = Wanted::new(None, providers)?;
     let (text_encoder, tokenizer) = text_parts(&text_encoder, &tokenizer, profile, wanted)?;
     Ok(ModelPaths {
         transformer: PathBuf::new(),

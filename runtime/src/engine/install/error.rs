@@ -10,11 +10,20 @@ use super::super::EngineError;
 pub enum InstallError {
     /// No build of this name.
     #[error("there is no engine \"{name}\" to install; available: {}", available.join(", "))]
-    UnknownProvider {
+    UnknownBuild {
         /// What was asked for.
         name: String,
         /// What exists.
         available: Vec<&'static str>,
+    },
+
+    /// A provider that no wheel brings.
+    #[error("{provider} cannot be installed: {instead}")]
+    NoBuild {
+        /// What was asked for.
+        provider: &'static str,
+        /// How else it is had.
+        instead: &'static str,
     },
 
     /// A version that pip could misread.

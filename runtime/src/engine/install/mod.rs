@@ -1,12 +1,11 @@
 //! `pixart engine install` and `pixart engine list`.
 //!
-//! ONNX Runtime is published as Python wheels for every platform. The user's own `pip` fetches the
+//! ONNX Runtime and plugins for it are published as Python wheels. The user's own `pip` fetches the
 //! one that fits; only its shared libraries and licences are unpacked, into the user's data folder,
 //! with a record of where they came from. No address is written into the program.
 
 mod error;
 mod pip;
-mod provider;
 mod record;
 mod status;
 mod wheel;
@@ -14,13 +13,13 @@ mod wheel;
 use std::path::{Path, PathBuf};
 
 pub use error::InstallError;
-pub use provider::{PROVIDERS, Provider};
 pub use record::{FileRecord, Installed, Record};
 pub use status::{Status, list};
 
 use super::{
     data_folder::engines_folder,
     library::{self, Origin},
+    provider::Build,
 };
 
 pub(super) use record::records;
@@ -43,21 +42,21 @@ pub enum Outcome {
     AlreadyInstalled(Installed),
 }
 
-/// Fetches `provider` into the data folder. `progress` is told each stage in a few words.
+/// Fetches `build` into the data folder. `progress` is told each stage in a few words.
 ///
 /// # Errors
 /// When no `pip` works or `pip` fails, when the wheel holds no usable library, or when the data
 /// folder cannot be written. What was installed before stays in place then.
 pub fn install(
-    provider: &'static Provider,
+    build: &'static Build,
     data_folder: &Path,
     options: &InstallOptions,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Outcome, InstallError> {
-    provider.check_version(options.version.as_deref())?;
+    build.check_version(options.version.as_deref())?;
     let folder = engines_folder(data_folder);
     if !options.force
-        && let Some(installed) = present(provider, data_folder, options.version.as_deref())
+        && let Some(installed) = present(build, data_folder, options.version.as_deref())
     {
         return Ok(Outcome::AlreadyInstalled(installed));
     }
@@ -72,15 +71,15 @@ pub fn install(
         .map_err(unwritable(&folder))?;
 
     let pip = pip::find()?;
-    progress(&format!("fetching {} with {pip}", provider.wheel));
+    progress(&format!("fetching {} with {pip}", build.package));
     let downloads = temporary.path().join("wheel");
     std::fs::create_dir(&downloads).map_err(unwritable(&downloads))?;
-    let file = pip.download(provider, options.version.as_deref(), &downloads)?;
+    let file = pip.download(build, options.version.as_deref(), &downloads)?;
 
     progress(&format!("unpacking {}", file.display()));
     let unpacked = temporary.path().join("engine");
     std::fs::create_dir(&unpacked).map_err(unwritable(&unpacked))?;
-    let record = wheel::unpack(provider, &file, &unpacked)?;
+    let record = wheel::unpack(build, &file, &unpacked)?;
     record.write(&unpacked)?;
 
     let target = folder.join(format!("{}-{}", record.name, record.version));
@@ -89,8 +88,13 @@ pub fn install(
     progress(&format!("checking {}", record.library));
     let installed = Installed { folder: target.clone(), record };
     let origin = Origin::Installed(installed.record.name.clone());
-    match library::inspect(&installed.library(), origin) {
-        Ok(_) => Ok(Outcome::Installed(installed)),
+    let checked = match installed.record.plugin {
+        // Only a runtime can tell whether it is one.
+        true => Ok(()),
+        false => library::inspect(&installed.library(), origin).map(drop),
+    };
+    match checked {
+        Ok(()) => Ok(Outcome::Installed(installed)),
         Err(source) => {
             // What was there before is better than what cannot be used.
             let taken_away = std::fs::rename(&target, temporary.path().join("unusable"));
@@ -103,12 +107,12 @@ pub fn install(
 }
 
 /// An installed library that fits what was asked for and is whole.
-fn present(provider: &Provider, data_folder: &Path, version: Option<&str>) -> Option<Installed> {
+fn present(build: &Build, data_folder: &Path, version: Option<&str>) -> Option<Installed> {
     records(data_folder).into_iter().flatten().find(|installed| {
-        installed.record.name == provider.name
+        installed.record.name == build.name
             && version.is_none_or(|version| installed.record.version == version)
             && installed.verify().is_ok()
-            && installed.open().is_ok()
+            && installed.check().is_ok()
     })
 }
 

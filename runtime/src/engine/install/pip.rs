@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use super::{InstallError, Provider};
+use super::{Build, InstallError};
 
 /// Ways to run pip, the likeliest first.
 const CANDIDATES: [&[&str]; 5] = [
@@ -76,12 +76,12 @@ impl Pip {
     /// Downloads the wheel that fits this machine into `folder` and returns its path.
     pub fn download(
         &self,
-        provider: &Provider,
+        build: &Build,
         version: Option<&str>,
         folder: &Path,
     ) -> Result<PathBuf, InstallError> {
-        provider.check_version(version)?;
-        let requirement = provider.requirement(version);
+        build.check_version(version)?;
+        let requirement = build.requirement(version);
         let shown = format!("{self} download {requirement}");
         let folder_text = folder.to_string_lossy();
         let arguments = [
@@ -152,7 +152,7 @@ fn tail(output: &Output, lines: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::install::PROVIDERS;
+    use crate::engine::provider::BUILDS;
 
     fn words(command: &str) -> Vec<String> {
         command.split(' ').map(str::to_owned).collect()
@@ -194,7 +194,7 @@ mod tests {
             let folder = tempfile::tempdir().expect("folder");
             let body = "for i in 1 2 3; do echo \"line $i\" >&2; done; echo chatter; exit 7";
             let pip = script(folder.path(), body);
-            let error = pip.download(&PROVIDERS[0], None, folder.path()).expect_err("fails");
+            let error = pip.download(&BUILDS[0], None, folder.path()).expect_err("fails");
             let text = error.to_string();
             assert!(text.contains("line 3") && text.contains('7'), "{text}");
             assert!(text.contains("download onnxruntime>=1.24"), "{text}");
@@ -206,14 +206,14 @@ mod tests {
             for (body, found) in [("exit 0", 0), ("touch \"$8/a.whl\" \"$8/b.whl\"", 2)] {
                 let target = tempfile::tempdir().expect("target");
                 let pip = script(folder.path(), body);
-                let error = pip.download(&PROVIDERS[0], None, target.path()).expect_err(body);
+                let error = pip.download(&BUILDS[0], None, target.path()).expect_err(body);
                 let right =
                     matches!(error, InstallError::WheelCount { found: n, .. } if n == found);
                 assert!(right, "{error:?}");
             }
             let target = tempfile::tempdir().expect("target");
             let pip = script(folder.path(), "touch \"$8/a.whl\"");
-            let wheel = pip.download(&PROVIDERS[0], None, target.path()).expect("one");
+            let wheel = pip.download(&BUILDS[0], None, target.path()).expect("one");
             assert_eq!(wheel, target.path().join("a.whl"));
         }
     }

@@ -43,6 +43,9 @@ pub struct Record {
     pub wheel_sha256: String,
     /// File name of the library to load.
     pub library: String,
+    /// Whether the library is a plugin for ONNX Runtime, not the runtime itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plugin: bool,
     /// Every file that was unpacked.
     pub files: Vec<FileRecord>,
     /// When, in UTC: `2026-11-23T04:12:59Z`.
@@ -82,8 +85,8 @@ impl Record {
     fn read(folder: &Path) -> Result<Self, EngineError> {
         let path = folder.join(FILE_NAME);
         let name = folder_name(folder);
-        // The folder is named after provider and version.
-        let name = name.split('-').next().unwrap_or_default().to_owned();
+        // The folder is named after build and version.
+        let name = name.rsplit_once('-').map_or(&*name, |(build, _)| build).to_owned();
         let damaged = |reason: String| EngineError::LibraryDamaged {
             path: path.clone(),
             name: name.clone(),
@@ -113,21 +116,36 @@ impl Installed {
     /// Looks at the library: its size against the record, and its version.
     ///
     /// # Errors
-    /// When it is damaged or cannot be used.
+    /// When it is damaged or cannot be used, or is a plugin.
     pub fn open(&self) -> Result<Library, EngineError> {
+        self.check_size()?;
+        library::inspect(&self.library(), Origin::Installed(self.record.name.clone()))
+    }
+
+    /// The same for a plugin, of which only the size can be told.
+    ///
+    /// # Errors
+    /// When it is damaged or cannot be used.
+    pub fn check(&self) -> Result<(), EngineError> {
+        match self.record.plugin {
+            true => self.check_size(),
+            false => self.open().map(drop),
+        }
+    }
+
+    fn check_size(&self) -> Result<(), EngineError> {
         let path = self.library();
         let recorded = self.record.files.iter().find(|file| file.name == self.record.library);
         let found = std::fs::metadata(&path).map(|metadata| metadata.len());
         match (recorded, found) {
-            (Some(file), Ok(found)) if found == file.bytes => {}
+            (Some(file), Ok(found)) if found == file.bytes => Ok(()),
             (Some(file), Ok(found)) => {
                 let reason = format!("it has {found} bytes, {} were installed", file.bytes);
-                return Err(self.damaged(path, reason));
+                Err(self.damaged(path, reason))
             }
-            (None, Ok(_)) => return Err(self.damaged(path, "it has no record".to_owned())),
-            (_, Err(error)) => return Err(self.damaged(path, error.to_string())),
+            (None, Ok(_)) => Err(self.damaged(path, "it has no record".to_owned())),
+            (_, Err(error)) => Err(self.damaged(path, error.to_string())),
         }
-        library::inspect(&path, Origin::Installed(self.record.name.clone()))
     }
 
     /// Compares every file with its recorded hash.

@@ -24,6 +24,8 @@ pub struct Status {
     pub origin: String,
     /// Why it cannot be used.
     pub problem: Option<EngineError>,
+    /// Whether it is a plugin for ONNX Runtime.
+    pub plugin: bool,
     /// Whether `--engine auto` takes it.
     pub chosen: bool,
 }
@@ -44,11 +46,28 @@ fn list_in(places: &Places) -> Vec<Status> {
     for found in places.data_folder.iter().flat_map(|folder| records(folder)) {
         all.push(match found {
             Ok(installed) => {
-                let opened = installed.verify().and_then(|()| installed.open());
+                let whole = installed.verify();
                 let path = Some(installed.library());
-                let record = installed.record;
-                let told = format!("installed {} from {}", record.installed, record.wheel);
-                status(record.name, Some(record.version), path, told, opened)
+                let told = format!(
+                    "installed {} from {}",
+                    installed.record.installed, installed.record.wheel
+                );
+                if installed.record.plugin {
+                    let record = installed.record;
+                    Status {
+                        name: record.name,
+                        version: Some(record.version),
+                        path,
+                        origin: told,
+                        problem: whole.err(),
+                        plugin: true,
+                        chosen: false,
+                    }
+                } else {
+                    let opened = whole.and_then(|()| installed.open());
+                    let record = installed.record;
+                    status(record.name, Some(record.version), path, told, opened)
+                }
             }
             Err(problem) => Status {
                 name: "ort".to_owned(),
@@ -56,6 +75,7 @@ fn list_in(places: &Places) -> Vec<Status> {
                 path: None,
                 origin: "installed".to_owned(),
                 problem: Some(problem),
+                plugin: false,
                 chosen: false,
             },
         });
@@ -74,6 +94,7 @@ fn list_in(places: &Places) -> Vec<Status> {
         path: None,
         origin: "built in".to_owned(),
         problem: None,
+        plugin: false,
         chosen: matches!(found, Err(EngineError::NoLibrary { .. })),
     });
     all
@@ -93,10 +114,12 @@ fn status(
             path: Some(library.path),
             origin,
             problem: None,
+            plugin: false,
             chosen: false,
         },
         Err(problem) => {
-            Status { name, version, path, origin, problem: Some(problem), chosen: false }
+            let (plugin, chosen) = (false, false);
+            Status { name, version, path, origin, problem: Some(problem), plugin, chosen }
         }
     }
 }

@@ -24,6 +24,7 @@ fn installed(data_folder: &Path, version: &str) -> Installed {
         wheel: format!("onnxruntime-{version}-py3-none-any.whl"),
         wheel_sha256: "0".repeat(64),
         library,
+        plugin: false,
         files: vec![file],
         installed: "2026-11-23T04:12:59Z".to_owned(),
     };
@@ -79,11 +80,4 @@ fn a_record_that_names_a_file_elsewhere_is_refused() {
     std::fs::write(engine.folder.join("engine.json"), "{").expect("broken record");
     let error = records(data.path()).remove(0).expect_err("refused").to_string();
     assert!(error.contains("engine install cpu"), "{error}");
-}
-
-#[test]
-fn unknown_providers_are_refused_with_the_list() {
-    let error = Provider::named("cuda").expect_err("not yet").to_string();
-    assert!(error.contains("\"cuda\"") && error.contains("available: cpu"), "{error}");
-    assert_eq!(Provider::named("cpu").expect("known").wheel, "onnxruntime");
 }

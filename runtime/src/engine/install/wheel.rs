@@ -18,7 +18,7 @@ use crate::files::{hex, sha256_of};
 
 use super::{
     super::external_data::is_plain_file_name,
-    InstallError, Provider,
+    Build, InstallError,
     record::{FileRecord, Record, now},
 };
 
@@ -35,15 +35,11 @@ const MOST_ENTRIES: usize = 65_536;
 const LICENCES: [&str; 4] = ["LICENSE", "LICENSE.txt", "ThirdPartyNotices.txt", "Privacy.md"];
 
 /// Unpacks `wheel` into `folder` and returns the record of what was unpacked.
-pub(super) fn unpack(
-    provider: &Provider,
-    wheel: &Path,
-    folder: &Path,
-) -> Result<Record, InstallError> {
+pub(super) fn unpack(build: &Build, wheel: &Path, folder: &Path) -> Result<Record, InstallError> {
     let name = wheel.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let refused = |reason: String| InstallError::Wheel { wheel: name.clone(), reason };
-    let version = version_of(provider, &name).ok_or_else(|| {
-        refused(format!("its name does not begin with {}-<version>", provider.wheel))
+    let version = version_of(build, &name).ok_or_else(|| {
+        refused(format!("its name does not begin with {}-<version>", build.package))
     })?;
     let file = File::open(wheel).map_err(|error| refused(error.to_string()))?;
     let mut archive = ZipArchive::new(io::BufReader::new(file))
@@ -60,7 +56,7 @@ pub(super) fn unpack(
             archive.by_index(index).map_err(|error| refused(format!("entry {index}: {error}")))?;
         // Names that are no text are not among those that are wanted.
         let Ok(entry_name) = entry.name().map(|name| name.into_owned()) else { continue };
-        let Some(wanted) = wanted_name(provider, &entry_name).map(str::to_owned) else {
+        let Some(wanted) = wanted_name(build, &entry_name).map(str::to_owned) else {
             continue;
         };
         if !entry.is_file() || entry.is_symlink() || entry.encrypted() {
@@ -80,37 +76,47 @@ pub(super) fn unpack(
             Copy::Write(source) => InstallError::Folder { path: path.clone(), source },
         })?;
         left -= copied.bytes;
-        files.push(FileRecord { name: wanted, ..copied });
+        let file = FileRecord { name: wanted, ..copied };
+        // Wheels hold no links, so that one library comes under several names.
+        if let Some(twin) = files.iter().find(|known: &&FileRecord| known.sha256 == file.sha256) {
+            link(&folder.join(&twin.name), &path);
+        }
+        files.push(file);
     }
 
-    let libraries: Vec<&str> =
-        files.iter().map(|file| file.name.as_str()).filter(|name| is_main_library(name)).collect();
+    let libraries: Vec<&str> = files
+        .iter()
+        .map(|file| file.name.as_str())
+        .filter(|name| is_main_library(build, name))
+        .collect();
     let [library] = libraries[..] else {
         return Err(refused(format!(
-            "it holds {} ONNX Runtime libraries in {}, expected one",
+            "it holds {} {} in {}, expected one",
             libraries.len(),
-            provider.library_folder
+            if build.plugin.is_some() { "plugins" } else { "ONNX Runtime libraries" },
+            build.library_folder
         )));
     };
     Ok(Record {
         format: 1,
-        name: provider.name.to_owned(),
+        name: build.name.to_owned(),
         version,
-        package: provider.wheel.to_owned(),
+        package: build.package.to_owned(),
         wheel_sha256: sha256_of(wheel, &mut |_| ()).map_err(|error| refused(error.to_string()))?,
         library: library.to_owned(),
         wheel: name.clone(),
+        plugin: build.plugin.is_some(),
         files,
         installed: now(),
     })
 }
 
 /// The version in a wheel's name, `package-version-python-abi-platform.whl`.
-fn version_of(provider: &Provider, name: &str) -> Option<String> {
+fn version_of(build: &Build, name: &str) -> Option<String> {
     let mut parts = name.strip_suffix(".whl")?.split('-');
     let package = parts.next()?;
     // Names of packages and of their wheels differ in these two characters.
-    if package.replace('_', "-") != provider.wheel.replace('_', "-") {
+    if package.replace('_', "-") != build.package.replace('_', "-") {
         return None;
     }
     let version = parts.next()?;
@@ -120,25 +126,26 @@ fn version_of(provider: &Provider, name: &str) -> Option<String> {
 }
 
 /// The file name under which an entry is unpacked, if it is.
-fn wanted_name<'a>(provider: &Provider, entry: &'a str) -> Option<&'a str> {
+fn wanted_name<'a>(build: &Build, entry: &'a str) -> Option<&'a str> {
     if let Some(name) =
-        entry.strip_prefix(provider.library_folder).and_then(|rest| rest.strip_prefix('/'))
+        entry.strip_prefix(build.library_folder).and_then(|rest| rest.strip_prefix('/'))
         && is_plain_file_name(name)
-        && is_library(name)
+        && is_library(build, name)
     {
         return Some(name);
     }
     let (folder, name) = entry.rsplit_once('/')?;
-    let package_folder = provider.library_folder.split('/').next().unwrap_or_default();
+    let package_folder = build.library_folder.split('/').next().unwrap_or_default();
     let of_package = folder == package_folder
         || folder.ends_with(".dist-info")
         || folder.ends_with(".dist-info/licenses");
     (of_package && LICENCES.contains(&name)).then_some(name)
 }
 
-/// A shared library of ONNX Runtime on Linux, macOS or Windows.
-fn is_library(name: &str) -> bool {
-    let own = name.starts_with("libonnxruntime") || name.starts_with("onnxruntime");
+/// A shared library of a build on Linux, macOS or Windows.
+fn is_library(build: &Build, name: &str) -> bool {
+    let bare = name.strip_prefix("lib").unwrap_or(name);
+    let own = build.libraries.iter().any(|begin| bare.starts_with(begin));
     // The module that Python itself loads is linked to Python.
     let python = name.contains("pybind11");
     let shared = name.ends_with(".so")
@@ -149,8 +156,29 @@ fn is_library(name: &str) -> bool {
 }
 
 /// The library that is loaded, as opposed to those that it loads.
-fn is_main_library(name: &str) -> bool {
-    is_library(name) && !name.contains("_providers_")
+fn is_main_library(build: &Build, name: &str) -> bool {
+    let bare = name.strip_prefix("lib").unwrap_or(name);
+    match build.plugin {
+        // Other names of it carry versions.
+        Some(plugin) => {
+            let ending = bare.strip_prefix(plugin);
+            ending.is_some_and(|ending| [".so", ".dylib", ".dll"].contains(&ending))
+        }
+        None => {
+            is_library(build, name)
+                && bare.starts_with("onnxruntime")
+                && !bare.contains("_providers_")
+        }
+    }
+}
+
+/// Makes `copy` another name of `file`, with the same content, where the file system can.
+fn link(file: &Path, copy: &Path) {
+    let temporary = copy.with_extension("link");
+    if std::fs::hard_link(file, &temporary).is_ok() && std::fs::rename(&temporary, copy).is_err() {
+        // The copy itself stays.
+        let _ = std::fs::remove_file(&temporary);
+    }
 }
 
 enum Copy {
@@ -186,7 +214,7 @@ mod tests {
     use zip::{ZipWriter, write::SimpleFileOptions};
 
     use super::*;
-    use crate::engine::install::PROVIDERS;
+    use crate::engine::provider::BUILDS;
 
     const NAME: &str = "onnxruntime-1.32.0-cp311-cp311-manylinux_2_28_x86_64.whl";
 
@@ -205,7 +233,7 @@ mod tests {
         writer.finish().expect("finished");
         let target = folder.path().join("target");
         std::fs::create_dir(&target).expect("target");
-        let record = unpack(&PROVIDERS[0], &wheel, &target);
+        let record = unpack(&BUILDS[0], &wheel, &target);
         (folder, record)
     }
 
@@ -280,7 +308,7 @@ mod tests {
         let link = "onnxruntime/capi/libonnxruntime.so.1.32.0";
         writer.add_symlink(link, "/etc/passwd", SimpleFileOptions::default()).expect("link");
         writer.finish().expect("finished");
-        let error = unpack(&PROVIDERS[0], &wheel, folder.path()).expect_err("refused");
+        let error = unpack(&BUILDS[0], &wheel, folder.path()).expect_err("refused");
         assert!(error.to_string().contains("no plain file"), "{error}");
 
         // On systems that ignore case, the second would replace the first.
@@ -317,7 +345,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let wheel = folder.path().join(NAME);
         std::fs::write(&wheel, "not an archive").expect("file");
-        let error = unpack(&PROVIDERS[0], &wheel, folder.path()).expect_err("refused");
+        let error = unpack(&BUILDS[0], &wheel, folder.path()).expect_err("refused");
         assert!(error.to_string().contains("archive"), "{error}");
     }
 
@@ -333,13 +361,13 @@ mod tests {
     #[test]
     fn libraries_of_each_platform_are_told_apart() {
         for name in ["libonnxruntime.so.1.32.0", "libonnxruntime.1.32.0.dylib", "onnxruntime.dll"] {
-            assert!(is_main_library(name), "{name}");
+            assert!(is_main_library(&BUILDS[0], name), "{name}");
         }
         for name in ["libonnxruntime_providers_shared.so", "onnxruntime_providers_shared.dll"] {
-            assert!(is_library(name) && !is_main_library(name), "{name}");
+            assert!(is_library(&BUILDS[0], name) && !is_main_library(&BUILDS[0], name), "{name}");
         }
         for name in ["onnxruntime_pybind11_state.so", "onnxruntime_pybind11_state.pyd", "x.so"] {
-            assert!(!is_library(name), "{name}");
+            assert!(!is_library(&BUILDS[0], name), "{name}");
         }
     }
 }

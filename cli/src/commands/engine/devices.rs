@@ -1,0 +1,49 @@
+//! The device that a command is about.
+
+use crate::exit::Failure;
+use clap::Args;
+use pixart_runtime::engine::provider::{Device, DeviceOptions};
+use pixart_runtime::engine::{self, EngineChoice, EngineOptions, Opened};
+use std::path::PathBuf;
+
+/// How a device is used.
+#[derive(Args)]
+pub struct DeviceArgs {
+    /// An option of the device's provider, as NAME=VALUE; `pixart engine list NAME` shows them
+    #[arg(long = "device_option", value_name = "NAME=VALUE")]
+    device_option: Vec<String>,
+    /// Plugin library for ONNX Runtime that brings the device [default: the one installed]
+    #[arg(long = "device_plugin", value_name = "FILE")]
+    device_plugin: Option<PathBuf>,
+    /// Threads to compute with [default: all cores]
+    #[arg(short, long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+impl DeviceArgs {
+    /// Opens the device, or nothing.
+    pub fn open(&self, device: Device) -> Result<Opened, Failure> {
+        let options = EngineOptions {
+            threads: self.threads,
+            device: DeviceOptions {
+                device,
+                options: split_options(&self.device_option)?,
+                plugin: self.device_plugin.clone(),
+                allow_cpu_fallback: false,
+            },
+            ..EngineOptions::default()
+        };
+        Ok(engine::open(EngineChoice::Auto, &options)?)
+    }
+}
+
+/// The names and values of `--device_option`.
+pub fn split_options(typed: &[String]) -> Result<Vec<(String, String)>, Failure> {
+    let split = |typed: &String| match typed.split_once('=') {
+        Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
+        None => {
+            Err(Failure::request(format!("device_option: found `{typed}`, expected NAME=VALUE")))
+        }
+    };
+    typed.iter().map(split).collect()
+}

@@ -1,0 +1,244 @@
+//! What computes each part of the model, as the settings have it.
+
+use super::settings::{Settings, parsed};
+use crate::commands::engine::devices::split_options;
+use crate::exit::Failure;
+use pixart_exporter::Profile;
+use pixart_runtime::engine::provider::{Device, DeviceOptions, Placement, Provider};
+use pixart_runtime::engine::{self, Engine, EngineChoice, EngineError, EngineOptions, Opened};
+use pixart_runtime::pipeline::Engines;
+use std::sync::Arc;
+
+/// Engines that are open, one for each part; parts may share one.
+pub struct OpenEngines {
+    text_encoder: Arc<dyn Engine>,
+    transformer: Arc<dyn Engine>,
+    vae: Arc<dyn Engine>,
+    /// What the graphs must suit.
+    pub providers: Providers,
+    /// Lines for the user.
+    pub notes: Vec<String>,
+}
+
+/// What computes each part.
+#[derive(Clone, Copy)]
+pub struct Providers {
+    pub text_encoder: &'static Provider,
+    pub transformer: &'static Provider,
+    pub vae: &'static Provider,
+}
+
+impl Providers {
+    /// The same for all parts: the processor, by one of its two engines.
+    pub fn on_processor(engine: &dyn Engine) -> Self {
+        let provider = match engine.name() {
+            "tract" => Provider::tract(),
+            _ => Provider::cpu(),
+        };
+        Self { text_encoder: provider, transformer: provider, vae: provider }
+    }
+}
+
+impl OpenEngines {
+    /// For the pipeline.
+    pub fn engines(&self) -> Engines {
+        Engines {
+            text_encoder: self.text_encoder.clone(),
+            transformer: self.transformer.clone(),
+            vae: self.vae.clone(),
+        }
+    }
+
+    /// The engine that does most of the work.
+    pub fn main(&self) -> &Arc<dyn Engine> {
+        &self.transformer
+    }
+
+    /// The engine of the text encoder.
+    pub fn text_encoder(&self) -> &Arc<dyn Engine> {
+        &self.text_encoder
+    }
+
+    /// What the engines are, each once.
+    pub fn describe(&self) -> String {
+        let all = [&self.transformer, &self.text_encoder, &self.vae];
+        let mut names: Vec<String> = all.iter().map(|engine| engine.describe()).collect();
+        names.dedup();
+        names.join(", ")
+    }
+
+    /// Warnings about work that was left to the processor though another device was asked for.
+    pub fn left_to_the_processor(&self) -> Vec<String> {
+        let mut told: Vec<Arc<dyn Engine>> = Vec::new();
+        let mut warnings = Vec::new();
+        for engine in [&self.text_encoder, &self.transformer, &self.vae] {
+            if told.iter().any(|known| Arc::ptr_eq(known, engine)) {
+                continue;
+            }
+            told.push(engine.clone());
+            warnings.extend(engine.placements().iter().filter_map(left_over));
+        }
+        warnings.dedup();
+        warnings
+    }
+}
+
+/// A warning where the processor does much of the work.
+fn left_over(placement: &Placement) -> Option<String> {
+    if placement.heavy_on_cpu().is_empty() {
+        return None;
+    }
+    let part = placement.model.parent().and_then(|folder| folder.file_name());
+    let part = part.unwrap_or(placement.model.as_os_str()).to_string_lossy();
+    Some(format!("{part}: {placement}; an export in another --profile may suit the device better"))
+}
+
+/// The export profile whose graphs suit a provider.
+pub fn profile_for(provider: &Provider) -> Profile {
+    // A test sees to it that every name in the table is a profile.
+    provider.profile.parse().unwrap_or_default()
+}
+
+impl Settings {
+    /// Opens what computes, with one device.
+    pub fn open_engines(&self) -> Result<OpenEngines, Failure> {
+        match self.devices.as_slice() {
+            [] => self.open_engines_on(self.main_device()?),
+            _ => Err(Failure::request("devices: this takes one; name it with --device")),
+        }
+    }
+
+    /// The same for each of the devices that share the prompts.
+    pub fn open_each(&self) -> Result<Vec<OpenEngines>, Failure> {
+        if self.devices.is_empty() {
+            return Ok(vec![self.open_engines()?]);
+        }
+        if self.device.is_some() {
+            return Err(Failure::request("device and devices: give one of the two"));
+        }
+        if self.devices.len() > 1 && self.preview.is_some() {
+            return Err(Failure::request("preview: it is for one device; leave it or devices out"));
+        }
+        let devices: Result<Vec<Device>, Failure> =
+            self.devices.iter().map(|device| named("devices", device)).collect();
+        devices?.into_iter().map(|device| self.open_engines_on(device)).collect()
+    }
+
+    fn open_engines_on(&self, device: Device) -> Result<OpenEngines, Failure> {
+        let part = |name, given: &Option<String>| match given {
+            Some(given) => named(name, given),
+            None => Ok(device.clone()),
+        };
+        let text_encoder = part("text_encoder_device", &self.text_encoder_device)?;
+        let vae = part("vae_device", &self.vae_device)?;
+        let mut wanted: Vec<Device> = vec![device.clone(), text_encoder.clone(), vae.clone()];
+        // One process holds one ONNX Runtime, and only some builds of it have an accelerator.
+        wanted.sort_by_key(|device| ["cpu", "tract"].contains(&device.provider.name));
+        let mut opened: Vec<(Device, Opened)> = Vec::new();
+        for wanted in wanted {
+            if !opened.iter().any(|(known, _)| *known == wanted) {
+                let engine = self.open_engine(wanted.clone(), &device)?;
+                opened.push((wanted, engine));
+            }
+        }
+        let find = |device: &Device| {
+            let found = opened.iter().find(|(known, _)| known == device);
+            let (_, found) = found.ok_or_else(|| anyhow::anyhow!("{device} was not opened"))?;
+            Ok::<_, Failure>((found.engine.clone(), found.provider))
+        };
+        let (transformer, main) = find(&device)?;
+        let (text_encoder, for_text) = find(&text_encoder)?;
+        let (vae, for_vae) = find(&vae)?;
+        let providers = Providers { text_encoder: for_text, transformer: main, vae: for_vae };
+        let notes = opened.iter().filter_map(|(_, opened)| opened.note.clone()).collect();
+        Ok(OpenEngines { text_encoder, transformer, vae, providers, notes })
+    }
+
+    /// The device of `--device` or `--device_target`.
+    pub fn main_device(&self) -> Result<Device, Failure> {
+        let upstream = self.device_target.as_deref().map(|name| {
+            let known = [("cpu", "cpu"), ("gpu", "cuda"), ("ascend", "cann")];
+            let found = known.iter().find(|(upstream, _)| name.eq_ignore_ascii_case(upstream));
+            found.map(|(_, own)| *own).ok_or_else(|| {
+                Failure::request(format!(
+                    "device_target: found `{name}`, expected CPU, GPU or Ascend; --device knows more"
+                ))
+            })
+        });
+        match (self.device.as_deref(), upstream.transpose()?) {
+            (Some(device), _) => named("device", device),
+            (None, Some(device)) => named("device_target", device),
+            (None, None) => Ok(Device::default()),
+        }
+    }
+
+    fn open_engine(&self, device: Device, main: &Device) -> Result<Opened, Failure> {
+        let is_main = device.provider == main.provider;
+        let options = EngineOptions {
+            threads: self.threads()?,
+            device: DeviceOptions {
+                // Options and plugin belong to the device of the transformer.
+                options: if is_main { split_options(&self.device_option)? } else { Vec::new() },
+                plugin: self.device_plugin.clone().filter(|_| is_main),
+                allow_cpu_fallback: self.allow_cpu_fallback.unwrap_or(false),
+                device,
+            },
+            ..EngineOptions::default()
+        };
+        let choice = match parsed("engine", self.engine.as_deref())? {
+            // The engine is that of the main device; others bring their own.
+            _ if !is_main => EngineChoice::Auto,
+            choice => choice,
+        };
+        engine::open(choice, &options).map_err(|error| match error {
+            EngineError::ProviderMissing { .. }
+            | EngineError::ProviderAbsent { .. }
+            | EngineError::ProviderFailed { .. }
+            | EngineError::Plugin { .. } => Failure::Failed(anyhow::anyhow!(
+                "{error}; --allow_cpu_fallback computes on the processor instead"
+            )),
+            error => error.into(),
+        })
+    }
+
+    /// How many threads to compute with.
+    pub fn threads(&self) -> Result<Option<usize>, Failure> {
+        match self.threads {
+            Some(0) => Err(Failure::request("threads: found 0, expected 1 or more")),
+            threads => Ok(threads),
+        }
+    }
+}
+
+fn named(setting: &str, device: &str) -> Result<Device, Failure> {
+    device.trim().parse().map_err(|error| Failure::request(format!("{setting}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pixart_runtime::engine::provider::PROVIDERS;
+
+    #[test]
+    fn every_provider_names_a_profile() {
+        for provider in PROVIDERS {
+            assert_eq!(profile_for(provider).as_str(), provider.profile, "{}", provider.name);
+        }
+    }
+
+    #[test]
+    fn upstreams_names_of_devices_are_known() {
+        for (name, expected) in
+            [("CPU", Ok("cpu")), ("gpu", Ok("cuda")), ("Ascend", Ok("cann")), ("TPU", Err("TPU"))]
+        {
+            let settings = Settings { device_target: Some(name.to_owned()), ..Settings::default() };
+            match (settings.main_device(), expected) {
+                (Ok(device), Ok(expected)) => assert_eq!(device.to_string(), expected),
+                (Err(Failure::Request(error)), Err(said)) => {
+                    assert!(error.to_string().contains(said), "{error}");
+                }
+                (found, _) => panic!("{name}: {found:?}"),
+            }
+        }
+    }
+}
