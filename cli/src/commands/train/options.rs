@@ -109,7 +109,8 @@ impl RunSettings {
 }
 
 impl EncoderSettings {
-    fn latent_scale(&self) -> Result<f32, Failure> {
+    /// What latents are multiplied by.
+    pub fn latent_scale(&self) -> Result<f32, Failure> {
         match self.sd_scale_factor.unwrap_or(0.13025) {
             scale if scale > 0.0 && scale.is_finite() => Ok(scale),
             found => Err(wrong("sd_scale_factor", found, "a number above 0")),

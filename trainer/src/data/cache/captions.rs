@@ -78,6 +78,8 @@ impl CaptionStates {
 #[derive(Clone, Debug)]
 pub struct CaptionCache {
     folder: PathBuf,
+    /// Tells its entries from those of other text encoders.
+    encoder: String,
 }
 
 /// Tokens that the text encoder is given at once, which bounds the memory it takes.
@@ -85,8 +87,8 @@ const TOKENS_AT_ONCE: usize = 2048;
 const TOKENS: &str = "tokens";
 
 impl CaptionCache {
-    pub(super) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+    pub(super) fn new(folder: &Path, encoder: String) -> Self {
+        Self { folder: folder.to_owned(), encoder }
     }
 
     /// The states of a caption.
@@ -188,7 +190,8 @@ impl CaptionCache {
     fn path(&self, text: &str, settings: CaptionSettings) -> PathBuf {
         let CaptionSettings { cleaning, max_length } = settings;
         let mut name = Sha256::new();
-        name.update(format!("caption 1, {cleaning}, {max_length} tokens\0{text}"));
+        let encoder = &self.encoder;
+        name.update(format!("caption 1, {encoder}, {cleaning}, {max_length} tokens\0{text}"));
         entry::path(&self.folder, &name)
     }
 }
