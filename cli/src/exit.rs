@@ -8,6 +8,7 @@ use pixart_runtime::engine::EngineError;
 use pixart_runtime::engine::install::InstallError;
 use pixart_runtime::lora::LoraError;
 use pixart_runtime::pipeline::PipelineError;
+use pixart_trainer::data::CacheError;
 use std::fmt::Display;
 use std::io;
 use std::process::ExitCode;
@@ -53,6 +54,10 @@ fn is_request(error: &Error) -> bool {
     lora.is_some_and(LoraError::is_request)
         || matches!(error.downcast_ref(), Some(PipelineError::Request(_)))
         || matches!(error.downcast_ref(), Some(EngineError::UnknownEngine { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(CacheError::NoCache { .. } | CacheError::OtherEncoder { .. })
+        )
         || matches!(error.downcast_ref(), Some(InstallError::UnknownProvider { .. }))
         || matches!(
             error.downcast_ref(),

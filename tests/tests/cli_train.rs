@@ -229,6 +229,25 @@ fn the_seeds_command_is_taken_as_it_is() {
 }
 
 #[test]
+fn sixteen_bits_are_another_model_of_the_same_kind() {
+    let sandbox = sandbox();
+    let run = |dtype, folder| {
+        let (folder, run) = trained(&sandbox, &["--dtype", dtype, "--output_path", folder]);
+        let line = run.stderr.lines().find(|line| line.contains("step 4/4")).unwrap().to_owned();
+        let loss = line.split("loss ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+        (files(&folder), loss.parse::<f64>().unwrap())
+    };
+    let (weights, loss) = run("fp32", "a");
+    for (dtype, folder, tolerance) in [("fp16", "b", 0.01), ("bf16", "c", 0.05)] {
+        let (other, near) = run(dtype, folder);
+        assert!(
+            other != weights && (near / loss - 1.0).abs() < tolerance,
+            "{dtype}: {near}, {loss}"
+        );
+    }
+}
+
+#[test]
 fn compressed_keys_are_trained() {
     let sandbox = sandbox();
     let kv =
@@ -261,7 +280,7 @@ fn wrong_settings_are_refused_before_anything_is_done() {
     for (more, said) in [
         (&["--use_parallel", "True"][..], "use_parallel: found true, but several devices"),
         (&["--device_target", "Ascend"], "device_target: found `Ascend`, expected CPU"),
-        (&["--dtype", "fp64"], "dtype: found fp64"),
+        (&["--dtype", "fp64"], "dtype: found \"fp64\", expected fp32, fp16 or bf16"),
         (&["--optim", "sgd"], "optim: found \"sgd\", expected adamw, came or muon"),
         (&["--adamw_betas", "0.9", "1"], "adamw_betas: found 1"),
         (&["--scheduler", "step"], "scheduler: found \"step\", expected constant or cosine"),

@@ -176,3 +176,24 @@ fn a_checkpoint_of_what_is_on_the_device_is_one_of_what_is_not() {
         assert_eq!(found, expected, "{name}");
     }
 }
+
+/// Weights are results of the optimizer's sessions, and must stay when these are gone.
+#[test]
+fn values_outlive_the_session_that_made_them() {
+    for engine in engines::both() {
+        let algorithm = Algorithm::Came(Came::default());
+        let weight = ArrayD::<f32>::ones(vec![64, 300]);
+        let mut weights = Values::from([("weight".to_owned(), weight.clone().into())]);
+        let gradients = weights.clone();
+        let step = Step { learning_rate: 0.5, weight_decay: 0.0, gradient_scale: 1.0 };
+        let mut optimizer = Optimizer::new(&*engine, algorithm, vec![], &weights).expect("graphs");
+        optimizer.step(&mut weights, gradients, &step).expect("a step");
+        drop(optimizer);
+        let first = to_tensors(&weights).expect("floats");
+        // Somebody else's memory, in case theirs was given back.
+        let other = train(&*engine, algorithm, &Traffic::default());
+        assert_eq!(to_tensors(&weights).expect("floats"), first, "{}", engine.name());
+        assert!(first["weight"].iter().all(|&x| x < 0.999), "it has moved");
+        drop(other);
+    }
+}

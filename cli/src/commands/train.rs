@@ -1,5 +1,6 @@
 //! `pixart train`: pictures and captions in, weights out.
 
+mod cache;
 mod encoder;
 mod model;
 mod options;
@@ -7,12 +8,13 @@ mod report;
 pub mod settings;
 mod watch;
 
+use crate::commands::dataset::settings as data;
 use crate::exit::{Failure, print_line};
 use crate::interrupt::on_ctrl_c;
 use crate::progress::{Progress, Unit};
 use crate::upstream::Upstream;
-use clap::Args;
-use pixart_runtime::engine::{self, EngineChoice, EngineOptions};
+use clap::{Args, Subcommand};
+use pixart_runtime::engine::{self, EngineChoice, EngineOptions, Opened};
 use pixart_trainer::checkpoint::{self, Saved};
 use pixart_trainer::data::{Dataset, LabelError, Labels, Sampler, SamplerError};
 use pixart_trainer::lora::AdapterError;
@@ -26,7 +28,10 @@ use watch::Watch;
 
 /// What is typed after `pixart train`.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct TrainArgs {
+    #[command(subcommand)]
+    command: Option<TrainCommand>,
     /// YAML file with settings under the names of the flags; flags win over it
     #[arg(short = 'c', long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -34,21 +39,27 @@ pub struct TrainArgs {
     settings: Settings,
 }
 
+#[derive(Subcommand)]
+enum TrainCommand {
+    /// Encode pictures and captions once, so that training needs neither text encoder nor VAE
+    #[command(after_help = cache::AFTER_HELP)]
+    Cache(Box<cache::CacheArgs>),
+}
+
 /// Runs the command.
 pub fn run(args: TrainArgs) -> Result<(), Failure> {
+    if let Some(TrainCommand::Cache(args)) = &args.command {
+        return cache::run(args);
+    }
     let settings = settings::merge(args.config.as_deref(), &args.settings)?;
     let notes = upstream_notes(&settings)?;
     let options = options::run(&settings)?;
     let batches = options::batches(&settings)?;
     let saved = begin(&settings, &options.save.folder)?;
-    let threads = match settings.engine.threads {
-        Some(0) => return Err(options::wrong("threads", 0, "1 or more")),
-        threads => threads,
-    };
     settings.run.log_interval()?;
     settings.validation.request(settings.run.seed())?;
 
-    let dataset = dataset(&settings)?;
+    let dataset = dataset(&settings.data)?;
     let sampler = match &saved {
         None => Sampler::new(&dataset, batches),
         Some(saved) => {
@@ -57,11 +68,8 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         }
     };
     let sampler = sampler.map_err(|error| failure(error.into()))?;
-    let choice = settings.engine.engine.as_deref().map_or(Ok(EngineChoice::Auto), str::parse)?;
-    let opened = engine::open(choice, &EngineOptions { threads, ..EngineOptions::default() })?;
-    for note in opened.note.iter().chain(&notes) {
-        eprintln!("{note}");
-    }
+    let opened = open_engine(&settings.engine)?;
+    notes.iter().for_each(|note| eprintln!("{note}"));
     let start = model::starting_point(&settings, saved.as_ref())?;
     let encoder = encoder::open(&settings, &opened.engine, dataset, &start.config)?;
     let config = start.config.clone();
@@ -80,6 +88,18 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     });
     watch.finish();
     finish(&outcome.map_err(failure)?, &opened.engine.describe())
+}
+
+/// The engine that is asked for.
+fn open_engine(settings: &settings::EngineSettings) -> Result<Opened, Failure> {
+    let threads = match settings.threads {
+        Some(0) => return Err(options::wrong("threads", 0, "1 or more")),
+        threads => threads,
+    };
+    let choice = settings.engine.as_deref().map_or(Ok(EngineChoice::Auto), str::parse)?;
+    let opened = engine::open(choice, &EngineOptions { threads, ..EngineOptions::default() })?;
+    opened.note.iter().for_each(|note| eprintln!("{note}"));
+    Ok(opened)
 }
 
 /// The end: the newest checkpoint is the result.
@@ -131,9 +151,9 @@ fn begin(settings: &Settings, folder: &Path) -> Result<Option<Saved>, Failure> {
 }
 
 /// The pictures that can be trained on; says what is left out.
-fn dataset(settings: &Settings) -> Result<std::sync::Arc<Dataset>, Failure> {
-    let (source, columns, image_dir) = settings.data.source()?;
-    let options = settings.data.data(true)?;
+fn dataset(settings: &data::Settings) -> Result<std::sync::Arc<Dataset>, Failure> {
+    let (source, columns, image_dir) = settings.source()?;
+    let options = settings.data(true)?;
     let labels = Labels::read(&source, &columns, &image_dir).map_err(|error: LabelError| {
         match error.is_request() {
             true => Failure::request(error),

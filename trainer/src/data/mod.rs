@@ -23,7 +23,7 @@ mod scan;
 pub use ahead::{Ahead, OfPlan, Stopped};
 pub use cache::{
     CacheError, CaptionCache, CaptionSettings, CaptionStates, CaptionType, Description,
-    EncodingCache, FillOptions, Filled, Filling, Lack, MomentCache, TextDescription,
+    EncodingCache, FillOptions, Filled, Filling, Lack, Lacks, MomentCache, TextDescription,
     VaeDescription,
 };
 pub use caption::{Caption, CaptionOptions, Captions};

@@ -79,6 +79,7 @@ impl Learner {
                 Training::lora(move |layer| layers.contains(layer))
             }
         };
+        let training = training.in_precision(options.precision);
         let model = TrainedTransformer::load(engine, &config, &training)?;
         let mut weights = to_values(engine, weights)?;
         let factors = adapter.as_ref().map(|adapter| to_values(engine, adapter.factors().clone()));

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use crate::{
-    ema::Warmup, lora::AdapterSettings, loss::LossKind, optimizer::Algorithm, scaler::Scaling,
-    schedule::Shape,
+    ema::Warmup, gradient::Precision, lora::AdapterSettings, loss::LossKind, optimizer::Algorithm,
+    scaler::Scaling, schedule::Shape,
 };
 
 /// How long and how a model is trained. Data and their order are the sampler's and the encoder's.
@@ -20,6 +20,8 @@ pub struct RunOptions {
     pub loss: LossKind,
     /// The limit of the min-SNR weighting, above 0; without one, all times count alike.
     pub snr_gamma: Option<f64>,
+    /// What products of matrices are computed in.
+    pub precision: Precision,
     /// Latents are multiplied by this, above 0.
     pub latent_scale: f32,
     /// What turns gradients into steps.

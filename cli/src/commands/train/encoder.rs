@@ -4,6 +4,7 @@ use super::options::wrong;
 use super::settings::Settings;
 use crate::exit::Failure;
 use crate::model::{Wanted, profile_for, text_side, vae_side};
+use pixart_exporter::Precision;
 use pixart_exporter::naming::TransformerConfig;
 use pixart_runtime::engine::Engine;
 use pixart_runtime::text::CaptionEncoder;
@@ -12,7 +13,7 @@ use pixart_trainer::data::{
     BatchEncoder, CachedEncoder, CaptionSettings, Dataset, EncodeOptions, EncodingCache,
     LiveEncoder,
 };
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The encoder of batches for a model.
@@ -30,25 +31,17 @@ pub fn open(
         check(&format!("cache_dir: {}", folder.display()), found, config)?;
         return Ok(Box::new(CachedEncoder::new(cache, dataset, options)?));
     }
-    let needed = |name: &str, given: &Option<PathBuf>| match given {
-        Some(_) => Ok(()),
-        None => Err(Failure::request(format!(
-            "{name}: nothing given; name its folder with --{name}, or with --cache_dir what `pixart train \
-             cache` has made of pictures and captions"
-        ))),
+    let encoders = &settings.encoders;
+    let roots = Roots {
+        text_encoder: encoders.text_encoder_root.as_deref(),
+        tokenizer: settings.data.tokenizer_root.as_deref(),
+        vae: encoders.vae_root.as_deref(),
     };
-    needed("text_encoder_root", &settings.encoders.text_encoder_root)?;
-    needed("tokenizer_root", &settings.data.tokenizer_root)?;
-    needed("vae_root", &settings.encoders.vae_root)?;
-    let (profile, wanted) = (profile_for(engine.name()), Wanted::new(None, engine.name())?);
-    let (text_encoder, tokenizer) = text_side(
-        None,
-        settings.encoders.text_encoder_root.as_deref(),
-        settings.data.tokenizer_root.as_deref(),
-        profile,
-        wanted,
-    )?;
-    let vae = vae_side(None, settings.encoders.vae_root.as_deref(), "training", profile, wanted)?;
+    // Captions are encoded in the precision that the model is computed in, as upstream.
+    let precision = settings.precision.dtype.as_deref().map(str::parse);
+    let precision = precision.transpose().map_err(Failure::request)?;
+    let or = ", or with --cache_dir what `pixart train cache` has made of pictures and captions";
+    let Folders { text_encoder, tokenizer, vae } = roots.exported(engine, precision, or)?;
     let captions = CaptionEncoder::new(engine, &text_encoder, &tokenizer, None)?;
     let pictures = PictureEncoder::open(engine, &vae)?;
     let width = captions.width().unwrap_or(config.caption_channels);
@@ -56,6 +49,48 @@ pub fn open(
     check("text_encoder_root and vae_root", [width, channels], config)?;
     let encoder = LiveEncoder::new(dataset, captions, pictures, options, None);
     Ok(Box::new(encoder.map_err(anyhow::Error::from)?))
+}
+
+/// Where the encoders come from.
+pub struct Roots<'a> {
+    pub text_encoder: Option<&'a Path>,
+    pub tokenizer: Option<&'a Path>,
+    pub vae: Option<&'a Path>,
+}
+
+/// Where they are, ready to be run.
+pub struct Folders {
+    pub text_encoder: PathBuf,
+    pub tokenizer: PathBuf,
+    pub vae: PathBuf,
+}
+
+impl Roots<'_> {
+    /// Exports what is not exported yet. `or` ends the message about one that was not given.
+    pub fn exported(
+        &self,
+        engine: &Arc<dyn Engine>,
+        precision: Option<Precision>,
+        or: &str,
+    ) -> Result<Folders, Failure> {
+        for (name, given) in [
+            ("text_encoder_root", self.text_encoder),
+            ("tokenizer_root", self.tokenizer),
+            ("vae_root", self.vae),
+        ] {
+            if given.is_none() {
+                return Err(Failure::request(format!(
+                    "{name}: nothing given; name its folder with --{name}{or}"
+                )));
+            }
+        }
+        let (profile, wanted) =
+            (profile_for(engine.name()), Wanted::new(precision, engine.name())?);
+        let (text_encoder, tokenizer) =
+            text_side(None, self.text_encoder, self.tokenizer, profile, wanted)?;
+        let vae = vae_side(None, self.vae, "training", profile, wanted)?;
+        Ok(Folders { text_encoder, tokenizer, vae })
+    }
 }
 
 /// How batches are encoded.

@@ -6,6 +6,7 @@ use super::settings::{
 use crate::exit::Failure;
 use pixart_trainer::data::{BatchOptions, CaptionOptions};
 use pixart_trainer::ema::Warmup;
+use pixart_trainer::gradient::Precision;
 use pixart_trainer::lora::{AdapterSettings, LINEAR_TARGETS, Start};
 use pixart_trainer::loss::LossKind;
 use pixart_trainer::optimizer::{AdamW, Algorithm, Came, Muon};
@@ -31,7 +32,6 @@ pub fn run(settings: &Settings) -> Result<RunOptions, Failure> {
     let Settings { optimizer, precision, run, encoders, lora, .. } = settings;
     let batch = settings.data.batch_size()? as u64;
     let accumulation = optimizer.accumulation()?;
-    precision.check_dtype()?;
     Ok(RunOptions {
         seed: run.seed(),
         length: run.length()?,
@@ -41,6 +41,7 @@ pub fn run(settings: &Settings) -> Result<RunOptions, Failure> {
             Some(_) => LossKind::NoiseError,
         },
         snr_gamma: optimizer.snr_gamma,
+        precision: precision.dtype()?,
         latent_scale: encoders.latent_scale()?,
         algorithm: optimizer.algorithm()?,
         learning_rate: optimizer.learning_rate(batch * u64::from(accumulation))?,
@@ -182,13 +183,9 @@ impl OptimizerSettings {
 }
 
 impl PrecisionSettings {
-    fn check_dtype(&self) -> Result<(), Failure> {
-        match self.dtype.as_deref() {
-            None | Some("fp32") => Ok(()),
-            Some(found) => {
-                Err(wrong("dtype", found, "fp32, the only precision of training so far"))
-            }
-        }
+    /// What the model is computed in.
+    pub fn dtype(&self) -> Result<Precision, Failure> {
+        parsed(self.dtype.as_deref().unwrap_or("fp32"))
     }
 
     fn scaling(&self) -> Result<Scaling, Failure> {

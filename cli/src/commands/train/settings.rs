@@ -174,7 +174,8 @@ pub struct OptimizerSettings {
 #[derive(Args, Serialize, Deserialize, Default, Debug)]
 #[serde(default)]
 pub struct PrecisionSettings {
-    /// Precision that the model is computed in: fp32 is the only one so far [default: fp32]
+    /// Precision of products of matrices: fp32, or fp16 or bf16, where weights stay in fp32. Captions are encoded
+    /// in it, too [default: fp32]
     #[arg(long, value_name = "NAME")]
     pub dtype: Option<String>,
     /// The factor on the loss, which keeps small gradients of 16 bits: dynamic or static [default: dynamic]

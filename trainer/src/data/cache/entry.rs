@@ -37,6 +37,13 @@ pub enum Lack {
     Unreadable(String),
 }
 
+impl Lack {
+    /// Whether it is known and noted, and nothing that filling the cache again would change.
+    pub fn is_noted(&self) -> bool {
+        matches!(self, Self::Unreadable(_))
+    }
+}
+
 /// A tensor in a file.
 #[derive(Debug)]
 pub(super) struct Entry {

@@ -20,6 +20,7 @@ pub use moments::MomentCache;
 pub(super) use moments::at_once;
 
 use super::Dataset;
+use super::scan::in_parallel;
 use pixart_runtime::error::PipelineError;
 use std::collections::BTreeSet;
 use std::io;
@@ -32,6 +33,15 @@ pub struct EncodingCache {
     description: Description,
     captions: CaptionCache,
     moments: MomentCache,
+}
+
+/// What a cache does not have of a training.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lacks {
+    /// Captions, in quotes, and paths of pictures, with the reason.
+    pub list: Vec<(String, Lack)>,
+    /// How many captions and pictures the training has.
+    pub of: usize,
 }
 
 /// A cache cannot be used or not be filled.
@@ -83,26 +93,8 @@ pub enum CacheError {
         folder: PathBuf,
     },
     /// Something training needs is not there.
-    #[error(
-        "cache_dir: {} lacks {lacking} of {of} {what} of this training: {first}: {why}; {advice}",
-        folder.display()
-    )]
-    Incomplete {
-        /// The folder.
-        folder: PathBuf,
-        /// `captions` or `pictures`, with their settings.
-        what: String,
-        /// How many are not there.
-        lacking: usize,
-        /// How many are needed.
-        of: usize,
-        /// The first of them.
-        first: String,
-        /// Why it is not there.
-        why: Lack,
-        /// What to do.
-        advice: String,
-    },
+    #[error(transparent)]
+    Incomplete(#[from] Box<Incomplete>),
     /// A value too large for fp16.
     #[error(
         "the text encoder gave {value} for the caption \"{}\", and fp16 ends at 65504; keep captions with \
@@ -136,6 +128,29 @@ pub enum CacheError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Something training needs is not in a cache.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cache_dir: {} lacks {lacking} of {of} {what} of this training: {first}: {why}; {advice}",
+    folder.display()
+)]
+pub struct Incomplete {
+    /// The folder.
+    pub folder: PathBuf,
+    /// `captions` or `pictures`, with their settings.
+    pub what: String,
+    /// How many are not there.
+    pub lacking: usize,
+    /// How many are needed.
+    pub of: usize,
+    /// The first of them.
+    pub first: String,
+    /// Why it is not there.
+    pub why: Lack,
+    /// What to do.
+    pub advice: String,
 }
 
 impl From<PipelineError> for CacheError {
@@ -192,14 +207,10 @@ impl EncodingCache {
     pub fn null(&self, settings: CaptionSettings) -> Result<CaptionStates, CacheError> {
         let null = self.captions.get("", settings);
         let null = null.and_then(|null| null.of_width(self.description.text_encoder.width));
-        null.map_err(|why| CacheError::Incomplete {
-            folder: self.folder.clone(),
-            what: "empty captions".to_owned(),
-            lacking: 1,
-            of: 1,
-            first: "\"\"".to_owned(),
-            why,
-            advice: ADVICE.to_owned(),
+        null.map_err(|why| {
+            let (folder, advice) = (self.folder.clone(), ADVICE.to_owned());
+            let (what, first) = ("empty captions".to_owned(), "\"\"".to_owned());
+            Box::new(Incomplete { folder, what, lacking: 1, of: 1, first, why, advice }).into()
         })
     }
 
@@ -223,13 +234,14 @@ impl EncodingCache {
                     false => String::new(),
                 }
             );
-            Err(CacheError::Incomplete { folder, what, lacking, of, first, why, advice })
+            Err(Box::new(Incomplete { folder, what, lacking, of, first, why, advice }).into())
         };
         let sizing = dataset.sizing();
         let mut lacking = Vec::new();
         for item in 0..dataset.items().len() {
             match self.moments.has(dataset, item) {
-                Ok(()) | Err(Lack::Unreadable(_)) => {}
+                Ok(()) => {}
+                Err(why) if why.is_noted() => {}
                 Err(why) => lacking.push((dataset.file(item).display().to_string(), why)),
             }
         }
@@ -241,6 +253,43 @@ impl EncodingCache {
         let CaptionSettings { cleaning, max_length } = settings;
         let what = format!("captions ({max_length} tokens at most, cleaning {cleaning})");
         incomplete(what, lacking.collect(), texts.len())
+    }
+
+    /// Reads everything that training on these pictures needs, on `workers` threads, and gives what cannot be had.
+    /// `progress` is told how many of how many were read.
+    pub fn lacks(
+        &self,
+        dataset: &Dataset,
+        settings: CaptionSettings,
+        workers: usize,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Lacks {
+        let texts = texts(dataset);
+        let of = texts.len() + dataset.items().len();
+        let width = self.description.text_encoder.width;
+        let mut list = Vec::new();
+        in_parallel(
+            of,
+            workers,
+            |k| match texts.get(k) {
+                Some(text) => {
+                    let caption = self.captions.get(text, settings);
+                    let caption = caption.and_then(|caption| caption.of_width(width));
+                    caption.err().map(|why| (format!("\"{}\"", shortened(text)), why))
+                }
+                None => {
+                    let item = k - texts.len();
+                    let why = self.moments.get(dataset, item).err();
+                    why.map(|why| (dataset.file(item).display().to_string(), why))
+                }
+            },
+            |k, lack, done| {
+                list.extend(lack.map(|lack| (k, lack)));
+                progress(done, of);
+            },
+        );
+        list.sort_by_key(|(k, _)| *k);
+        Lacks { list: list.into_iter().map(|(_, lack)| lack).collect(), of }
     }
 }
 

@@ -171,7 +171,11 @@ impl MomentCache {
         let (height, width) = latent_size(dataset, item);
         let mut name = Sha256::new();
         name.update(format!("moments 2, {height} x {width}, {:?}\0", dataset.sizing().filter()));
-        name.update(dataset.items()[item].path.as_os_str().as_encoded_bytes());
+        // The same name on every system, whatever separates its folders.
+        for part in &dataset.items()[item].path {
+            name.update(part.as_encoded_bytes());
+            name.update("/");
+        }
         entry::path(&self.folder, &name)
     }
 }
