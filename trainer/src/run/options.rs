@@ -18,10 +18,10 @@ pub struct RunOptions {
     pub accumulation: u32,
     /// What the loss counts.
     pub loss: LossKind,
-    /// The limit of the min-SNR weighting, above 0; without one, all times count alike.
-    pub snr_gamma: Option<f64>,
     /// What products of matrices are computed in.
     pub precision: Precision,
+    /// The limit of the min-SNR weighting, above 0; without one, all times count alike.
+    pub snr_gamma: Option<f64>,
     /// Latents are multiplied by this, above 0.
     pub latent_scale: f32,
     /// What turns gradients into steps.
