@@ -173,6 +173,31 @@ pub fn vae_side(
     vae_encoder(&vae, why, profile, wanted)
 }
 
+/// The exported decoder of the VAE alone, from a model folder or its own one.
+pub fn vae_decoder(root: &Path, profile: Profile, wanted: Wanted) -> Result<PathBuf, Failure> {
+    let root = folder("vae_root", root)?;
+    // A whole pipeline folder may stand for its part, and the exported encoder for what lies beside it.
+    let beside = root.with_file_name("vae_decoder");
+    let beside = (root.ends_with("vae_encoder") && is_exported(&root)).then_some(beside);
+    let parts = ["vae_decoder", "vae"].map(|part| root.join(part)).into_iter().chain(beside);
+    let vae = parts.into_iter().find(|part| part.is_dir()).unwrap_or(root);
+    exported(&vae, Component::VaeDecoder, profile, wanted, &VariantFlags::default())
+}
+
+/// The exported text encoder and the tokenizer, each from its own folder or that of a whole pipeline. The text
+/// encoder may be missing where captions come from a cache.
+pub fn text_parts(
+    text_encoder: &Path,
+    tokenizer: &Path,
+    profile: Profile,
+    wanted: Wanted,
+) -> Result<(PathBuf, PathBuf), Failure> {
+    match text_encoder.is_dir() {
+        true => text_side(None, Some(text_encoder), Some(tokenizer), profile, wanted),
+        false => Ok((text_encoder.to_owned(), folder("tokenizer_root", tokenizer)?)),
+    }
+}
+
 /// The folders of the text side alone: the exported text encoder and the tokenizer.
 pub fn text_side(
     model: Option<&Path>,

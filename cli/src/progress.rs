@@ -129,7 +129,7 @@ impl Rate {
 }
 
 /// Seconds as a person reads them.
-struct Clock(f64);
+pub struct Clock(pub f64);
 
 impl fmt::Display for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

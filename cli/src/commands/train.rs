@@ -6,6 +6,7 @@ mod model;
 mod options;
 mod report;
 pub mod settings;
+mod watch;
 
 use crate::commands::dataset::settings as data;
 use crate::exit::{Failure, print_line};
@@ -20,10 +21,10 @@ use pixart_trainer::lora::AdapterError;
 use pixart_trainer::loss::LossError;
 use pixart_trainer::optimizer::OptimizerError;
 use pixart_trainer::run::{Outcome, Run, RunError};
-use report::Reporter;
 use settings::Settings;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use watch::Watch;
 
 /// What is typed after `pixart train`.
 #[derive(Args)]
@@ -55,7 +56,8 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let options = options::run(&settings)?;
     let batches = options::batches(&settings)?;
     let saved = begin(&settings, &options.save.folder)?;
-    let mut reporter = Reporter::new(settings.run.log_interval()?);
+    settings.run.log_interval()?;
+    settings.validation.request(settings.run.seed())?;
 
     let dataset = dataset(&settings.data)?;
     let sampler = match &saved {
@@ -70,6 +72,7 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     notes.iter().for_each(|note| eprintln!("{note}"));
     let start = model::starting_point(&settings, saved.as_ref())?;
     let encoder = encoder::open(&settings, &opened.engine, dataset, &start.config)?;
+    let config = start.config.clone();
     let engine = opened.engine.as_ref();
     let run = match &saved {
         None => Run::new(engine, start, sampler, options),
@@ -77,10 +80,13 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     };
     let run = run.map_err(failure)?;
     let cancel = on_ctrl_c()?;
+    let shown = watch::shown(&settings, &opened.engine, &config, &cancel)?;
+    let mut watch = Watch::begin(&settings, saved.map(|saved| saved.step()), shown)?;
     let outcome = run.go(encoder, &cancel, &mut |event| {
-        reporter.tell(&event);
+        watch.tell(event);
         Ok(())
     });
+    watch.finish();
     finish(&outcome.map_err(failure)?, &opened.engine.describe())
 }
 

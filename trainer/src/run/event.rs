@@ -27,6 +27,8 @@ pub enum Event<'a> {
         /// Older checkpoints that were removed for it.
         removed: Vec<PathBuf>,
     },
+    /// All steps are done and saved. What is trained can be looked at, and used for predictions.
+    Ended(&'a mut Learner),
 }
 
 /// What is known when a run begins.

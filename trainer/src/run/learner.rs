@@ -1,6 +1,8 @@
 //! A model with all that changes while it is trained: its weights, the gradients that are being added up, the
 //! optimizer's state, the average.
 
+mod lent;
+
 use std::{
     collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
@@ -21,6 +23,8 @@ use crate::{
     optimizer::{Accumulated, Accumulator, Group, Mean, Optimizer, Step},
     tensors::{Tensors, to_tensors, to_values},
 };
+
+pub use lent::Lent;
 
 /// A model that is being trained.
 pub struct Learner {

@@ -38,6 +38,7 @@ mod options;
 mod prepare;
 mod start;
 mod state;
+mod validation;
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Instant};
 
@@ -50,11 +51,12 @@ use pixart_runtime::{
 pub use error::{NotFinite, RunError};
 pub use event::{Began, EpochReport, Event, SkippedBatch, StepReport};
 use learner::Learned;
-pub use learner::Learner;
+pub use learner::{Learner, Lent};
 pub use options::{AverageOptions, Length, MOST_SKIPPED, Policy, RunOptions, SaveOptions};
 use prepare::{Prepared, Recipe};
 pub use start::StartingPoint;
 use state::State;
+pub use validation::Validation;
 
 use crate::{
     checkpoint::{Saved, prune},
@@ -222,6 +224,9 @@ impl Run {
         drop(ahead);
         let interrupted = !self.is_over(progress.epoch);
         let checkpoint = self.save(&mut progress, watcher)?;
+        if !interrupted {
+            tell(watcher, Event::Ended(&mut self.learner))?;
+        }
         Ok(Outcome {
             interrupted,
             step: self.learner.steps(),

@@ -331,6 +331,33 @@ pub fn merge(path: Option<&Path>, flags: &Settings) -> Result<Settings, Failure>
     })
 }
 
+impl Settings {
+    /// What was set, as a config that sets the same.
+    pub fn to_yaml(&self) -> Result<String, Failure> {
+        let groups = [
+            config::given(&self.data),
+            config::given(&self.encoders),
+            config::given(&self.model),
+            config::given(&self.lora),
+            config::given(&self.optimizer),
+            config::given(&self.precision),
+            config::given(&self.run),
+            config::given(&self.validation),
+            config::given(&self.engine),
+            config::given(&self.upstream),
+        ];
+        let mut all = serde_yaml::Mapping::new();
+        for group in groups {
+            let group = group.map_err(anyhow::Error::from)?;
+            // How this run went on is nothing of another one.
+            all.extend(group.into_iter().filter(|(name, _)| name.as_str() != Some("resume")));
+        }
+        let text = serde_yaml::to_string(&all).map_err(anyhow::Error::from)?;
+        let version = env!("CARGO_PKG_VERSION");
+        Ok(format!("# pixart {version}: what was set; everything else had its default.\n{text}"))
+    }
+}
+
 /// The names of all settings of training, as flags and as YAML keys.
 pub fn names() -> Vec<String> {
     let command = Settings::augment_args(clap::Command::new("train"));
