@@ -257,7 +257,7 @@ pub fn wrong(setting: &str, found: impl Display, expected: &str) -> Failure {
 
 /// A value that a library reads, whose error names the setting.
 fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, Failure> {
-    text.parse().map_err(|error| Failure::request(error))
+    text.parse().map_err(Failure::request)
 }
 
 fn several<const N: usize>(
