@@ -200,7 +200,6 @@ fn the_settings_that_are_written_repeat_the_run() {
 #[test]
 fn what_is_wrong_or_missing_is_told_before_training() {
     let sandbox = sandbox();
-    fs::rename(sandbox.path().join("model/vae"), sandbox.path().join("away")).expect("moved");
     let before = sandbox.files();
     let refused = |flags: &[&str], said: &str| {
         let run = train(&sandbox, flags);
@@ -213,6 +212,7 @@ fn what_is_wrong_or_missing_is_told_before_training() {
     refused(&["--optim=muon", "--muon_momentum=1"], momentum);
     assert_eq!(sandbox.files(), before, "files were left behind");
     write_config(&sandbox);
+    fs::rename(sandbox.path().join("model/vae"), sandbox.path().join("away")).expect("moved");
     let before = sandbox.files();
     for (flag, said) in [
         ("--visualize_interval=0", "visualize_interval: found 0"),
