@@ -5,7 +5,6 @@
 //! trimming captions changes nothing.
 
 use image::RgbImage;
-use pixart_exporter::Profile;
 use pixart_runtime::{
     pipeline::{ModelPaths, Picture, Pipeline, PipelineOptions, Reference, Request},
     tensor::Tensor,

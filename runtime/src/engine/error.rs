@@ -79,7 +79,7 @@ pub enum EngineError {
 
     /// The ONNX Runtime at hand was built without a provider.
     #[error(
-        "{device}: {} (ONNX Runtime {version}) was built without it; it has {}; {how}",
+        "{device}: the ONNX Runtime in {} was built without it; it has {}; {how}",
         path.display(), available.join(", ")
     )]
     ProviderAbsent {
@@ -87,8 +87,6 @@ pub enum EngineError {
         device: String,
         /// The library.
         path: PathBuf,
-        /// Its version.
-        version: String,
         /// The devices it knows.
         available: Vec<&'static str>,
         /// How to get one that has it.

@@ -58,7 +58,6 @@ impl Accelerator {
                 return Err(EngineError::ProviderAbsent {
                     device: device.to_string(),
                     path: library.path.clone(),
-                    version: library.version.clone(),
                     available: register::built_in(),
                     how: provider.how_to_get(),
                 });

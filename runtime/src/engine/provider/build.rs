@@ -127,7 +127,7 @@ impl Build {
             return Ok(build);
         }
         match super::Provider::named(name) {
-            Ok(provider) => provider.builds().next().ok_or_else(|| InstallError::NoBuild {
+            Ok(provider) => provider.builds().next().ok_or(InstallError::NoBuild {
                 provider: provider.name,
                 instead: provider.obtained,
             }),

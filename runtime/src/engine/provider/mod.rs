@@ -146,7 +146,7 @@ mod tests {
             assert_eq!(provider.builds().count(), provider.builds.len(), "{name}: unknown build");
             assert!(["ort", "portable", "cann"].contains(&provider.profile), "{name}");
             assert!(provider.precisions.contains(&"fp32"), "{name}");
-            assert!(provider.builds.is_empty() == !provider.obtained.is_empty(), "{name}");
+            assert_ne!(provider.builds.is_empty(), provider.obtained.is_empty(), "{name}");
             assert!(!provider.how_to_get().is_empty(), "{name}");
             let known = |suffix| provider.options.iter().any(|option| option.name == suffix);
             assert!(provider.suffix.is_none_or(known), "{name}");

@@ -155,7 +155,7 @@ pub const PROVIDERS: &[Provider] = &[
         builds: &["webgpu", "webgpu-plugin"],
         only_on: None,
         obtained: "",
-        needs: "on Linux a Vulkan loader (libvulkan.so.1) and a Vulkan driver",
+        needs: "on Linux a Vulkan loader (libvulkan.so.1) and a Vulkan driver; for fp16 and int8 a GPU with shader-f16",
         system_libraries: &["libvulkan.so.1"],
         precisions: &["fp32", "fp16", "int8"],
         // The fused attention of `ort` graphs came out wrong where it was tried, at 7e-2.
