@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod bundle;
 pub mod convert;
 pub mod dataset;
 pub mod encode;

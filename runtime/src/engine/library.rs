@@ -12,6 +12,7 @@ use std::{
 };
 
 use super::{EngineError, data_folder, install};
+use crate::bundle;
 
 /// The oldest ONNX Runtime that serves: the interface level that the program is built for.
 pub const OLDEST: (u32, u32) = (1, ort::MINOR_VERSION);
@@ -39,6 +40,8 @@ pub enum Origin {
     Variable(&'static str),
     /// `pixart engine install`, under this name.
     Installed(String),
+    /// The bundle that the program was started from.
+    Bundled,
 }
 
 impl fmt::Display for Origin {
@@ -47,6 +50,7 @@ impl fmt::Display for Origin {
             Self::Option => formatter.write_str("named by the caller"),
             Self::Variable(name) => write!(formatter, "named by {name}"),
             Self::Installed(name) => write!(formatter, "installed as {name}"),
+            Self::Bundled => formatter.write_str("in this file"),
         }
     }
 }
@@ -55,6 +59,8 @@ impl fmt::Display for Origin {
 pub(super) struct Places {
     pub option: Option<PathBuf>,
     pub variables: Vec<(&'static str, OsString)>,
+    /// A library in the bundle that the program was started from, or why it cannot be loaded.
+    pub bundled: Option<Result<PathBuf, String>>,
     pub data_folder: Option<PathBuf>,
 }
 
@@ -69,6 +75,7 @@ impl Places {
         Self {
             option: option.map(Path::to_path_buf),
             variables,
+            bundled: bundle::library().map(|found| found.map(|(path, _)| path)),
             data_folder: data_folder::data_folder().ok(),
         }
     }
@@ -84,8 +91,8 @@ impl Places {
     }
 }
 
-/// The first usable library: named by the caller, by `PIXART_ORT_LIBRARY`, by `ORT_DYLIB_PATH`, or
-/// installed in the data folder, the newest first. The system's own search path is left alone,
+/// The first usable library: named by the caller, by `PIXART_ORT_LIBRARY`, by `ORT_DYLIB_PATH`, in the
+/// [bundle](crate::bundle) that the program was started from, or installed in the data folder, the newest first. The system's own search path is left alone,
 /// since what lies there is often an old copy that belongs to another program.
 ///
 /// # Errors
@@ -101,6 +108,18 @@ pub(super) fn find_in(places: &Places) -> Result<Library, EngineError> {
     }
     let mut broken = None;
     let mut tried = vec![format!("{} are not set", VARIABLES.join(" and "))];
+    if let Some(found) = &places.bundled {
+        let found = found.clone().map_err(|reason| reason.to_string());
+        let opened =
+            found.and_then(|path| inspect(&path, Origin::Bundled).map_err(|e| e.to_string()));
+        match opened {
+            Ok(library) => return Ok(library),
+            Err(error) => {
+                broken = Some(error.clone());
+                tried.push(error);
+            }
+        }
+    }
     match &places.data_folder {
         None => tried.push("there is no data folder".to_owned()),
         Some(folder) => {
@@ -121,6 +140,12 @@ pub(super) fn find_in(places: &Places) -> Result<Library, EngineError> {
         }
     }
     Err(EngineError::NoLibrary { tried, broken })
+}
+
+/// The engines installed in the data folder, the newest first; broken ones are left out.
+pub(crate) fn installed() -> Vec<install::Installed> {
+    let folder = data_folder::data_folder();
+    folder.iter().flat_map(|folder| install::records(folder)).flatten().collect()
 }
 
 /// Looks at the library at `path` without starting it.
@@ -270,6 +295,7 @@ mod tests {
         let places = Places {
             option: None,
             variables: vec![("PIXART_ORT_LIBRARY", "no/such/file".into())],
+            bundled: None,
             data_folder: Some(folder.path().to_path_buf()),
         };
         let error = find_in(&places).expect_err("refused");
@@ -280,7 +306,7 @@ mod tests {
     fn an_empty_data_folder_says_where_it_looked() {
         let folder = tempfile::tempdir().expect("folder");
         let data_folder = Some(folder.path().to_path_buf());
-        let places = Places { option: None, variables: Vec::new(), data_folder };
+        let places = Places { option: None, variables: Vec::new(), bundled: None, data_folder };
         let message = find_in(&places).expect_err("nothing there").to_string();
         assert!(message.contains(&folder.path().display().to_string()), "{message}");
         assert!(message.contains("pixart engine install cpu"), "{message}");

@@ -70,11 +70,12 @@ impl Engine for OrtEngine {
         let mut file = ModelFile::open(model)?;
         weights::check(&file, &overrides)?;
         let (overrides, changed) = weights::place_inline(&mut file, overrides);
-        let ModelFile { path, proto, signature, .. } = file;
+        let ModelFile { path, proto, signature, bundled, .. } = file;
         // ONNX Runtime replaces what lies outside the graph; for the rest, it gets a changed graph.
-        let graph = changed.then(|| proto.encode_to_vec());
+        let graph = (changed || bundled.is_some()).then(|| proto.encode_to_vec());
         drop(proto);
-        let session = self.build(&path, graph, overrides).map_err(|error| EngineError::Load {
+        let folder = bundled.as_deref();
+        let session = self.build(&path, folder, graph, overrides).map_err(|error| EngineError::Load {
             engine: NAME,
             model: path.clone(),
             reason: error.to_string(),
@@ -85,9 +86,9 @@ impl Engine for OrtEngine {
     fn load_part(&self, model: &Path, part: &GraphPart) -> Result<Box<dyn Session>, EngineError> {
         let mut file = ModelFile::open(model)?;
         part::cut(&mut file, part)?;
-        let ModelFile { path, proto, signature, .. } = file;
+        let ModelFile { path, proto, signature, bundled, .. } = file;
         let graph = proto.encode_to_vec();
-        let session = self.build(&path, Some(graph), Vec::new()).map_err(|error| {
+        let session = self.build(&path, bundled.as_deref(), Some(graph), Vec::new()).map_err(|error| {
             EngineError::Load { engine: NAME, model: path.clone(), reason: error.to_string() }
         })?;
         Ok(Box::new(OrtSession { model: path, signature, session }))
@@ -99,10 +100,12 @@ impl Engine for OrtEngine {
 }
 
 impl OrtEngine {
-    /// A session of `graph`, or of the file `model` without one.
+    /// A session of `graph`, or of the file `model` without one. The weights lie beside `model`, or in a
+    /// `folder` of their own.
     fn build(
         &self,
         model: &Path,
+        folder: Option<&Path>,
         graph: Option<Vec<u8>>,
         overrides: Vec<Override>,
     ) -> ort::Result<ort::session::Session> {
@@ -130,7 +133,7 @@ impl OrtEngine {
             builder = builder.with_external_initializer(&new.name, tensor)?;
         }
         let Some(graph) = graph else { return builder.commit_from_file(model) };
-        let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.or(model.parent()).filter(|folder| !folder.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
         builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(&graph)
     }
