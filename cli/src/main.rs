@@ -39,6 +39,11 @@ enum Command {
     Engine(commands::engine::EngineArgs),
     /// Make one executable of this program, ONNX Runtime and a model; look into one
     Bundle(commands::bundle::BundleArgs),
+    /// Print the completions of a shell
+    Completions(commands::completions::CompletionsArgs),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(commands::completions::ManArgs),
 }
 
 fn main() -> std::process::ExitCode {
@@ -62,6 +67,8 @@ fn main() -> std::process::ExitCode {
         Command::Dataset(args) => commands::dataset::run(args),
         Command::Engine(args) => commands::engine::run(args),
         Command::Bundle(args) => commands::bundle::run(args),
+        Command::Completions(args) => commands::completions::completions(args, Cli::command()),
+        Command::Man(args) => commands::completions::man(args, Cli::command()),
     })
 }
 

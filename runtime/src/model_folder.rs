@@ -283,8 +283,8 @@ impl<A: Architecture> ComponentFolder<A> {
         if !store::is_file(&file) {
             return Err(missing(file));
         }
-        let text = store::read(&file)
-            .map_err(|source| ModelError::Read { file: file.clone(), source })?;
+        let text =
+            store::read(&file).map_err(|source| ModelError::Read { file: file.clone(), source })?;
         let invalid = |source| ModelError::Manifest { file: file.clone(), component, source };
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(invalid)?;
         let expect = |field, accepted: bool, expected: String| match accepted {

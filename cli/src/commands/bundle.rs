@@ -84,9 +84,8 @@ fn make(args: &BundleArgs, output: &Path) -> Result<(), Failure> {
     if let Some(library) = &library {
         contents = contents.with_engine(library)?;
     }
-    let index = with_bar("bundle", |bar| {
-        bundle::write(output, &program, &contents, args.force, bar)
-    })?;
+    let index =
+        with_bar("bundle", |bar| bundle::write(output, &program, &contents, args.force, bar))?;
     let engine = match &index.engine {
         Some(engine) => format!("ONNX Runtime {} ({})", engine.version, engine.name),
         None => "tract, which is built in".to_owned(),
@@ -131,7 +130,10 @@ fn opened(path: Option<&Path>) -> Result<Bundle, Failure> {
     bundle.ok_or_else(|| Failure::request(bundle::BundleError::NotOne { file: path }))
 }
 
-fn with_bar<T, E>(label: &str, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> Result<T, E>) -> Result<T, E> {
+fn with_bar<T, E>(
+    label: &str,
+    work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> Result<T, E>,
+) -> Result<T, E> {
     let mut bar = Progress::start(label, 0, Unit::Bytes);
     let result = work(&mut |done, total| bar.update(done, total));
     bar.finish();

@@ -209,9 +209,8 @@ fn libraries(folder: &Path, library: &Path) -> usize {
     let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
     let ours = library.file_name().map(|name| name.to_string_lossy().into_owned());
-    let is_library = |name: &String| {
-        name.contains(".so") || name.ends_with(".dll") || name.ends_with(".dylib")
-    };
+    let is_library =
+        |name: &String| name.contains(".so") || name.ends_with(".dll") || name.ends_with(".dylib");
     let bridge = |name: &String| name.contains("onnxruntime_providers_shared");
     1 + names
         .filter(|name| is_plain_file_name(name) && is_library(name) && !bridge(name))

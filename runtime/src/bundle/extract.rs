@@ -6,7 +6,10 @@ use std::{
     path::Path,
 };
 
-use super::{Bundle, BundleError, format::{portions, put}};
+use super::{
+    Bundle, BundleError,
+    format::{portions, put},
+};
 
 impl Bundle {
     /// Compares every byte with the hashes taken when the bundle was made; `progress` is told how many bytes
@@ -67,10 +70,8 @@ impl Bundle {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let folder = tempfile::Builder::new()
-            .prefix(".pixart-")
-            .tempdir_in(parent)
-            .map_err(unwritten)?;
+        let folder =
+            tempfile::Builder::new().prefix(".pixart-").tempdir_in(parent).map_err(unwritten)?;
         let total = self.index().entries.iter().map(|entry| entry.bytes).sum();
         let mut done = 0;
         // A folder of its own inside, since the temporary one is private.

@@ -137,8 +137,13 @@ impl Header {
         let format = number(16) as u32;
         let mut index_sha256 = [0; 32];
         index_sha256.copy_from_slice(&bytes[56..]);
-        let header =
-            Self { own, index: number(32), index_bytes: number(40), total: number(48), index_sha256 };
+        let header = Self {
+            own,
+            index: number(32),
+            index_bytes: number(40),
+            total: number(48),
+            index_sha256,
+        };
         Some((format, header))
     }
 }

@@ -6,7 +6,7 @@
 use std::{
     fs::File,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::OnceLock,
 };
 
@@ -25,7 +25,8 @@ pub(crate) fn library() -> Option<Result<(PathBuf, &'static BundledEngine), Stri
     let entry = bundle.entry(&engine.library)?;
     let loadable = LOADABLE.get_or_init(|| {
         in_memory(bundle, entry).or_else(|memory| {
-            unpacked(bundle, entry).map_err(|disk| {
+            let folder = data_folder().map_err(io::Error::other);
+            folder.and_then(|folder| unpacked(&folder, bundle, entry)).map_err(|disk| {
                 format!(
                     "{} can neither be held in memory ({memory}) nor be written to the data folder ({disk})",
                     engine.library
@@ -37,7 +38,7 @@ pub(crate) fn library() -> Option<Result<(PathBuf, &'static BundledEngine), Stri
 }
 
 #[cfg(target_os = "linux")]
-fn in_memory(bundle: &Bundle, entry: &Entry) -> io::Result<PathBuf> {
+pub(super) fn in_memory(bundle: &Bundle, entry: &Entry) -> io::Result<PathBuf> {
     use rustix::fs::{MemfdFlags, memfd_create};
     use std::{
         io::{Read, Seek, SeekFrom},
@@ -64,8 +65,8 @@ fn in_memory(_: &Bundle, _: &Entry) -> io::Result<PathBuf> {
 }
 
 /// The library in the data folder; what was unpacked before is used if it has the bytes it should have.
-fn unpacked(bundle: &Bundle, entry: &Entry) -> io::Result<PathBuf> {
-    let folder = data_folder().map_err(io::Error::other)?.join("bundled").join(&entry.sha256);
+pub(super) fn unpacked(data_folder: &Path, bundle: &Bundle, entry: &Entry) -> io::Result<PathBuf> {
+    let folder = data_folder.join("bundled").join(&entry.sha256);
     let path = folder.join(entry.path.rsplit('/').next().unwrap_or_default());
     if sha256_of(&path, &mut |_| ()).is_ok_and(|found| found == entry.sha256) {
         return Ok(path);

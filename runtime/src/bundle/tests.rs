@@ -158,7 +158,10 @@ fn every_altered_byte_is_found() {
         let mut bytes = whole.clone();
         bytes[at] ^= 1;
         let message = open(&sample.with(&bytes)).check(&mut |_, _| ()).expect_err("altered");
-        assert!(message.to_string().contains(&format!("since it was made: {expected};")), "{message}");
+        assert!(
+            message.to_string().contains(&format!("since it was made: {expected};")),
+            "{message}"
+        );
         if at != 10 {
             let output = sample.folder.path().join("not");
             let error = open(&sample.with(&bytes)).extract(&output, &mut |_, _| ());
@@ -239,4 +242,38 @@ fn a_file_that_differs_from_its_manifest_is_not_bundled() {
     assert!(!output.exists());
     let left = fs::read_dir(sample.folder.path()).expect("folder").flatten();
     assert!(left.map(|f| f.file_name()).all(|n| !n.to_string_lossy().starts_with(".pixart")));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_library_becomes_a_file_in_memory() {
+    let sample = Sample::new();
+    let bundle = open(&sample.bundle);
+    let entry = bundle.entry("a/large").expect("an entry");
+    let path = library::in_memory(&bundle, entry).expect("a file");
+    assert_eq!(fs::read(path).expect("readable"), sample.large);
+}
+
+#[test]
+fn a_library_is_unpacked_once_and_again_if_it_was_changed() {
+    let sample = Sample::new();
+    let data = tempfile::tempdir().expect("folder");
+    let bundle = open(&sample.bundle);
+    let entry = bundle.entry("a/large").expect("an entry");
+    let path = library::unpacked(data.path(), &bundle, entry).expect("written");
+    assert_eq!(fs::read(&path).expect("readable"), sample.large);
+    let written = || fs::metadata(&path).and_then(|m| m.modified()).expect("a time");
+    let first = written();
+    library::unpacked(data.path(), &bundle, entry).expect("there");
+    assert_eq!(written(), first, "it was written again");
+    fs::write(&path, "other").expect("changed");
+    library::unpacked(data.path(), &bundle, entry).expect("written");
+    assert_eq!(fs::read(&path).expect("readable"), sample.large);
+
+    let mut bytes = sample.bytes();
+    bytes[entry.offset as usize] ^= 1;
+    let bundle = open(&sample.with(&bytes));
+    let nowhere = tempfile::tempdir().expect("folder");
+    let error = library::unpacked(nowhere.path(), &bundle, entry).expect_err("altered");
+    assert!(error.to_string().contains("altered"), "{error}");
 }

@@ -178,7 +178,9 @@ impl Rules<'_> {
         let file = self.folder.join(location);
         let place = self.stored_at(location, &file)?;
         if place.bundled && self.inner {
-            return Err("in a bundle, only initializers of the main graph can lie outside of it".to_owned());
+            return Err(
+                "in a bundle, only initializers of the main graph can lie outside of it".to_owned()
+            );
         }
         let size = place.bytes;
         let offset = number("offset")?.unwrap_or(0);

@@ -55,10 +55,8 @@ impl ModelFile {
             self.stored.iter().map(|(name, stored)| (name.as_str(), stored)).collect();
         for tensor in self.proto.graph.iter_mut().flat_map(|graph| &mut graph.initializer) {
             let Some(stored) = stored.get(tensor.name.as_str()) else { continue };
-            let entry = |key: &str, value: String| StringStringEntryProto {
-                key: key.to_owned(),
-                value,
-            };
+            let entry =
+                |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
             tensor.external_data = vec![
                 entry("location", name.to_owned()),
                 entry("offset", stored.offset.to_string()),

@@ -75,10 +75,8 @@ impl Engine for OrtEngine {
         let graph = (changed || bundled.is_some()).then(|| proto.encode_to_vec());
         drop(proto);
         let folder = bundled.as_deref();
-        let session = self.build(&path, folder, graph, overrides).map_err(|error| EngineError::Load {
-            engine: NAME,
-            model: path.clone(),
-            reason: error.to_string(),
+        let session = self.build(&path, folder, graph, overrides).map_err(|error| {
+            EngineError::Load { engine: NAME, model: path.clone(), reason: error.to_string() }
         })?;
         Ok(Box::new(OrtSession { model: path, signature, session }))
     }
@@ -88,9 +86,10 @@ impl Engine for OrtEngine {
         part::cut(&mut file, part)?;
         let ModelFile { path, proto, signature, bundled, .. } = file;
         let graph = proto.encode_to_vec();
-        let session = self.build(&path, bundled.as_deref(), Some(graph), Vec::new()).map_err(|error| {
-            EngineError::Load { engine: NAME, model: path.clone(), reason: error.to_string() }
-        })?;
+        let session =
+            self.build(&path, bundled.as_deref(), Some(graph), Vec::new()).map_err(|error| {
+                EngineError::Load { engine: NAME, model: path.clone(), reason: error.to_string() }
+            })?;
         Ok(Box::new(OrtSession { model: path, signature, session }))
     }
 
