@@ -40,7 +40,7 @@ impl Sources {
             None if parts.iter().all(Option::is_some) => PathBuf::new(),
             None if parts.iter().all(Option::is_none) => default_model()?,
             // In a bundle, what is left out is what it brings.
-            None if own_model().is_some() => default_model()?,
+            None if is_bundle() => default_model()?,
             None => {
                 return Err(Failure::request(
                     "checkpoint, text_encoder_root, vae_root and tokenizer_root: give all four, or \
@@ -168,7 +168,7 @@ pub fn text_side(
         (Some(model), ..) => folder("model", model)?,
         (None, Some(_), Some(_)) => PathBuf::new(),
         (None, None, None) => default_model()?,
-        _ if own_model().is_some() => default_model()?,
+        _ if is_bundle() => default_model()?,
         _ => {
             return Err(Failure::request(
                 "text_encoder_root and tokenizer_root: give both, or `model` for the one left out",
@@ -265,6 +265,11 @@ fn folder(setting: &str, path: &Path) -> Result<PathBuf, Failure> {
         "{setting}: found {found} at {}, expected a folder, exported or in the diffusers layout",
         path.display()
     )))
+}
+
+/// Whether the program was started from a bundle.
+pub fn is_bundle() -> bool {
+    own_model().is_some()
 }
 
 /// The bundle that the program was started from.

@@ -11,7 +11,8 @@ use prost::Message as _;
 use serde_json::Value;
 use tract_onnx::pb::ModelProto;
 
-const SHORT: [&str; 4] = ["--prompt", "a red circle", "--steps", "2"];
+/// A short run. Captions that another engine encoded would be taken from the cache.
+const SHORT: [&str; 5] = ["--prompt", "a red circle", "--steps", "2", "--no_text_cache=true"];
 
 /// Nothing can be written there, and nothing is installed.
 const NOWHERE: &str = "/proc/nowhere";
@@ -57,6 +58,9 @@ fn bundled(more: &[&str]) -> (Sandbox, PathBuf) {
 #[test]
 fn a_bundle_alone_draws_what_its_folder_draws() {
     let (sandbox, bundle) = bundled(&[]);
+    // Its graphs are ONNX Runtime's on both engines, so the folder's have to be, too.
+    let export = ["export", "all", "--source", "model", "--output", "exported", "--profile", "ort"];
+    succeeds(sandbox.pixart(&export));
     let lora = fixtures::root().join("lora/diffusers.safetensors");
     let lora = lora.to_str().expect("a path");
     let picture = fixtures::root().join("img2img/photo.png");
@@ -68,17 +72,18 @@ fn a_bundle_alone_draws_what_its_folder_draws() {
         ("sized", &["--image_width", "96", "--image_height", "64", "--seed", "7"]),
         ("lora", &["--lora", lora]),
         ("from-a-picture", &["--init_image", picture]),
-        ("tiled", &["--image_width", "256", "--vae_tiling", "on"]),
+        ("tiled", &["--image_width", "256", "--vae_tiling", "true"]),
     ] {
         let [inside, outside] = ["inside", "outside"].map(|place| format!("{place}-{name}"));
-        let folder = ["sample", "--model", "model", "--output_path", &outside];
+        let folder = ["sample", "--model", "exported", "--output_path", &outside];
         succeeds(sandbox.pixart(&[&folder[..], &SHORT, more].concat()));
         let own = ["--output_path", &inside];
         let drawn = succeeds(alone(&sandbox, &bundle, &[&SHORT[..], &own, more].concat()));
         let engine = if name == "tract" { "tract" } else { "ONNX Runtime" };
         assert!(drawn.stderr.lines().last().expect("a line").contains(engine), "{drawn:?}");
         let [inside, outside] = [inside, outside].map(|folder| format!("{folder}/0.png"));
-        assert_eq!(sandbox.pixels(&inside), sandbox.pixels(&outside), "{name}");
+        // No picture in the message: it would be long.
+        assert!(sandbox.pixels(&inside) == sandbox.pixels(&outside), "{name} differs");
     }
     // Its pictures tell how to make them again, and it does.
     let again = ["--from", "inside-sized/0.png", "--output_path", "again"];
