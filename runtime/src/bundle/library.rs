@@ -10,7 +10,7 @@ use std::{
     sync::OnceLock,
 };
 
-use super::{Bundle, BundledEngine, Entry, format::portions};
+use super::{Bundle, Entry, format::portions};
 use crate::{
     engine::data_folder,
     files::{sha256_of, write_atomically},
@@ -18,7 +18,7 @@ use crate::{
 
 /// The library of the bundle that this process was started from, as a path that can be loaded, or why there is
 /// none; `None` without a bundle or without an engine in it.
-pub(crate) fn library() -> Option<Result<(PathBuf, &'static BundledEngine), String>> {
+pub(crate) fn library() -> Option<Result<PathBuf, String>> {
     static LOADABLE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let bundle = super::own().ok().flatten()?;
     let engine = bundle.index().engine.as_ref()?;
@@ -34,7 +34,7 @@ pub(crate) fn library() -> Option<Result<(PathBuf, &'static BundledEngine), Stri
             })
         })
     });
-    Some(loadable.clone().map(|path| (path, engine)))
+    Some(loadable.clone())
 }
 
 #[cfg(target_os = "linux")]

@@ -59,8 +59,9 @@ impl fmt::Display for Origin {
 pub(super) struct Places {
     pub option: Option<PathBuf>,
     pub variables: Vec<(&'static str, OsString)>,
-    /// A library in the bundle that the program was started from, or why it cannot be loaded.
-    pub bundled: Option<Result<PathBuf, String>>,
+    /// The library in the bundle that the program was started from, or why it cannot be loaded. Asked only
+    /// when it is needed: tract needs none.
+    pub bundled: fn() -> Option<Result<PathBuf, String>>,
     pub data_folder: Option<PathBuf>,
 }
 
@@ -75,7 +76,7 @@ impl Places {
         Self {
             option: option.map(Path::to_path_buf),
             variables,
-            bundled: bundle::library().map(|found| found.map(|(path, _)| path)),
+            bundled: bundle::library,
             data_folder: data_folder::data_folder().ok(),
         }
     }
@@ -108,8 +109,7 @@ pub(super) fn find_in(places: &Places) -> Result<Library, EngineError> {
     }
     let mut broken = None;
     let mut tried = vec![format!("{} are not set", VARIABLES.join(" and "))];
-    if let Some(found) = &places.bundled {
-        let found = found.clone().map_err(|reason| reason.to_string());
+    if let Some(found) = (places.bundled)() {
         let opened =
             found.and_then(|path| inspect(&path, Origin::Bundled).map_err(|e| e.to_string()));
         match opened {
@@ -201,8 +201,11 @@ enum Refusal {
 fn read_version(path: &Path) -> Result<String, Refusal> {
     // SAFETY: loading runs the library's initialisers. The file was named by the user or fetched
     // by the user's own command, and is about to be used as the engine.
-    let library = unsafe { libloading::Library::new(path) }
-        .map_err(|error| Refusal::Loader(error.to_string()))?;
+    let library = unsafe { libloading::Library::new(path) }.map_err(|error| {
+        // What the system's loader said is the cause, not the error itself.
+        let said = std::error::Error::source(&error).map(ToString::to_string);
+        Refusal::Loader(said.unwrap_or_else(|| error.to_string()))
+    })?;
     // Unloading runs finalisers, which C++ libraries are seldom tested for, and a library that
     // passes is loaded again at once. So it stays.
     let library = std::mem::ManuallyDrop::new(library);
@@ -295,7 +298,7 @@ mod tests {
         let places = Places {
             option: None,
             variables: vec![("PIXART_ORT_LIBRARY", "no/such/file".into())],
-            bundled: None,
+            bundled: || None,
             data_folder: Some(folder.path().to_path_buf()),
         };
         let error = find_in(&places).expect_err("refused");
@@ -306,7 +309,7 @@ mod tests {
     fn an_empty_data_folder_says_where_it_looked() {
         let folder = tempfile::tempdir().expect("folder");
         let data_folder = Some(folder.path().to_path_buf());
-        let places = Places { option: None, variables: Vec::new(), bundled: None, data_folder };
+        let places = Places { option: None, variables: Vec::new(), bundled: || None, data_folder };
         let message = find_in(&places).expect_err("nothing there").to_string();
         assert!(message.contains(&folder.path().display().to_string()), "{message}");
         assert!(message.contains("pixart engine install cpu"), "{message}");

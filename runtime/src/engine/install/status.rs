@@ -41,8 +41,8 @@ fn list_in(places: &Places) -> Vec<Status> {
         let told = origin.to_string();
         all.push(status(name, None, Some(path.clone()), told, library::inspect(&path, origin)));
     }
-    if let Some(Ok(path)) = &places.bundled {
-        let opened = library::inspect(path, Origin::Bundled);
+    if let Some(Ok(path)) = (places.bundled)() {
+        let opened = library::inspect(&path, Origin::Bundled);
         let told = Origin::Bundled.to_string();
         all.push(status("ort".to_owned(), None, Some(path.clone()), told, opened));
     }
@@ -111,7 +111,12 @@ mod tests {
     use super::*;
 
     fn places(folder: &Path, variables: Vec<(&'static str, std::ffi::OsString)>) -> Places {
-        Places { option: None, variables, bundled: None, data_folder: Some(folder.to_path_buf()) }
+        Places {
+            option: None,
+            variables,
+            bundled: || None,
+            data_folder: Some(folder.to_path_buf()),
+        }
     }
 
     #[test]
