@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{BundleError, BundledEngine, store};
 use crate::{
     engine::{
-        check_model, is_plain_file_name,
+        check_model,
         library::{self, Library, Origin},
     },
     model_folder::{
@@ -126,7 +126,7 @@ impl Contents {
             _ => "ort".to_owned(),
         };
         let folder = library.path.parent().unwrap_or(Path::new(""));
-        let count = libraries(folder, &library.path);
+        let count = libraries(library);
         if count > 1 {
             return Err(BundleError::EngineInParts { name, count });
         }
@@ -203,17 +203,58 @@ impl Contents {
     }
 }
 
-/// Libraries in a folder that ONNX Runtime's needs: all of them, but the one that is there for providers in
-/// libraries of their own when there are none.
-fn libraries(folder: &Path, library: &Path) -> usize {
-    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let ours = library.file_name().map(|name| name.to_string_lossy().into_owned());
-    let is_library =
-        |name: &String| name.contains(".so") || name.ends_with(".dll") || name.ends_with(".dylib");
-    let bridge = |name: &String| name.contains("onnxruntime_providers_shared");
-    1 + names
-        .filter(|name| is_plain_file_name(name) && is_library(name) && !bridge(name))
-        .filter(|name| ours.as_ref() != Some(name))
-        .count()
+/// How many libraries an engine has: its own, and those beside it that belong to it. In the folder of an
+/// installed engine that is every one, elsewhere those of ONNX Runtime. The bridge to providers in libraries of
+/// their own is of no use without them.
+fn libraries(library: &Library) -> usize {
+    let folder = library.path.parent().unwrap_or(Path::new(""));
+    let installed = matches!(library.origin, Origin::Installed(_));
+    // Links to the library itself lie beside it in the system's folders.
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    let own = real(&library.path);
+    let belongs = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_library = [".so", ".dll", ".dylib"].iter().any(|ending| name.contains(ending));
+        is_library
+            && (installed || name.contains("onnxruntime"))
+            && !name.contains("onnxruntime_providers_shared")
+            && real(path) != own
+    };
+    let beside = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    1 + beside.map(|entry| entry.path()).filter(belongs).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_of_several_libraries_is_refused() {
+        let folder = tempfile::tempdir().expect("folder");
+        let at = |name: &str| folder.path().join(name);
+        let write = |name: &str| std::fs::write(at(name), name).expect("written");
+        write("libonnxruntime.so.1.32.0");
+        let path = at("libonnxruntime.so.1.32.0");
+        let library = |origin| Library { path: path.clone(), version: "1.32.0".to_owned(), origin };
+        let bundled = |origin| Contents::default().with_engine(&library(origin));
+        let cpu = || Origin::Installed("cpu".to_owned());
+        for name in ["LICENSE", "libonnxruntime_providers_shared.so", "engine.json"] {
+            write(name);
+        }
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(&path, at("libonnxruntime.so")).expect("a link");
+        let contents = bundled(cpu()).expect("one library");
+        let files: Vec<_> = contents.files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(files, ["engine/libonnxruntime.so.1.32.0", "engine/LICENSE"]);
+        assert_eq!(contents.engine.expect("an engine").name, "cpu");
+
+        // In a folder of the system there are libraries of everybody.
+        write("libz.so.1");
+        bundled(Origin::Option).expect("one library of ONNX Runtime");
+        let error = bundled(cpu()).expect_err("two").to_string();
+        assert!(error.contains("cpu has 2 libraries"), "{error}");
+        write("libonnxruntime_providers_cuda.so");
+        let error = bundled(Origin::Option).expect_err("two").to_string();
+        assert!(error.contains("ort has 2 libraries"), "{error}");
+    }
 }
