@@ -4,6 +4,7 @@ use anyhow::Error;
 use pixart_exporter::ExportError;
 use pixart_exporter::naming::ConfigError;
 use pixart_exporter::write::WriteError;
+use pixart_runtime::bundle::BundleError;
 use pixart_runtime::engine::EngineError;
 use pixart_runtime::engine::install::InstallError;
 use pixart_runtime::lora::LoraError;
@@ -71,6 +72,16 @@ fn is_request(error: &Error) -> bool {
         || matches!(
             error.downcast_ref(),
             Some(InstallError::UnknownBuild { .. } | InstallError::NoBuild { .. })
+        )
+        || matches!(
+            error.downcast_ref(),
+            Some(
+                BundleError::Exists { .. }
+                    | BundleError::Nested { .. }
+                    | BundleError::NotOne { .. }
+                    | BundleError::NoEngine { .. }
+                    | BundleError::EngineInParts { .. }
+            )
         )
         || matches!(
             error.downcast_ref(),

@@ -1,5 +1,6 @@
 //! The `pixart` command: PixArt-Σ text-to-image on ONNX, without Python.
 
+mod bundled;
 mod commands;
 mod config;
 mod exit;
@@ -10,7 +11,8 @@ mod spelling;
 mod upstream;
 mod variant;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use pixart_runtime::bundle;
 
 /// PixArt-Σ text-to-image on ONNX: export the published weights, sample pictures, no Python.
 #[derive(Parser)]
@@ -38,11 +40,27 @@ enum Command {
     Dataset(commands::dataset::DatasetArgs),
     /// List and install the engines that run the graphs
     Engine(commands::engine::EngineArgs),
+    /// Make one executable of this program, ONNX Runtime and a model; look into one
+    Bundle(commands::bundle::BundleArgs),
+    /// Print the completions of a shell
+    Completions(commands::completions::CompletionsArgs),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(commands::completions::ManArgs),
 }
 
 fn main() -> std::process::ExitCode {
+    let arguments = spelling::normalise(std::env::args_os());
+    let (command, arguments) = match bundle::own() {
+        Ok(None) => (Cli::command(), arguments),
+        Ok(Some(own)) => {
+            (bundled::described(Cli::command(), own), bundled::with_command(arguments))
+        }
+        Err(error) => return exit::report(Err(anyhow::anyhow!("{error}").into())),
+    };
     // clap prints its own message: usage errors exit with 2, help and version with 0.
-    let cli = Cli::parse_from(spelling::normalise(std::env::args_os()));
+    let matches = command.get_matches_from(arguments);
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     exit::report(match cli.command {
         Command::Sample(args) => commands::sample::run(*args),
         Command::Encode(args) => commands::encode::run(*args),
@@ -52,15 +70,18 @@ fn main() -> std::process::ExitCode {
         Command::Train(args) => commands::train::run(*args),
         Command::Dataset(args) => commands::dataset::run(args),
         Command::Engine(args) => commands::engine::run(args),
+        Command::Bundle(args) => commands::bundle::run(args),
+        Command::Completions(args) => commands::completions::completions(args, Cli::command()),
+        Command::Man(args) => commands::completions::man(args, Cli::command()),
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::{Cli, CommandFactory};
 
     #[test]
     fn the_command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

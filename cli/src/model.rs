@@ -8,6 +8,7 @@ use anyhow::Context;
 use pixart_exporter::{
     Component, ExportOptions, Precision, Profile, VariantFlags, export_component,
 };
+use pixart_runtime::bundle::{self, Bundle, store};
 use pixart_runtime::engine::provider::PROVIDERS;
 use pixart_runtime::pipeline::ModelPaths;
 use sha2::{Digest, Sha256};
@@ -39,7 +40,9 @@ impl Sources {
             Some(model) => folder("model", model)?,
             // Parts given one by one need no model folder; mixing in the demo's would be a trap.
             None if parts.iter().all(Option::is_some) => PathBuf::new(),
-            None if parts.iter().all(Option::is_none) => demo()?,
+            None if parts.iter().all(Option::is_none) => default_model()?,
+            // In a bundle, what is left out is what it brings.
+            None if is_bundle() => default_model()?,
             None => {
                 return Err(Failure::request(
                     "checkpoint, text_encoder_root, vae_root and tokenizer_root: give all four, or \
@@ -49,7 +52,7 @@ impl Sources {
         };
         let part = |name: &str, given: Option<&Path>, sub: &str| match given {
             // A whole pipeline folder may stand for its part.
-            Some(given) if given.join(sub).is_dir() => folder(name, &given.join(sub)),
+            Some(given) if store::is_dir(&given.join(sub)) => folder(name, &given.join(sub)),
             // The one part that is published as a file, too.
             Some(given) if sub == "transformer" && given.is_file() => Ok(given.to_owned()),
             Some(given) => folder(name, given),
@@ -60,7 +63,7 @@ impl Sources {
         };
         let transformer = part("checkpoint", transformer, "transformer")?;
         let beside =
-            |part: &Path| part.parent().map(|p| p.join("scheduler")).filter(|p| p.is_dir());
+            |part: &Path| part.parent().map(|p| p.join("scheduler")).filter(|p| store::is_dir(p));
         Ok(Self {
             scheduler: beside(&transformer),
             text_encoder: match text_encoder {
@@ -90,6 +93,11 @@ impl Sources {
         &self.vae
     }
 
+    /// Whether the VAE's encoder is there, or can be exported.
+    pub fn has_encoder(&self) -> bool {
+        !is_exported(&self.vae) || is_exported(&self.vae.with_file_name("vae_encoder"))
+    }
+
     /// The exported folders; what is not exported yet is exported into the cache first. The VAE's encoder is
     /// looked for where it is needed: with a picture to begin from.
     pub fn resolve(
@@ -99,7 +107,7 @@ impl Sources {
         encoder: bool,
     ) -> Result<ModelPaths, Failure> {
         let mut variant = self.variant.clone();
-        if self.transformer.join("config.json").is_file() {
+        if store::is_file(&self.transformer.join("config.json")) {
             // There it is only a check, which follows when the model is open.
             variant.sample_size = None;
         }
@@ -115,7 +123,7 @@ impl Sources {
         let none = VariantFlags::default();
         Ok(ModelPaths {
             transformer,
-            text_encoder: match self.text_encoder.is_dir() {
+            text_encoder: match store::is_dir(&self.text_encoder) {
                 true => find(&self.text_encoder, Component::TextEncoder, &none)?,
                 false => self.text_encoder.clone(),
             },
@@ -217,7 +225,8 @@ pub fn text_side(
     let base = match (model, text_encoder, tokenizer) {
         (Some(model), ..) => folder("model", model)?,
         (None, Some(_), Some(_)) => PathBuf::new(),
-        (None, None, None) => demo()?,
+        (None, None, None) => default_model()?,
+        _ if is_bundle() => default_model()?,
         _ => {
             return Err(Failure::request(
                 "text_encoder_root and tokenizer_root: give both, or `model` for the one left out",
@@ -225,7 +234,7 @@ pub fn text_side(
         }
     };
     let part = |name: &str, given: Option<&Path>, sub: &str| match given {
-        Some(given) if given.join(sub).is_dir() => folder(name, &given.join(sub)),
+        Some(given) if store::is_dir(&given.join(sub)) => folder(name, &given.join(sub)),
         Some(given) => folder(name, given),
         None => folder("model", &base.join(sub)),
     };
@@ -269,7 +278,7 @@ impl Wanted {
     /// Tells where a graph that is there already has another precision than the one asked for. It is no
     /// error: a config names one precision, but an 8-bit T5 beside it is common.
     fn compare(self, folder: &Path, component: Component) {
-        let manifest = std::fs::read(folder.join("manifest.json")).unwrap_or_default();
+        let manifest = store::read(&folder.join("manifest.json")).unwrap_or_default();
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap_or_default();
         let wanted = self.0.filter(|_| !matches!(component, Component::VaeDecoder));
         if let (Some(wanted), Some(found)) = (wanted, manifest["precision"].as_str())
@@ -285,7 +294,7 @@ impl Wanted {
 }
 
 fn is_exported(folder: &Path) -> bool {
-    folder.join("model.onnx").is_file()
+    store::is_file(&folder.join("model.onnx"))
 }
 
 /// Whether an export has all files that its manifest names, in their sizes.
@@ -301,14 +310,34 @@ fn is_whole(export: &Path) -> bool {
 }
 
 fn folder(setting: &str, path: &Path) -> Result<PathBuf, Failure> {
-    if path.is_dir() {
+    if store::is_dir(path) {
         return Ok(path.to_owned());
+    }
+    if path.is_file() {
+        // One that was cut short says so.
+        Bundle::open(path)?;
     }
     let found = if path.exists() { "a file" } else { "nothing" };
     Err(Failure::request(format!(
         "{setting}: found {found} at {}, expected a folder, exported or in the diffusers layout",
         path.display()
     )))
+}
+
+/// Whether the program was started from a bundle.
+pub fn is_bundle() -> bool {
+    own_model().is_some()
+}
+
+/// The bundle that the program was started from.
+fn own_model() -> Option<PathBuf> {
+    let own = bundle::own().ok().flatten()?;
+    Some(own.file().to_owned())
+}
+
+/// The model that is taken when none is named: the bundle's own, else the demo.
+fn default_model() -> Result<PathBuf, Failure> {
+    own_model().map_or_else(demo, Ok)
 }
 
 /// The demo model: under the current folder, or in the source tree the program was built in.

@@ -25,6 +25,7 @@
 //! The parts can be used alone: [`text::Tokenizer`], [`noise::TorchGenerator`],
 //! [`sampler::DpmSolver`], [`size::SizePlan`].
 
+pub mod bundle;
 pub mod engine;
 pub mod error;
 mod files;

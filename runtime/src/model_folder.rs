@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::files::hex;
 
-use crate::engine::is_plain_file_name;
+use crate::{bundle::store, engine::is_plain_file_name};
 
 /// The manifest format this version reads.
 const FORMAT: u64 = 1;
@@ -34,10 +34,10 @@ pub struct ModelPaths {
 }
 
 impl ModelPaths {
-    /// The parts in the subfolders of one exported folder. VAE encoder and scheduler may be missing.
+    /// The parts in the subfolders of one exported folder, or in a bundle. VAE encoder and scheduler may be missing.
     pub fn from_folder(folder: impl AsRef<Path>) -> Self {
         let folder = folder.as_ref();
-        let present = |name: &str| Some(folder.join(name)).filter(|folder| folder.is_dir());
+        let present = |name: &str| Some(folder.join(name)).filter(|folder| store::is_dir(folder));
         Self {
             transformer: folder.join("transformer"),
             text_encoder: folder.join("text_encoder"),
@@ -286,16 +286,16 @@ impl<A: Architecture> ComponentFolder<A> {
     /// another component, or a file has another size than when it was written.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let component = A::COMPONENT;
-        if !folder.is_dir() {
+        if !store::is_dir(folder) {
             return Err(ModelError::MissingFolder { folder: folder.to_owned(), component });
         }
         let file = folder.join("manifest.json");
         let missing = |file: PathBuf| ModelError::MissingFile { file, component };
-        if !file.is_file() {
+        if !store::is_file(&file) {
             return Err(missing(file));
         }
-        let text = std::fs::read(&file)
-            .map_err(|source| ModelError::Read { file: file.clone(), source })?;
+        let text =
+            store::read(&file).map_err(|source| ModelError::Read { file: file.clone(), source })?;
         let invalid = |source| ModelError::Manifest { file: file.clone(), component, source };
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(invalid)?;
         let expect = |field, accepted: bool, expected: String| match accepted {
@@ -323,14 +323,15 @@ impl<A: Architecture> ComponentFolder<A> {
                 });
             }
             let path = folder.join(&entry.name);
-            let found = std::fs::metadata(&path).map_err(|_| missing(path.clone()))?.len();
+            let found = store::place(&path).ok().flatten().map(|place| place.bytes);
+            let found = found.ok_or_else(|| missing(path.clone()))?;
             if found != entry.bytes {
                 let expected = entry.bytes;
                 return Err(ModelError::FileSize { file: path, found, expected });
             }
         }
         let model = folder.join("model.onnx");
-        if !model.is_file() {
+        if !store::is_file(&model) {
             return Err(missing(model));
         }
         let identity = hash_of(&manifest.files);

@@ -112,7 +112,12 @@ impl Sandbox {
     /// # Panics
     /// When the binary has not been built.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
-        let mut command = Command::new(binary());
+        self.command_of(&binary(), arguments)
+    }
+
+    /// The same for another executable, such as a bundle.
+    pub fn command_of<S: AsRef<OsStr>>(&self, program: &Path, arguments: &[S]) -> Command {
+        let mut command = Command::new(program);
         command.args(arguments).current_dir(self.path());
         for (name, value) in &self.variables {
             match value {

@@ -8,6 +8,7 @@ use crate::variant::{OpenArgs, VariantArgs};
 use anyhow::Context;
 use clap::Args;
 use pixart_exporter::inspect::{InspectOptions, Inspection, Suspicion, inspect};
+use pixart_runtime::bundle::{Bundle, store};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ const LISTED: usize = 12;
 /// What is typed after `pixart inspect`.
 #[derive(Args)]
 pub struct InspectArgs {
-    /// A file of weights, a model folder, an exported ONNX folder, or a picture (PNG, JPEG, WebP)
+    /// A file of weights, a model folder, an exported ONNX folder, a bundle, or a picture (PNG, JPEG, WebP)
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Print one JSON object instead of a table
@@ -68,16 +69,20 @@ fn exported(path: &Path) -> Result<Option<Vec<Value>>, Failure> {
     let mut folders = vec![path.to_owned()];
     if let Ok(entries) = std::fs::read_dir(path) {
         folders.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+    } else if path.is_file()
+        && let Some(bundle) = Bundle::open(path)?
+    {
+        folders.extend(bundle.index().parts().into_iter().map(|part| path.join(part)));
     }
     folders[1..].sort();
     let mut found = Vec::new();
     for folder in folders {
         let file = folder.join("manifest.json");
-        if !file.is_file() || !folder.join("model.onnx").is_file() {
+        if !store::is_file(&file) || !store::is_file(&folder.join("model.onnx")) {
             continue;
         }
         let name = || format!("{}: cannot be read as an export's manifest", file.display());
-        let text = std::fs::read(&file).with_context(name)?;
+        let text = store::read(&file).with_context(name)?;
         let mut manifest: Value = serde_json::from_slice(&text).with_context(name)?;
         if let Value::Object(map) = &mut manifest {
             map.insert("folder".to_owned(), json!(folder));

@@ -1,5 +1,7 @@
 //! One file per command.
 
+pub mod bundle;
+pub mod completions;
 pub mod convert;
 pub mod dataset;
 pub mod encode;

@@ -31,6 +31,8 @@ use tract_onnx::pb::{
     tensor_proto::{DataLocation, DataType},
 };
 
+use crate::bundle::store::{self, Place};
+
 /// The keys of the ONNX specification. `basepath`, which some tools use while they write, would move
 /// the location and is not among them.
 const KEYS: [&str; 4] = ["location", "offset", "length", "checksum"];
@@ -38,7 +40,7 @@ const KEYS: [&str; 4] = ["location", "offset", "length", "checksum"];
 /// Where the bytes of one tensor lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stored {
-    /// The file, in the model's folder.
+    /// The file: in the model's folder, or the bundle that holds both.
     pub file: PathBuf,
     /// First byte.
     pub offset: u64,
@@ -56,7 +58,7 @@ pub(super) struct Refused {
 /// Checks every tensor of `model`, in all its graphs, and says where those initializers of the main
 /// graph lie that are not inline.
 pub(super) fn check(model: &ModelProto, folder: &Path) -> Result<Vec<(String, Stored)>, Refused> {
-    let mut rules = Rules { folder, sizes: HashMap::new() };
+    let mut rules = Rules { folder, places: HashMap::new(), inner: false };
     let mut stored = Vec::new();
     if let Some(graph) = &model.graph {
         for tensor in &graph.initializer {
@@ -64,8 +66,10 @@ pub(super) fn check(model: &ModelProto, folder: &Path) -> Result<Vec<(String, St
                 stored.push((tensor.name.clone(), place));
             }
         }
-        rules.graph(graph)?;
+        rules.inner = true;
+        rules.nodes(graph)?;
     }
+    rules.inner = true;
     for function in &model.functions {
         function.node.iter().try_for_each(|node| rules.node(node))?;
     }
@@ -84,7 +88,10 @@ pub(super) fn is_external(tensor: &TensorProto) -> bool {
 
 struct Rules<'a> {
     folder: &'a Path,
-    sizes: HashMap<String, u64>,
+    /// What is known about each location.
+    places: HashMap<String, Place>,
+    /// Whether the tensors are others than the initializers of the main graph.
+    inner: bool,
 }
 
 impl Rules<'_> {
@@ -93,6 +100,10 @@ impl Rules<'_> {
         for tensor in &graph.initializer {
             self.tensor(tensor)?;
         }
+        self.nodes(graph)
+    }
+
+    fn nodes(&mut self, graph: &GraphProto) -> Result<(), Refused> {
         for sparse in &graph.sparse_initializer {
             self.sparse(sparse)?;
         }
@@ -165,7 +176,13 @@ impl Rules<'_> {
             }
         };
         let file = self.folder.join(location);
-        let size = self.size(location, &file)?;
+        let place = self.stored_at(location, &file)?;
+        if place.bundled && self.inner {
+            return Err(
+                "in a bundle, only initializers of the main graph can lie outside of it".to_owned()
+            );
+        }
+        let size = place.bytes;
         let offset = number("offset")?.unwrap_or(0);
         let rest = size.checked_sub(offset).ok_or_else(|| {
             let location = location.escape_debug();
@@ -186,20 +203,18 @@ impl Rules<'_> {
                 tensor.dims
             ));
         }
-        Ok(Some(Stored { file, offset, length }))
+        Ok(Some(Stored { file: place.file, offset: place.offset + offset, length }))
     }
 
-    fn size(&mut self, location: &str, file: &Path) -> Result<u64, String> {
-        if let Some(size) = self.sizes.get(location) {
-            return Ok(*size);
+    fn stored_at(&mut self, location: &str, file: &Path) -> Result<Place, String> {
+        if let Some(place) = self.places.get(location) {
+            return Ok(place.clone());
         }
-        let metadata = std::fs::metadata(file)
-            .map_err(|error| format!("\"{}\" cannot be read: {error}", location.escape_debug()))?;
-        if !metadata.is_file() {
-            return Err(format!("\"{}\" is not a file", location.escape_debug()));
-        }
-        self.sizes.insert(location.to_owned(), metadata.len());
-        Ok(metadata.len())
+        let place = store::place(file)
+            .map_err(|error| format!("\"{}\" cannot be read: {error}", location.escape_debug()))?
+            .ok_or_else(|| format!("\"{}\" is not a file", location.escape_debug()))?;
+        self.places.insert(location.to_owned(), place.clone());
+        Ok(place)
     }
 }
 

@@ -15,6 +15,7 @@ use super::{
     EngineError, data_folder, install,
     provider::{DeviceOptions, Provider},
 };
+use crate::bundle;
 
 /// The oldest ONNX Runtime that serves: the interface level that the program is built for.
 pub const OLDEST: (u32, u32) = (1, ort::MINOR_VERSION);
@@ -42,6 +43,8 @@ pub enum Origin {
     Variable(&'static str),
     /// `pixart engine install`, under this name.
     Installed(String),
+    /// The bundle that the program was started from.
+    Bundled,
 }
 
 impl fmt::Display for Origin {
@@ -50,6 +53,7 @@ impl fmt::Display for Origin {
             Self::Option => formatter.write_str("named by the caller"),
             Self::Variable(name) => write!(formatter, "named by {name}"),
             Self::Installed(name) => write!(formatter, "installed as {name}"),
+            Self::Bundled => formatter.write_str("in this file"),
         }
     }
 }
@@ -58,6 +62,9 @@ impl fmt::Display for Origin {
 pub(super) struct Places {
     pub option: Option<PathBuf>,
     pub variables: Vec<(&'static str, OsString)>,
+    /// The library in the bundle that the program was started from, or why it cannot be loaded. Asked only
+    /// when it is needed: tract needs none.
+    pub bundled: fn() -> Option<Result<PathBuf, String>>,
     pub data_folder: Option<PathBuf>,
 }
 
@@ -72,6 +79,7 @@ impl Places {
         Self {
             option: option.map(Path::to_path_buf),
             variables,
+            bundled: bundle::library,
             data_folder: data_folder::data_folder().ok(),
         }
     }
@@ -87,8 +95,8 @@ impl Places {
     }
 }
 
-/// The first usable library: named by the caller, by `PIXART_ORT_LIBRARY`, by `ORT_DYLIB_PATH`, or
-/// installed in the data folder, the newest first. The system's own search path is left alone,
+/// The first usable library: named by the caller, by `PIXART_ORT_LIBRARY`, by `ORT_DYLIB_PATH`, in the
+/// [bundle](crate::bundle) that the program was started from, or installed in the data folder, the newest first. The system's own search path is left alone,
 /// since what lies there is often an old copy that belongs to another program.
 ///
 /// # Errors
@@ -104,6 +112,17 @@ pub(super) fn find_in(places: &Places) -> Result<Library, EngineError> {
     }
     let mut broken = None;
     let mut tried = vec![format!("{} are not set", VARIABLES.join(" and "))];
+    if let Some(found) = (places.bundled)() {
+        let opened =
+            found.and_then(|path| inspect(&path, Origin::Bundled).map_err(|e| e.to_string()));
+        match opened {
+            Ok(library) => return Ok(library),
+            Err(error) => {
+                broken = Some(error.clone());
+                tried.push(error);
+            }
+        }
+    }
     match &places.data_folder {
         None => tried.push("there is no data folder".to_owned()),
         Some(folder) => {
@@ -139,7 +158,7 @@ pub(super) fn find_for(
     places: &Places,
 ) -> Result<(Library, Option<PathBuf>), EngineError> {
     let provider = options.device.provider;
-    let named = !places.named().is_empty();
+    let named = !places.named().is_empty() || (places.bundled)().is_some();
     let plugin = options.plugin.clone().map_or_else(
         || installed_plugin(provider, places),
         |path| Ok(Some(std::path::absolute(&path).unwrap_or(path))),
@@ -171,6 +190,12 @@ fn installed_plugin(provider: &Provider, places: &Places) -> Result<Option<PathB
         None => Ok(None),
         Some(found) => found.check().map(|()| Some(found.library())),
     }
+}
+
+/// The engines installed in the data folder, the newest first; broken ones are left out.
+pub(crate) fn installed() -> Vec<install::Installed> {
+    let folder = data_folder::data_folder();
+    folder.iter().flat_map(|folder| install::records(folder)).flatten().collect()
 }
 
 /// Looks at the library at `path` without starting it.
@@ -226,8 +251,11 @@ enum Refusal {
 fn read_version(path: &Path) -> Result<String, Refusal> {
     // SAFETY: loading runs the library's initialisers. The file was named by the user or fetched
     // by the user's own command, and is about to be used as the engine.
-    let library = unsafe { libloading::Library::new(path) }
-        .map_err(|error| Refusal::Loader(error.to_string()))?;
+    let library = unsafe { libloading::Library::new(path) }.map_err(|error| {
+        // What the system's loader said is the cause, not the error itself.
+        let said = std::error::Error::source(&error).map(ToString::to_string);
+        Refusal::Loader(said.unwrap_or_else(|| error.to_string()))
+    })?;
     // Unloading runs finalisers, which C++ libraries are seldom tested for, and a library that
     // passes is loaded again at once. So it stays.
     let library = std::mem::ManuallyDrop::new(library);
@@ -320,6 +348,7 @@ mod tests {
         let places = Places {
             option: None,
             variables: vec![("PIXART_ORT_LIBRARY", "no/such/file".into())],
+            bundled: || None,
             data_folder: Some(folder.path().to_path_buf()),
         };
         let error = find_in(&places).expect_err("refused");
@@ -330,7 +359,7 @@ mod tests {
     fn an_empty_data_folder_says_where_it_looked() {
         let folder = tempfile::tempdir().expect("folder");
         let data_folder = Some(folder.path().to_path_buf());
-        let places = Places { option: None, variables: Vec::new(), data_folder };
+        let places = Places { option: None, variables: Vec::new(), bundled: || None, data_folder };
         let message = find_in(&places).expect_err("nothing there").to_string();
         assert!(message.contains(&folder.path().display().to_string()), "{message}");
         assert!(message.contains("pixart engine install cpu"), "{message}");

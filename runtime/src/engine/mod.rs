@@ -323,7 +323,7 @@ mod tests {
     /// Places where nothing is installed.
     fn nowhere(folder: &Path) -> Places {
         let data_folder = Some(folder.to_path_buf());
-        Places { option: None, variables: Vec::new(), data_folder }
+        Places { option: None, variables: Vec::new(), bundled: || None, data_folder }
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Opening a graph file: what both engines need to know before they load it.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
 };
 
-use tract_onnx::pb::ModelProto;
+use tract_onnx::pb::{ModelProto, StringStringEntryProto};
 
 use super::{EngineError, external_data, external_data::Stored, signature::Signature, wiring};
+use crate::bundle::store;
 
 /// Protobuf cannot hold more.
 const MOST_BYTES: u64 = i32::MAX as u64;
@@ -19,6 +20,9 @@ pub(super) struct ModelFile {
     pub signature: Signature,
     /// Initializers of the main graph that lie outside the file.
     pub stored: Vec<(String, Stored)>,
+    /// Where the bundle lies that the graph comes from, if it does: an engine cannot open the path, and the
+    /// weights are named as if they lay there.
+    pub bundled: Option<PathBuf>,
 }
 
 impl ModelFile {
@@ -26,16 +30,41 @@ impl ModelFile {
     pub fn open(path: &Path) -> Result<Self, EngineError> {
         let unreadable = |source| EngineError::ModelFile { model: path.to_path_buf(), source };
         let unusable = |reason| EngineError::ModelFormat { model: path.to_path_buf(), reason };
-        let metadata = std::fs::metadata(path).map_err(unreadable)?;
         // A link to a device would never end.
-        if !metadata.is_file() {
-            return Err(unusable("it is not a file".to_owned()));
-        }
-        let size = metadata.len();
+        let place = store::place(path).map_err(unreadable)?;
+        let place = place.ok_or_else(|| unusable("it is not a file".to_owned()))?;
+        let size = place.bytes;
         if size > MOST_BYTES {
             return Err(unusable(format!("it is {size} bytes long, more than ONNX files can be")));
         }
-        Self::parse(path, &std::fs::read(path).map_err(unreadable)?)
+        let mut file = Self::parse(path, &place.read().map_err(unreadable)?)?;
+        if place.bundled {
+            file.point_into(&place.file).map_err(unusable)?;
+        }
+        Ok(file)
+    }
+
+    /// Names the weights as parts of the bundle, so that engines map them from there.
+    fn point_into(&mut self, bundle: &Path) -> Result<(), String> {
+        // Engines want the file in the folder that they are told of, and would take a link amiss.
+        let real = if cfg!(unix) { std::fs::canonicalize } else { std::path::absolute };
+        let bundle = real(bundle).map_err(|error| error.to_string())?;
+        let name = bundle.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or("the name of the bundle is not valid Unicode; rename it")?;
+        let stored: HashMap<&str, &Stored> =
+            self.stored.iter().map(|(name, stored)| (name.as_str(), stored)).collect();
+        for tensor in self.proto.graph.iter_mut().flat_map(|graph| &mut graph.initializer) {
+            let Some(stored) = stored.get(tensor.name.as_str()) else { continue };
+            let entry =
+                |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
+            tensor.external_data = vec![
+                entry("location", name.to_owned()),
+                entry("offset", stored.offset.to_string()),
+                entry("length", stored.length.to_string()),
+            ];
+        }
+        self.bundled = bundle.parent().map(Path::to_path_buf);
+        Ok(())
     }
 
     /// Checks the content of the file at `path`, and of the folder it lies in.
@@ -73,6 +102,6 @@ impl ModelFile {
                 tensor: refused.tensor,
                 reason: refused.reason,
             })?;
-        Ok(Self { path: path.to_path_buf(), proto, signature, stored })
+        Ok(Self { path: path.to_path_buf(), proto, signature, stored, bundled: None })
     }
 }

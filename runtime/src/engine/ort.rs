@@ -91,14 +91,13 @@ impl Engine for OrtEngine {
         let mut file = ModelFile::open(model)?;
         weights::check(&file, &overrides)?;
         let (overrides, changed) = weights::place_inline(&mut file, overrides);
-        let ModelFile { path, proto, signature, .. } = file;
+        let ModelFile { path, proto, signature, bundled, .. } = file;
         // ONNX Runtime replaces what lies outside the graph; for the rest, it gets a changed graph.
-        let graph = changed.then(|| proto.encode_to_vec());
+        let graph = (changed || bundled.is_some()).then(|| proto.encode_to_vec());
         drop(proto);
-        let session = self.build(&path, graph, overrides).map_err(|error| EngineError::Load {
-            engine: NAME,
-            model: path.clone(),
-            reason: error.to_string(),
+        let folder = bundled.as_deref();
+        let session = self.build(&path, folder, graph, overrides).map_err(|error| {
+            EngineError::Load { engine: NAME, model: path.clone(), reason: error.to_string() }
         })?;
         Ok(Box::new(OrtSession { model: path, signature, session }))
     }
@@ -106,11 +105,12 @@ impl Engine for OrtEngine {
     fn load_part(&self, model: &Path, part: &GraphPart) -> Result<Box<dyn Session>, EngineError> {
         let mut file = ModelFile::open(model)?;
         part::cut(&mut file, part)?;
-        let ModelFile { path, proto, signature, .. } = file;
+        let ModelFile { path, proto, signature, bundled, .. } = file;
         let graph = proto.encode_to_vec();
-        let session = self.build(&path, Some(graph), Vec::new()).map_err(|error| {
-            EngineError::Load { engine: NAME, model: path.clone(), reason: error.to_string() }
-        })?;
+        let session =
+            self.build(&path, bundled.as_deref(), Some(graph), Vec::new()).map_err(|error| {
+                EngineError::Load { engine: NAME, model: path.clone(), reason: error.to_string() }
+            })?;
         Ok(Box::new(OrtSession { model: path, signature, session }))
     }
 
@@ -132,20 +132,23 @@ impl Engine for OrtEngine {
 }
 
 impl OrtEngine {
-    /// A session of `graph`, or of the file `model` without one.
+    /// A session of `graph`, or of the file `model` without one. The weights lie beside `model`, or in a
+    /// `folder` of their own.
     fn build(
         &self,
         model: &Path,
+        folder: Option<&Path>,
         graph: Option<Vec<u8>>,
         overrides: Vec<Override>,
     ) -> ort::Result<ort::session::Session> {
-        self.build_profiled(model, graph, overrides, None)
+        self.build_profiled(model, folder, graph, overrides, None)
     }
 
     /// The same with a profile written to a file whose name begins like `profile`.
     fn build_profiled(
         &self,
         model: &Path,
+        folder: Option<&Path>,
         graph: Option<Vec<u8>>,
         overrides: Vec<Override>,
         profile: Option<PathBuf>,
@@ -180,7 +183,7 @@ impl OrtEngine {
         }
         let commit = |mut builder: SessionBuilder| {
             let Some(graph) = graph else { return builder.commit_from_file(model) };
-            let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let folder = folder.or(model.parent()).filter(|folder| !folder.as_os_str().is_empty());
             let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
             builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(&graph)
         };

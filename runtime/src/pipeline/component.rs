@@ -8,6 +8,7 @@ use std::{
 use ndarray::ArrayD;
 
 use crate::{
+    bundle::store,
     engine::{Engine, Session},
     error::{LikelyCause, PipelineError},
     lora::{Exported, LoraPlan},
@@ -113,7 +114,7 @@ impl<A: Architecture> LazyComponent<A> {
     /// Bytes of its graph and weights on disk.
     pub(crate) fn stored_bytes(&self) -> u64 {
         let data = self.folder.model.with_file_name("model.onnx_data");
-        let size = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+        let size = |path: &Path| store::place(path).ok().flatten().map_or(0, |place| place.bytes);
         size(&self.folder.model) + size(&data)
     }
 

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::bundle::store;
+
 /// The scheduler settings that decide a trajectory, under diffusers' names.
 ///
 /// The defaults are the values released with PixArt-Σ.
@@ -177,7 +179,8 @@ impl SchedulerConfig {
     /// When the file cannot be read or parsed, is of none of the schedulers that have a solver here, or
     /// asks for a variant that the solver is not.
     pub fn from_file(file: &Path) -> Result<Self, SchedulerError> {
-        let text = std::fs::read_to_string(file)
+        let text = store::read(file)
+            .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other))
             .map_err(|source| SchedulerError::Read { file: file.to_owned(), source })?;
         let json = |source| SchedulerError::Json { file: file.to_owned(), source };
         let value: serde_json::Value =

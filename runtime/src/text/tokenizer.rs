@@ -20,6 +20,8 @@ use tokenizers::{
     },
 };
 
+use crate::bundle::store;
+
 use super::{
     charsmap,
     sentencepiece::{self, kind},
@@ -148,9 +150,9 @@ impl Tokenizer {
         let config = read_config(&folder.join("tokenizer_config.json"))?;
         let spiece = folder.join("spiece.model");
         let json = folder.join("tokenizer.json");
-        let (vocabulary, file) = if spiece.is_file() {
+        let (vocabulary, file) = if store::is_file(&spiece) {
             (from_sentencepiece(&spiece, &config)?, spiece)
-        } else if json.is_file() {
+        } else if store::is_file(&json) {
             (from_json(&json)?, json)
         } else {
             return Err(TokenizerError::Missing { folder: folder.to_owned() });
@@ -242,11 +244,11 @@ impl Tokenizer {
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, TokenizerError> {
-    std::fs::read(file).map_err(|source| TokenizerError::Read { file: file.to_owned(), source })
+    store::read(file).map_err(|source| TokenizerError::Read { file: file.to_owned(), source })
 }
 
 fn read_config(file: &Path) -> Result<TokenizerConfig, TokenizerError> {
-    if !file.is_file() {
+    if !store::is_file(file) {
         return Ok(TokenizerConfig::default());
     }
     serde_json::from_slice(&read(file)?).map_err(|error| TokenizerError::Invalid {

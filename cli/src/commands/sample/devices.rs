@@ -30,8 +30,8 @@ pub struct Providers {
 
 impl Providers {
     /// The same for all parts: the processor, by one of its two engines.
-    pub fn on_processor(engine: &dyn Engine) -> Self {
-        let provider = match engine.name() {
+    pub fn on_processor(engine: &str) -> Self {
+        let provider = match engine {
             "tract" => Provider::tract(),
             _ => Provider::cpu(),
         };

@@ -4,6 +4,7 @@
 
 use super::paths::model_name;
 use crate::model::Sources;
+use pixart_runtime::bundle::store;
 use pixart_runtime::engine::Engine;
 use pixart_runtime::lora::Lora;
 use pixart_runtime::pipeline::ModelPaths;
@@ -34,11 +35,11 @@ pub fn gather(
         }
     }
     let tokenizer = ["tokenizer.json", "spiece.model"].map(|name| paths.tokenizer.join(name));
-    if let Some(file) = tokenizer.iter().find(|file| file.is_file()) {
+    if let Some(file) = tokenizer.iter().find(|file| store::is_file(file)) {
         model.insert("tokenizer".to_owned(), json!({ "sha256": file_hash(file) }));
     }
     let scheduler = paths.scheduler.iter().map(|folder| folder.join("scheduler_config.json"));
-    if let Some(file) = scheduler.into_iter().find(|file| file.is_file()) {
+    if let Some(file) = scheduler.into_iter().find(|file| store::is_file(file)) {
         model.insert("scheduler".to_owned(), json!({ "sha256": file_hash(&file) }));
     }
     let loras: Vec<_> = loras
@@ -57,7 +58,7 @@ pub fn gather(
 /// A part of the model by the manifest of its export.
 fn component(source: &Path, export: &Path) -> Option<Value> {
     let manifest: Value =
-        serde_json::from_slice(&std::fs::read(export.join("manifest.json")).ok()?).ok()?;
+        serde_json::from_slice(&store::read(&export.join("manifest.json")).ok()?).ok()?;
     Some(json!({
         "name": model_name(source),
         "precision": manifest["precision"],
@@ -80,7 +81,7 @@ fn files_hash(files: &Value) -> Option<String> {
 
 /// The SHA-256 of a small file.
 pub fn file_hash(file: &Path) -> Option<String> {
-    Some(hex(&Sha256::digest(std::fs::read(file).ok()?)))
+    Some(hex(&Sha256::digest(store::read(file).ok()?)))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -60,7 +60,9 @@ impl Settings {
         pipeline: &mut Pipeline,
     ) -> Result<Option<Preview>, Failure> {
         let Some(target) = target else { return Ok(None) };
-        let map = pipeline.latent_preview(Some(&cache_folder()?.join("preview")))?;
+        // Without a place to keep it, the map is made each time.
+        let folder = cache_folder().ok().map(|folder| folder.join("preview"));
+        let map = pipeline.latent_preview(folder.as_deref())?;
         Ok(Some(Preview::new(target, map, self.preview_interval.unwrap_or(1))))
     }
 }

@@ -498,7 +498,12 @@ impl Settings {
         }
         let folder = match &self.text_cache_dir {
             Some(folder) => folder.clone(),
-            None => crate::model::cache_folder()?.join("text"),
+            None => match crate::model::cache_folder() {
+                Ok(folder) => folder.join("text"),
+                // A bundle runs where nobody has a home.
+                Err(_) if crate::model::is_bundle() => return Ok(None),
+                Err(failure) => return Err(failure),
+            },
         };
         let limit = self.text_cache_size.unwrap_or(1024).saturating_mul(1 << 20);
         Ok(Some(TextCache::new(folder, limit)))

@@ -87,7 +87,7 @@ impl Roots<'_> {
                 )));
             }
         }
-        let providers = Providers::on_processor(engine.as_ref());
+        let providers = Providers::on_processor(engine.name());
         let profile = profile_for(providers.text_encoder);
         let wanted = Wanted::new(precision, providers)?;
         let (text_encoder, tokenizer) =

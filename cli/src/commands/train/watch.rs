@@ -231,7 +231,7 @@ fn paths(settings: &Settings, engine: &dyn Engine) -> Result<ModelPaths, Failure
     let text_encoder = needed("text_encoder_root", &settings.encoders.text_encoder_root)?;
     let tokenizer = needed("tokenizer_root", &settings.data.tokenizer_root)?;
     let vae = needed("vae_root", &settings.encoders.vae_root)?;
-    let providers = Providers::on_processor(engine);
+    let providers = Providers::on_processor(engine.name());
     let profile = profile_for(providers.vae);
     let wanted = Wanted::new(None, providers)?;
     let (text_encoder, tokenizer) = text_parts(&text_encoder, &tokenizer, profile, wanted)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{
     super::{
         EngineError,
-        library::{self, Library, Places},
+        library::{self, Library, Origin, Places},
         tract,
     },
     records,
@@ -42,6 +42,11 @@ fn list_in(places: &Places) -> Vec<Status> {
         let name = "ort".to_owned();
         let told = origin.to_string();
         all.push(status(name, None, Some(path.clone()), told, library::inspect(&path, origin)));
+    }
+    if let Some(Ok(path)) = (places.bundled)() {
+        let opened = library::inspect(&path, Origin::Bundled);
+        let told = Origin::Bundled.to_string();
+        all.push(status("ort".to_owned(), None, Some(path.clone()), told, opened));
     }
     for found in places.data_folder.iter().flat_map(|folder| records(folder)) {
         all.push(match found {
@@ -129,7 +134,12 @@ mod tests {
     use super::*;
 
     fn places(folder: &Path, variables: Vec<(&'static str, std::ffi::OsString)>) -> Places {
-        Places { option: None, variables, data_folder: Some(folder.to_path_buf()) }
+        Places {
+            option: None,
+            variables,
+            bundled: || None,
+            data_folder: Some(folder.to_path_buf()),
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl OrtEngine {
         let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
         let ModelFile { path, signature, .. } = ModelFile::open(model)?;
         let profile = Some(folder.path().join("profile"));
-        let session = self.build_profiled(&path, None, Vec::new(), profile);
+        let session = self.build_profiled(&path, None, None, Vec::new(), profile);
         let session = session.map_err(|error| EngineError::Load {
             engine: NAME,
             model: path.clone(),

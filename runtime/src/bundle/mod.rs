@@ -1,0 +1,41 @@
+//! One file to ship: the program, ONNX Runtime's library and exported folders in one executable.
+//!
+//! A bundle is a program with more behind its end: whoever starts the file starts the program, which
+//! finds the rest in the file it was started from. `docs/bundle.md` has the format.
+//!
+//! Nothing is unpacked. A file of a bundle is named by a path below that of the bundle, as if the bundle
+//! were a folder (`./pixart-demo/transformer/model.onnx`), and everything in this crate that reads models
+//! takes such paths; weights are mapped from where they lie.
+
+mod contents;
+mod error;
+mod extract;
+mod format;
+mod library;
+pub mod store;
+mod write;
+
+pub use contents::{Contents, engine};
+pub use error::BundleError;
+pub use format::{Bundle, BundledEngine, Entry, Index, Program, platform};
+pub(crate) use library::library;
+pub use write::write;
+
+use std::sync::OnceLock;
+
+/// The bundle that this process was started from; `None` for a program without one.
+///
+/// # Errors
+/// When the file was cut short or is damaged.
+pub fn own() -> Result<Option<&'static Bundle>, &'static BundleError> {
+    static OWN: OnceLock<Result<Option<Bundle>, BundleError>> = OnceLock::new();
+    let open = || match std::env::current_exe() {
+        Ok(file) => Bundle::open(&file),
+        // Without a path there is nothing to look into.
+        Err(_) => Ok(None),
+    };
+    OWN.get_or_init(open).as_ref().map(Option::as_ref)
+}
+
+#[cfg(test)]
+mod tests;
