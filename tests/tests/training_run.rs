@@ -67,6 +67,7 @@ impl World {
             loss: LossKind::WithVariance,
             precision: Precision::default(),
             snr_gamma: None,
+            prior: None,
             latent_scale: 1.0,
             algorithm: Algorithm::AdamW(AdamW::default()),
             learning_rate: 2e-3,

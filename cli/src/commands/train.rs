@@ -4,6 +4,7 @@ mod cache;
 mod encoder;
 mod model;
 mod options;
+mod prior;
 mod report;
 pub mod settings;
 mod watch;
@@ -53,7 +54,8 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     }
     let settings = settings::merge(args.config.as_deref(), &args.settings)?;
     let notes = upstream_notes(&settings)?;
-    let options = options::run(&settings)?;
+    let mut options = options::run(&settings)?;
+    let prior = settings.prior.prior(&settings)?;
     let batches = options::batches(&settings)?;
     let saved = begin(&settings, &options.save.folder)?;
     settings.run.log_interval()?;
@@ -71,6 +73,15 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let opened = open_engine(&settings.engine)?;
     notes.iter().for_each(|note| eprintln!("{note}"));
     let start = model::starting_point(&settings, saved.as_ref())?;
+    let dataset = match &prior {
+        None => dataset,
+        Some(prior) => {
+            prior.draw(&settings, &opened.engine, &start)?;
+            let (both, items) = prior.join(&settings.data, &dataset)?;
+            options.prior = Some(items);
+            both
+        }
+    };
     let encoder = encoder::open(&settings, &opened.engine, dataset, &start.config)?;
     let config = start.config.clone();
     let engine = opened.engine.as_ref();

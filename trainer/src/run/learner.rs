@@ -24,7 +24,7 @@ use crate::{
     tensors::{Tensors, to_tensors, to_values},
 };
 
-pub use lent::Lent;
+pub use lent::{Lent, Untrained};
 
 /// A model that is being trained.
 pub struct Learner {
@@ -159,7 +159,8 @@ impl Learner {
         let Prepared { clean, noise, noisy, times, inputs, .. } = batch;
         let pass = self.model.forward(&self.weights, inputs)?;
         let target = Target { clean, noise, noisy, times };
-        let loss = diffusion.loss(self.kind, &pass.output, &target)?;
+        let importance = &batch.importance;
+        let loss = diffusion.weighted_loss(self.kind, &pass.output, &target, importance)?;
         let mean = loss.mean();
         if !mean.is_finite() {
             return Ok(Learned::NotFinite(mean));

@@ -51,8 +51,10 @@ use pixart_runtime::{
 pub use error::{NotFinite, RunError};
 pub use event::{Began, EpochReport, Event, SkippedBatch, StepReport};
 use learner::Learned;
-pub use learner::{Learner, Lent};
-pub use options::{AverageOptions, Length, MOST_SKIPPED, Policy, RunOptions, SaveOptions};
+pub use learner::{Learner, Lent, Untrained};
+pub use options::{
+    AverageOptions, Length, MOST_SKIPPED, Policy, PriorOptions, RunOptions, SaveOptions,
+};
 use prepare::{Prepared, Recipe};
 pub use start::StartingPoint;
 use state::State;
@@ -118,6 +120,7 @@ impl Run {
     ) -> Result<Self, RunError> {
         let total_steps = total_steps(&options, &sampler)?;
         check_save(&options)?;
+        check_prior(&options)?;
         let schedule = Schedule {
             learning_rate: options.learning_rate,
             warmup_steps: options.warmup_steps,
@@ -200,6 +203,7 @@ impl Run {
             seed: self.options.seed,
             latent_scale: self.options.latent_scale,
             diffusion: self.diffusion.clone(),
+            prior: self.options.prior.clone(),
         };
         // With nothing left to do, nothing is prepared.
         let mut ahead = match self.is_over(progress.epoch) {
@@ -484,6 +488,21 @@ fn total_steps(options: &RunOptions, sampler: &Sampler) -> Result<u64, RunError>
             })
         }
     }
+}
+
+/// Whether the prior pictures are some, and count something that can be.
+fn check_prior(options: &RunOptions) -> Result<(), RunError> {
+    let Some(PriorOptions { items, weight }) = &options.prior else { return Ok(()) };
+    let fail = |setting, found: String, expected: &str| {
+        Err(RunError::Setting { setting, found, expected: expected.to_owned() })
+    };
+    if items.is_empty() {
+        return fail("prior_image_dir", "no picture".to_owned(), "at least one");
+    }
+    if !(weight.is_finite() && *weight >= 0.0) {
+        return fail("prior_loss_weight", weight.to_string(), "a finite number, at least 0");
+    }
+    Ok(())
 }
 
 fn check_save(options: &RunOptions) -> Result<(), RunError> {

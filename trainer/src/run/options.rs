@@ -1,6 +1,6 @@
 //! The settings of a run.
 
-use std::path::PathBuf;
+use std::{ops::Range, path::PathBuf};
 
 use crate::{
     ema::Warmup, gradient::Precision, lora::AdapterSettings, loss::LossKind, optimizer::Algorithm,
@@ -22,6 +22,8 @@ pub struct RunOptions {
     pub precision: Precision,
     /// The limit of the min-SNR weighting, above 0; without one, all times count alike.
     pub snr_gamma: Option<f64>,
+    /// Pictures beside those that are to be learnt, if there are any.
+    pub prior: Option<PriorOptions>,
     /// Latents are multiplied by this, above 0.
     pub latent_scale: f32,
     /// What turns gradients into steps.
@@ -48,6 +50,18 @@ pub struct RunOptions {
     pub lora: Option<AdapterSettings>,
     /// Checkpoints.
     pub save: SaveOptions,
+}
+
+/// Pictures of what a model can draw already, such as other things of the kind that it is to learn one of
+/// (Ruiz et al., "DreamBooth", 2022). Each batch gets as many of them as it has pictures of its own, and its
+/// loss is the mean over its own plus `weight` times the mean over these.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PriorOptions {
+    /// Their numbers in the data set of the encoder; the sampler deals out what comes before. All have
+    /// the size of every batch: there is one bucket only. Not empty.
+    pub items: Range<usize>,
+    /// What their loss counts, at least 0; 1 is usual.
+    pub weight: f64,
 }
 
 /// How long a run is.

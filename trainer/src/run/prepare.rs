@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use ndarray::{Array1, Array4, ArrayD, Axis};
 
-use super::{RunError, draws::Draws};
+use super::{PriorOptions, RunError, draws::Draws};
 use crate::{
-    data::{Ahead, BatchEncoder, BatchPlan, EncodedBatch, OfPlan, Sampler, Skipped},
+    data::{Ahead, BatchEncoder, BatchPlan, EncodedBatch, OfPlan, Sampler, Skipped, Stream},
     gradient::Inputs,
     loss::Diffusion,
 };
 
 /// Batches that are made ahead of the one that is computed.
 const AHEAD: usize = 2;
+
+/// Tells the choice of prior pictures from those of other parts of a run.
+const PRIOR_PURPOSE: u64 = 4;
 
 /// A batch with everything drawn that is drawn.
 pub(super) struct Prepared {
@@ -23,6 +26,8 @@ pub(super) struct Prepared {
     pub noisy: ArrayD<f32>,
     pub times: Vec<usize>,
     pub inputs: Inputs,
+    /// The factor on the loss of each picture.
+    pub importance: Vec<f64>,
 }
 
 /// How latents and noise are drawn.
@@ -30,6 +35,7 @@ pub(super) struct Recipe {
     pub seed: u64,
     pub latent_scale: f32,
     pub diffusion: Arc<Diffusion>,
+    pub prior: Option<PriorOptions>,
 }
 
 /// The batches to come.
@@ -50,7 +56,35 @@ impl Recipe {
         end_epoch: Option<u64>,
     ) -> Prepares {
         let end_epoch = end_epoch.unwrap_or(u64::MAX);
-        Ahead::making(sampler, end_epoch, AHEAD, move |plan| self.prepare(encoder.encode(plan)?))
+        Ahead::making(sampler, end_epoch, AHEAD, move |plan| {
+            self.prepare(encoder.encode(self.with_prior(plan))?)
+        })
+    }
+
+    /// The batch with as many prior pictures, if there are any. Which ones follows from its place alone, so
+    /// that a run that goes on takes the same.
+    fn with_prior(&self, mut plan: BatchPlan) -> BatchPlan {
+        if let Some(PriorOptions { items, .. }) = &self.prior {
+            let mut stream = Stream::new(self.seed, &[PRIOR_PURPOSE, plan.epoch, plan.batch]);
+            for _ in 0..plan.items.len() {
+                plan.items.push(items.start + stream.below(items.len()));
+            }
+        }
+        plan
+    }
+
+    /// What makes the mean over a batch the mean over its own pictures and `weight` times that over the prior ones.
+    fn importance(&self, items: &[usize]) -> Vec<f64> {
+        let Some(PriorOptions { items: prior, weight }) = &self.prior else {
+            return vec![1.0; items.len()];
+        };
+        // Another picture may stand for one that cannot be read, also one of the other kind.
+        let count = items.iter().filter(|item| prior.contains(item)).count();
+        let factor = |item: &usize| match prior.contains(item) {
+            true => weight * items.len() as f64 / count as f64,
+            false => items.len() as f64 / (items.len() - count) as f64,
+        };
+        items.iter().map(factor).collect()
     }
 
     fn prepare(&self, encoded: EncodedBatch) -> Result<Prepared, RunError> {
@@ -78,6 +112,56 @@ impl Recipe {
             timestep: timestep.into(),
             conditions: None,
         };
-        Ok(Prepared { plan, skipped, clean, noise, noisy, times, inputs })
+        let importance = self.importance(&plan.items);
+        Ok(Prepared { plan, skipped, clean, noise, noisy, times, inputs, importance })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pixart_runtime::sampler::{NoiseSchedule, SchedulerConfig};
+
+    use super::*;
+    use crate::data::Position;
+
+    fn recipe(prior: Option<PriorOptions>) -> Recipe {
+        let diffusion = Arc::new(Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default())));
+        Recipe { seed: 1, latent_scale: 1.0, diffusion, prior }
+    }
+
+    fn plan(batch: u64) -> BatchPlan {
+        let after = Position {
+            epoch: 0,
+            batch: batch + 1,
+            seed: 1,
+            batch_size: 3,
+            world: 1,
+            drop_last: false,
+            data: String::new(),
+        };
+        BatchPlan { epoch: 0, batch, bucket: 0, items: vec![4, 0, 2], after }
+    }
+
+    #[test]
+    fn a_batch_gets_as_many_prior_pictures_by_its_place() {
+        let recipe_with = recipe(Some(PriorOptions { items: 5..25, weight: 0.5 }));
+        let items = |batch| recipe_with.with_prior(plan(batch)).items;
+        assert_eq!(items(0)[..3], [4, 0, 2]);
+        assert!(items(0).len() == 6 && items(0)[3..].iter().all(|item| (5..25).contains(item)));
+        assert_eq!(items(0), items(0));
+        assert_ne!(items(0)[3..], items(1)[3..]);
+        assert_eq!(recipe(None).with_prior(plan(0)).items, [4, 0, 2]);
+    }
+
+    #[test]
+    fn the_mean_of_a_batch_is_that_of_its_own_and_the_weighted_one_of_the_prior() {
+        let recipe = recipe(Some(PriorOptions { items: 5..25, weight: 0.5 }));
+        assert_eq!(recipe.importance(&[1, 2, 7, 8]), [2.0, 2.0, 1.0, 1.0]);
+        // As where a picture of its own stands for a prior one.
+        let each = recipe.importance(&[1, 2, 3, 8]);
+        let losses = [0.3, 0.6, 0.9, 4.0];
+        let mean = each.iter().zip(losses).map(|(factor, loss)| factor * loss).sum::<f64>() / 4.0;
+        assert!((mean - (0.6 + 0.5 * 4.0)).abs() < 1e-12);
+        assert_eq!(recipe.importance(&[1, 2]), [1.0, 1.0]);
     }
 }

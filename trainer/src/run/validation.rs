@@ -9,7 +9,7 @@ use pixart_runtime::{
     pipeline::{Event, ModelPaths, Picture, PipelineError, PipelineOptions, Request, Series},
 };
 
-use super::Learner;
+use super::Lent;
 
 /// The same pictures, from the same noise, again and again while a model is trained. Of the training
 /// itself nothing changes: the noise is the request's own.
@@ -36,16 +36,16 @@ impl Validation {
         Ok(Self { series })
     }
 
-    /// Draws with the weights as they are now, or their average if the training keeps one.
+    /// Draws with a model as it is now.
     ///
     /// # Errors
     /// When the engine fails, or what is drawn is not finite.
     pub fn draw(
         &mut self,
-        learner: &mut Learner,
+        model: &mut Lent<'_>,
         progress: &mut dyn FnMut(Event<'_>),
     ) -> Result<Vec<Picture>, PipelineError> {
-        self.series.draw(&mut learner.lend(), progress)
+        self.series.draw(model, progress)
     }
 }
 

@@ -42,6 +42,7 @@ pub fn run(settings: &Settings) -> Result<RunOptions, Failure> {
         },
         precision: precision.dtype()?,
         snr_gamma: optimizer.snr_gamma,
+        prior: None,
         latent_scale: encoders.latent_scale()?,
         algorithm: optimizer.algorithm()?,
         learning_rate: optimizer.learning_rate(batch * u64::from(accumulation))?,

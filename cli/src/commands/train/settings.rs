@@ -20,6 +20,8 @@ pub struct Settings {
     pub model: ModelSettings,
     #[command(flatten, next_help_heading = "LoRA")]
     pub lora: LoraSettings,
+    #[command(flatten, next_help_heading = "Prior pictures, as of DreamBooth")]
+    pub prior: PriorSettings,
     #[command(flatten, next_help_heading = "Optimizer")]
     pub optimizer: OptimizerSettings,
     #[command(flatten, next_help_heading = "Precision, and numbers that are not finite")]
@@ -114,6 +116,24 @@ pub struct LoraSettings {
     #[arg(long = "lora_rslora", value_name = "BOOL", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     pub lora_rslora: Option<bool>,
+}
+
+/// Pictures that keep a model from forgetting what it can draw.
+#[derive(Args, Serialize, Deserialize, Default, Debug)]
+#[serde(default)]
+pub struct PriorSettings {
+    /// Folder of pictures of other things of the kind; each batch gets as many of them as it has pictures
+    #[arg(long = "prior_image_dir", value_name = "FOLDER")]
+    pub prior_image_dir: Option<PathBuf>,
+    /// What all of them show, such as "a photo of a dog"
+    #[arg(long = "prior_prompt", value_name = "TEXT")]
+    pub prior_prompt: Option<String>,
+    /// What their loss counts beside that of the pictures that are learnt [default: 1]
+    #[arg(long = "prior_loss_weight", value_name = "X")]
+    pub prior_loss_weight: Option<f64>,
+    /// Draw what the folder lacks of so many, with the model before training [default: 0, none]
+    #[arg(long = "num_prior_images", value_name = "N")]
+    pub num_prior_images: Option<usize>,
 }
 
 /// From gradients to steps.
@@ -322,6 +342,7 @@ pub fn merge(path: Option<&Path>, flags: &Settings) -> Result<Settings, Failure>
         encoders: config::merge(path, &flags.encoders, &known)?,
         model: config::merge(path, &flags.model, &known)?,
         lora: config::merge(path, &flags.lora, &known)?,
+        prior: config::merge(path, &flags.prior, &known)?,
         optimizer: config::merge(path, &flags.optimizer, &known)?,
         precision: config::merge(path, &flags.precision, &known)?,
         run: config::merge(path, &flags.run, &known)?,
@@ -339,6 +360,7 @@ impl Settings {
             config::given(&self.encoders),
             config::given(&self.model),
             config::given(&self.lora),
+            config::given(&self.prior),
             config::given(&self.optimizer),
             config::given(&self.precision),
             config::given(&self.run),

@@ -110,7 +110,7 @@ impl Shown {
         step: u64,
         learner: &mut Learner,
     ) -> anyhow::Result<Vec<(String, image::RgbImage)>> {
-        let pictures = self.validation.draw(learner, &mut |_| ())?;
+        let pictures = self.validation.draw(&mut learner.lend(), &mut |_| ())?;
         std::fs::create_dir_all(&self.folder)?;
         let mut named = Vec::new();
         for (index, picture) in pictures.into_iter().enumerate() {
@@ -154,21 +154,28 @@ impl ValidationSettings {
                 "validation_prompts: found none with visualize; say what to draw, or leave visualize out",
             ));
         }
-        let method = self.sampling_method.as_deref().unwrap_or("iddpm").parse();
         let request = Request {
             prompts: self.validation_prompts.clone(),
             negative_prompts: self.validation_negative_prompts.clone(),
+            seed,
+            ..self.sampling()?
+        };
+        request.check().map_err(|error| Failure::request(format!("validation: {error}")))?;
+        Ok(Some((request, every)))
+    }
+
+    /// How pictures are drawn.
+    pub fn sampling(&self) -> Result<Request, Failure> {
+        let method = self.sampling_method.as_deref().unwrap_or("iddpm").parse();
+        Ok(Request {
             sampling_method: method
                 .map_err(|error| Failure::request(format!("sampling_method: {error}")))?,
             sampling_steps: self.sampling_steps.unwrap_or(100),
             guidance_scale: self.guidance_scale.unwrap_or(4.5),
-            seed,
             // The model's own size needs no bin.
             use_resolution_binning: false,
             ..Request::default()
-        };
-        request.check().map_err(|error| Failure::request(format!("validation: {error}")))?;
-        Ok(Some((request, every)))
+        })
     }
 }
 
@@ -182,6 +189,20 @@ pub fn shown(
     let Some((request, every)) = settings.validation.request(settings.run.seed())? else {
         return Ok(None);
     };
+    let cancel = Some(cancel.clone());
+    let validation = validation(settings, engine, config, request, cancel)?;
+    let folder = settings.run.output().join("samples");
+    Ok(Some(Shown { validation, every, folder, last: None }))
+}
+
+/// What draws a request with a model in training.
+pub fn validation(
+    settings: &Settings,
+    engine: &Arc<dyn Engine>,
+    config: &TransformerConfig,
+    request: Request,
+    cancel: Option<Cancel>,
+) -> Result<Validation, Failure> {
     let request = Request {
         cleaning: Some(settings.data.cleaning()?),
         max_length: settings.data.t5_max_length()?,
@@ -190,13 +211,10 @@ pub fn shown(
     let paths = paths(settings, engine.as_ref())?;
     let options = PipelineOptions {
         text_cache: Some(TextCache::new(cache_folder()?.join("text"), TEXT_CACHE)),
-        cancel: cancel.clone(),
+        cancel: cancel.unwrap_or_default(),
         ..PipelineOptions::default()
     };
-    let validation =
-        Validation::new(engine.clone(), config, &paths, options, request, &mut |_| ())?;
-    let folder = settings.run.output().join("samples");
-    Ok(Some(Shown { validation, every, folder, last: None }))
+    Ok(Validation::new(engine.clone(), config, &paths, options, request, &mut |_| ())?)
 }
 
 /// The parts beside the transformer.
@@ -204,8 +222,8 @@ fn paths(settings: &Settings, engine: &dyn Engine) -> Result<ModelPaths, Failure
     let needed = |name: &str, given: &Option<PathBuf>| -> Result<PathBuf, Failure> {
         given.clone().ok_or_else(|| {
             Failure::request(format!(
-                "{name}: nothing given, but validation pictures need it; name its folder with --{name}, or \
-                 leave visualize out"
+                "{name}: nothing given, but pictures that are drawn need it; name its folder with --{name}, or leave \
+                 visualize and num_prior_images out"
             ))
         })
     };

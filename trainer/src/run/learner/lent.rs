@@ -3,34 +3,57 @@
 use std::path::PathBuf;
 
 use pixart_runtime::{
-    engine::{EngineError, Session},
+    engine::{Engine, EngineError, Session},
     tensor::Tensor,
 };
 
-use super::Learner;
-use crate::gradient::{Inputs, Weights};
+use super::{Learner, RunError, StartingPoint};
+use crate::{
+    gradient::{Inputs, TrainedTransformer, Training, Weights},
+    tensors::to_values,
+};
 
 /// The name of the prediction in an exported transformer.
 const OUTPUT: &str = "out_hidden_states";
 
-/// A model in training with the inputs and the output of an exported transformer.
+/// A model in training, or before it, with the inputs and the output of an exported transformer.
 pub struct Lent<'a> {
-    learner: &'a mut Learner,
-    /// In the place of those in training.
-    averaged: Option<Weights>,
+    model: &'a mut TrainedTransformer,
+    /// They share their elements with those of the training.
+    weights: Weights,
 }
 
 impl Learner {
     /// The model as a session that predicts, with the average of the weights where there is one. Nothing
     /// of the training changes.
     pub fn lend(&mut self) -> Lent<'_> {
-        let averaged = self.average.as_ref().map(|average| {
-            // Both share their elements with what is there.
-            let mut weights = self.weights.clone();
+        let mut weights = self.weights.clone();
+        if let Some(average) = &self.average {
             weights.extend(average.weights().clone());
-            weights
-        });
-        Lent { learner: self, averaged }
+        }
+        Lent { model: &mut self.model, weights }
+    }
+}
+
+/// A model before training.
+pub struct Untrained {
+    model: TrainedTransformer,
+    weights: Weights,
+}
+
+impl Untrained {
+    /// The model that a training begins with.
+    ///
+    /// # Errors
+    /// When the engine refuses it.
+    pub fn new(engine: &dyn Engine, start: &StartingPoint) -> Result<Self, RunError> {
+        let model = TrainedTransformer::load(engine, &start.config, &Training::weights(|_| false))?;
+        Ok(Self { model, weights: to_values(engine, start.weights.clone())? })
+    }
+
+    /// The model as a session that predicts.
+    pub fn lend(&mut self) -> Lent<'_> {
+        Lent { model: &mut self.model, weights: self.weights.clone() }
     }
 }
 
@@ -54,9 +77,8 @@ impl Session for Lent<'_> {
             timestep: input("timestep")?,
             conditions: None,
         };
-        let Learner { model, weights, .. } = &mut *self.learner;
-        let weights = self.averaged.as_ref().unwrap_or(weights);
-        let pass = model.forward(weights, &inputs).map_err(|error| failed(error.to_string()))?;
+        let pass = self.model.forward(&self.weights, &inputs);
+        let pass = pass.map_err(|error| failed(error.to_string()))?;
         Ok(vec![(OUTPUT.to_owned(), Tensor::F32(pass.output))])
     }
 }

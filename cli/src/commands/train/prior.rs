@@ -1,0 +1,178 @@
+//! Pictures that keep a model from forgetting what it can draw: read from a folder, and drawn into it where
+//! they are missing.
+
+use super::options::wrong;
+use super::settings::{PriorSettings, Settings};
+use super::watch;
+use crate::commands::dataset::settings as data;
+use crate::exit::Failure;
+use crate::progress::{Progress, Unit};
+use pixart_runtime::engine::Engine;
+use pixart_runtime::image::{Metadata, SaveOptions, save_new_image};
+use pixart_runtime::pipeline::{Event, Request};
+use pixart_trainer::data::{Captions, Columns, Dataset, Labels, Source};
+use pixart_trainer::run::{PriorOptions, StartingPoint, Untrained};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Prior pictures, as they are asked for.
+pub struct Prior {
+    folder: PathBuf,
+    prompt: String,
+    weight: f64,
+    wanted: usize,
+}
+
+impl PriorSettings {
+    /// What is asked for, if anything is.
+    pub fn prior(&self, settings: &Settings) -> Result<Option<Prior>, Failure> {
+        let Some(folder) = &self.prior_image_dir else {
+            let others = [
+                ("prior_prompt", self.prior_prompt.is_some()),
+                ("prior_loss_weight", self.prior_loss_weight.is_some()),
+                ("num_prior_images", self.num_prior_images.is_some()),
+            ];
+            return match others.into_iter().find(|(_, given)| *given) {
+                None => Ok(None),
+                Some((name, _)) => Err(Failure::request(format!(
+                    "{name}: found it without prior_image_dir; name the folder of prior pictures with \
+                     --prior_image_dir, or leave it out"
+                ))),
+            };
+        };
+        let Some(prompt) = self.prior_prompt.clone() else {
+            return Err(Failure::request(
+                "prior_prompt: nothing given; say what the pictures of prior_image_dir show with --prior_prompt",
+            ));
+        };
+        if settings.data.multi_scale.unwrap_or(false) {
+            return Err(wrong(
+                "multi_scale",
+                true,
+                "false with prior_image_dir: a batch has pictures of both kinds, which have to be of one size",
+            ));
+        }
+        if settings.encoders.cache_dir.is_some() {
+            return Err(Failure::request(
+                "cache_dir: found it with prior_image_dir, whose pictures no cache has; leave one of them out",
+            ));
+        }
+        let weight = self.prior_loss_weight.unwrap_or(1.0);
+        if !(weight.is_finite() && weight >= 0.0) {
+            return Err(wrong("prior_loss_weight", weight, "a finite number, at least 0"));
+        }
+        let wanted = self.num_prior_images.unwrap_or(0);
+        if wanted == 0 && !folder.is_dir() {
+            return Err(wrong(
+                "prior_image_dir",
+                format!("no folder {}", folder.display()),
+                "one of pictures; --num_prior_images draws them",
+            ));
+        }
+        Ok(Some(Prior { folder: folder.clone(), prompt, weight, wanted }))
+    }
+}
+
+impl Prior {
+    /// The pictures of the folder, all with the prompt.
+    fn labels(&self) -> Result<Labels, Failure> {
+        let mut labels = Labels::read(&Source::Folder, &Columns::default(), &self.folder)?;
+        // As paths that do not lead on from the folder of the other pictures.
+        let folder = std::fs::canonicalize(&self.folder)?;
+        for record in &mut labels.records {
+            record.path = folder.join(&record.path);
+            record.captions = Captions::new(Some(self.prompt.clone()), None);
+        }
+        Ok(labels)
+    }
+
+    /// Draws what the folder lacks, with the model as it is before training.
+    pub fn draw(
+        &self,
+        settings: &Settings,
+        engine: &Arc<dyn Engine>,
+        start: &StartingPoint,
+    ) -> Result<(), Failure> {
+        let there = match self.folder.is_dir() {
+            true => self.labels()?.records.len(),
+            false => 0,
+        };
+        if there >= self.wanted {
+            return Ok(());
+        }
+        let missing = self.wanted - there;
+        let base = settings.validation.sampling()?;
+        let request = Request {
+            prompts: vec![self.prompt.clone(); missing],
+            // Other noise than that of the pictures that are there.
+            seed: settings.run.seed() + there as u64,
+            ..base
+        };
+        let mut validation = watch::validation(settings, engine, &start.config, request, None)?;
+        let mut model = Untrained::new(engine.as_ref(), start)?;
+        std::fs::create_dir_all(&self.folder)?;
+        let mut bar = Progress::start("prior pictures", 0, Unit::Count("step"));
+        let mut unwritten = None;
+        let drawn = validation.draw(&mut model.lend(), &mut |event| match event {
+            Event::Step { index, total } => bar.update(index as u64, total as u64),
+            Event::Picture { picture, .. } if unwritten.is_none() => {
+                unwritten = self.write(&picture.image, picture.seed).err();
+            }
+            _ => {}
+        });
+        bar.finish();
+        drawn?;
+        unwritten.map_or(Ok(()), Err)?;
+        eprintln!("drew {missing} prior pictures, {}", self.folder.display());
+        Ok(())
+    }
+
+    /// Writes a picture under the first free name.
+    fn write(&self, image: &image::RgbImage, seed: u64) -> Result<(), Failure> {
+        let parameters = format!("{}\nSeed: {seed}", self.prompt);
+        let metadata = Metadata { parameters, ..Metadata::default() };
+        let options = SaveOptions { metadata: Some(&metadata), ..SaveOptions::default() };
+        for k in seed.. {
+            let path = self.folder.join(format!("prior_{k:06}.png"));
+            if save_new_image(&path, image, &options)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The data set of the encoder: the pictures that are learnt, and these behind them.
+    pub fn join(
+        &self,
+        settings: &data::Settings,
+        own: &Dataset,
+    ) -> Result<(Arc<Dataset>, PriorOptions), Failure> {
+        let (source, columns, image_dir) = settings.source()?;
+        let mut labels = Labels::read(&source, &columns, &image_dir)?;
+        labels.records.extend(self.labels()?.records);
+        let both = Dataset::open(labels, &image_dir, &settings.data(true)?, &mut |_, _| {});
+        let own_count = own.items().len();
+        let paths = |dataset: &Dataset| -> Vec<PathBuf> {
+            dataset.items().iter().take(own_count).map(|item| item.path.clone()).collect()
+        };
+        if paths(&both) != paths(own) {
+            return Err(Failure::Failed(anyhow::anyhow!(
+                "the pictures of {} changed while they were looked at; start again",
+                image_dir.display()
+            )));
+        }
+        let items = own_count..both.items().len();
+        if items.is_empty() {
+            return Err(wrong(
+                "prior_image_dir",
+                format!("no usable picture in {}", shown(&self.folder)),
+                "at least one; --num_prior_images draws them",
+            ));
+        }
+        Ok((Arc::new(both), PriorOptions { items, weight: self.weight }))
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
