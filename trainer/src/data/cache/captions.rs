@@ -169,7 +169,8 @@ impl CaptionCache {
         }
         // Those of one length together, the longest first: if memory runs out, then at once.
         missing.sort_by(|a, b| b.cmp(a));
-        while let Some(&(longest, first)) = missing.first() {
+        let mut rest = &missing[..];
+        while let Some(&(longest, first)) = rest.first() {
             if fill.is_cancelled() {
                 return Ok(());
             }
@@ -177,8 +178,10 @@ impl CaptionCache {
             let most = if encoder.rows_are_independent() { TOKENS_AT_ONCE / length } else { 1 };
             let alike =
                 |&&(tokens, text): &&(usize, &str)| padded(text, tokens, settings) == length;
-            let count = missing.iter().take(most.max(1)).take_while(alike).count();
-            let batch: Vec<&str> = missing.drain(..count).map(|(_, text)| text).collect();
+            let count = rest.iter().take(most.max(1)).take_while(alike).count();
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            let batch: Vec<&str> = now.iter().map(|(_, text)| *text).collect();
             for (text, caption) in batch.iter().zip(encoded(encoder, &batch, settings)?) {
                 self.put(text, settings, kept, &caption)?;
                 fill.computed();
