@@ -251,6 +251,25 @@ fn killed_at_any_moment_it_goes_on() {
     assert_done(&run, &["271 captions and pictures looked at, 0 are not to be had"]);
 }
 
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_it_and_keeps_what_is_done() {
+    let sandbox = sandbox(90);
+    let mut command = sandbox.command(&arguments(&[]));
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let start = Instant::now();
+    while !sandbox.path().join("kept/captions").is_dir() {
+        assert!(start.elapsed() < Duration::from_secs(120), "no caption");
+        sleep(Duration::from_micros(200));
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let run = Run::new(&child.wait_with_output().unwrap());
+    assert_eq!((run.code, run.stdout.as_str()), (130, ""), "{run:?}");
+    assert!(run.stderr.contains("are missing; the same command goes on there"), "{run:?}");
+    assert_done(&cache(&sandbox, &[]), &["pictures: "]);
+}
+
 #[test]
 fn of_two_processes_the_second_is_refused() {
     let sandbox = sandbox(1);
@@ -308,6 +327,9 @@ fn a_cache_for_other_settings_is_refused_in_training() {
     ] {
         assert_refused(&train(&sandbox, &[flag, value]), FAILED, &["lacks 7", said]);
     }
+    let run = train(&sandbox, &["--sd_scale_factor", "0.18215"]);
+    let said = "sd_scale_factor: found 0.18215, expected 0.13025, which is the VAE's";
+    assert_refused(&run, WRONG_REQUEST, &[said]);
     // One size more, and the captions are there.
     let run = cache(&sandbox, &["--sample_size", "16"]);
     assert_done(&run, &["captions: 0 encoded", "pictures: 3 encoded"]);
@@ -373,6 +395,14 @@ fn folders_that_cannot_be_written_and_broken_ones_are_named() {
     }
     fs::remove_file(sandbox.path().join("kept/cache.json")).unwrap();
     assert_done(&cache(&sandbox, &[]), &["captions: 0 encoded", "pictures: 0 encoded"]);
+
+    // What another encoder gave is not taken for this one's, whatever became of the file.
+    fs::remove_file(sandbox.path().join("kept/cache.json")).unwrap();
+    let vae = sandbox.path().join("other/vae");
+    copy_folder(&sandbox.path().join("model/vae"), &vae);
+    damage(&vae.join("diffusion_pytorch_model.safetensors"));
+    let run = cache(&sandbox, &["--vae_root", "other/vae"]);
+    assert_done(&run, &["captions: 0 encoded", "pictures: 2 encoded"]);
 }
 
 #[cfg(unix)]

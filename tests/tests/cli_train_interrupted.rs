@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStderr, Command, Stdio},
 };
 
 use pixart_tests::{
@@ -14,25 +14,28 @@ use pixart_tests::{
 };
 use pixart_trainer::checkpoint::{Saved, list};
 
-/// Starts a long run and waits until its step of this number is done.
-fn started(
-    sandbox: &Sandbox,
-    more: &[&str],
-    step: u64,
-) -> (Child, BufReader<std::process::ChildStderr>) {
-    let arguments =
-        [&["train", "-c", "short.yaml", "--max_train_steps", "100000"][..], more].concat();
-    let mut command = sandbox.command(&arguments);
-    let mut child =
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
-    let mut lines = BufReader::new(child.stderr.take().expect("piped"));
+/// What a run tells.
+type Lines = BufReader<ChildStderr>;
+
+/// Starts a long run.
+fn started(sandbox: &Sandbox, more: &[&str]) -> (Child, Lines) {
+    let common = ["train", "-c", "short.yaml", "--max_train_steps", "100000"];
+    let mut command = sandbox.command(&[&common[..], more].concat());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the binary starts");
+    let lines = BufReader::new(child.stderr.take().expect("piped"));
+    (child, lines)
+}
+
+/// Waits until the step of this number is done.
+fn wait_for(lines: &mut Lines, step: u64) {
     let (wanted, mut told) = (format!("step {step}/"), String::new());
     loop {
         let mut line = String::new();
         assert!(lines.read_line(&mut line).expect("a line") > 0, "it ended: {told}");
         told += &line;
         if line.contains(&wanted) {
-            return (child, lines);
+            return;
         }
     }
 }
@@ -44,7 +47,8 @@ fn checkpoints(sandbox: &Sandbox) -> PathBuf {
 #[test]
 fn ctrl_c_ends_the_step_and_saves() {
     let sandbox = sandbox();
-    let (child, mut lines) = started(&sandbox, &[], 1);
+    let (child, mut lines) = started(&sandbox, &[]);
+    wait_for(&mut lines, 1);
     let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(sent.expect("kill").success());
     let mut rest = String::new();
@@ -77,8 +81,9 @@ fn killed_at_any_moment_the_newest_complete_checkpoint_is_usable() {
     let mut done = 0;
     for step in [1, 2, 3, 5] {
         let resume: &[&str] = if done > 0 { &["--resume"] } else { &[] };
-        let (mut child, _lines) =
-            started(&sandbox, &[&["--ckpt_save_steps", "1"], resume].concat(), done + step);
+        let (mut child, mut lines) =
+            started(&sandbox, &[&["--ckpt_save_steps", "1"], resume].concat());
+        wait_for(&mut lines, done + step);
         child.kill().expect("a child of ours");
         child.wait().expect("it ends");
         let newest = list(&checkpoints(&sandbox)).expect("listed").complete.pop();

@@ -227,7 +227,7 @@ fn upstream_notes(settings: &Settings) -> Result<Vec<String>, Failure> {
 /// Whether an error of a run is about what was asked for.
 fn failure(error: RunError) -> Failure {
     match error {
-        RunError::Export(error) => Failure::from(error),
+        RunError::Export(error) => Failure::from(*error),
         RunError::Setting { .. }
         | RunError::Unsupported { .. }
         | RunError::Scaler(_)

@@ -180,7 +180,7 @@ mod tests {
     fn checksums_are_those_of_the_format() {
         // The well-known check value of CRC-32C, masked by hand.
         let sum: u32 = 0xe306_9283;
-        let masked = ((sum >> 15) | (sum << 17)).wrapping_add(0xa282_ead8);
+        let masked = sum.rotate_right(15).wrapping_add(0xa282_ead8);
         assert_eq!(masked_checksum(b"123456789"), masked);
         let record = record(b"123456789");
         assert_eq!(record.len(), 8 + 4 + 9 + 4);

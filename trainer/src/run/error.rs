@@ -68,7 +68,7 @@ pub enum RunError {
     },
     /// The checkpoint to begin with cannot be used.
     #[error(transparent)]
-    Export(#[from] ExportError),
+    Export(Box<ExportError>),
     /// The pictures cannot be dealt out.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
@@ -102,6 +102,12 @@ pub enum RunError {
     /// The thread that prepares batches is gone.
     #[error(transparent)]
     Stopped(#[from] Stopped),
+}
+
+impl From<ExportError> for RunError {
+    fn from(error: ExportError) -> Self {
+        Self::Export(Box::new(error))
+    }
 }
 
 /// What is not finite.

@@ -29,6 +29,7 @@ pub fn open(
         let description = cache.description();
         let found = [description.text_encoder.width, description.vae.latent_channels];
         check(&format!("cache_dir: {}", folder.display()), found, config)?;
+        check_scale(settings, description.vae.scaling_factor)?;
         return Ok(Box::new(CachedEncoder::new(cache, dataset, options)?));
     }
     let encoders = &settings.encoders;
@@ -47,6 +48,7 @@ pub fn open(
     let width = captions.width().unwrap_or(config.caption_channels);
     let channels = pictures.folder().architecture.latent_channels;
     check("text_encoder_root and vae_root", [width, channels], config)?;
+    check_scale(settings, pictures.folder().architecture.scaling_factor)?;
     let encoder = LiveEncoder::new(dataset, captions, pictures, options, None);
     Ok(Box::new(encoder.map_err(anyhow::Error::from)?))
 }
@@ -112,4 +114,12 @@ fn check(from: &str, found: [usize; 2], config: &TransformerConfig) -> Result<()
         format!("captions of {width} numbers a token and latents of {channels} channels")
     };
     Err(wrong(from, told(found), &format!("{}, which the model takes", told(expected))))
+}
+
+/// Whether latents are scaled as the VAE says; pictures are decoded with its own factor.
+fn check_scale(settings: &Settings, expected: f32) -> Result<(), Failure> {
+    match settings.encoders.latent_scale()? {
+        found if found == expected => Ok(()),
+        found => Err(wrong("sd_scale_factor", found, &format!("{expected}, which is the VAE's"))),
+    }
 }

@@ -100,8 +100,9 @@ fn load(
 }
 
 fn lacks_sample_size(error: &RunError) -> bool {
-    let field = match error {
-        RunError::Export(ExportError::Config(ConfigError::Missing { field, .. })) => *field,
+    let RunError::Export(error) = error else { return false };
+    let field = match &**error {
+        ExportError::Config(ConfigError::Missing { field, .. }) => *field,
         _ => "",
     };
     field == "sample_size"

@@ -110,7 +110,8 @@ impl RunSettings {
 }
 
 impl EncoderSettings {
-    fn latent_scale(&self) -> Result<f32, Failure> {
+    /// What latents are multiplied by.
+    pub fn latent_scale(&self) -> Result<f32, Failure> {
         match self.sd_scale_factor.unwrap_or(0.13025) {
             scale if scale > 0.0 && scale.is_finite() => Ok(scale),
             found => Err(wrong("sd_scale_factor", found, "a number above 0")),
@@ -257,7 +258,7 @@ pub fn wrong(setting: &str, found: impl Display, expected: &str) -> Failure {
 
 /// A value that a library reads, whose error names the setting.
 fn parsed<T: FromStr<Err: Display>>(text: &str) -> Result<T, Failure> {
-    text.parse().map_err(|error| Failure::request(error))
+    text.parse().map_err(Failure::request)
 }
 
 fn several<const N: usize>(
@@ -282,5 +283,75 @@ fn at_least_zero(name: &str, value: f64) -> Result<f64, Failure> {
     match value >= 0.0 && (value as f32).is_finite() {
         true => Ok(value),
         false => Err(wrong(name, value, "a finite number, at least 0")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings;
+    use super::*;
+    use pixart_trainer::gradient::Precision;
+    use std::path::Path;
+
+    fn of(config: &str) -> (Settings, RunOptions) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/train");
+        let settings = settings::merge(Some(&folder.join(config)), &Settings::default());
+        let settings = settings.unwrap_or_else(|error| panic!("{config}: {error:?}"));
+        let options = run(&settings).unwrap_or_else(|error| panic!("{config}: {error:?}"));
+        (settings, options)
+    }
+
+    #[test]
+    fn every_config_asks_for_what_upstreams_does() {
+        for (config, size, batch, multi_scale) in [
+            ("pixart-sigma-256x256.yaml", 32, 64, false),
+            ("pixart-sigma-512-MS.yaml", 64, 32, true),
+            ("pixart-sigma-1024-MS.yaml", 128, 12, true),
+            ("pixart-sigma-2K-MS.yaml", 256, 4, true),
+        ] {
+            let (settings, options) = of(config);
+            assert_eq!(settings.data.sample_size, Some(size), "{config}");
+            assert_eq!(batches(&settings).expect("batches").batch_size, batch, "{config}");
+            assert_eq!(settings.data.multi_scale, Some(multi_scale), "{config}");
+            assert_eq!((options.seed, options.length), (42, Length::Epochs(100)));
+            assert_eq!((options.accumulation, options.latent_scale), (1, 0.13025));
+            assert_eq!(options.algorithm, Algorithm::Came(Came::default()));
+            let expected = 2e-5 * (batch as f64 / 256.0).sqrt();
+            assert!((options.learning_rate - expected).abs() < 1e-18, "{config}");
+            assert_eq!((options.warmup_steps, options.weight_decay), (1000, 0.0));
+            assert_eq!((options.largest_norm, options.precision), (Some(0.01), Precision::Fp16));
+            assert_eq!(options.scaling, Scaling::Dynamic(Dynamic::default()));
+            assert_eq!((options.on_overflow, options.on_nan), (Policy::Skip, Policy::Stop));
+            assert_eq!(options.loss, LossKind::WithVariance);
+            assert!(options.average.is_none() && options.lora.is_none());
+            assert_eq!((options.save.every_epochs, options.save.keep), (Some(5), 3));
+            assert_eq!(settings.encoders.captions().expect("fine"), CaptionOptions::default());
+        }
+    }
+
+    #[test]
+    fn the_config_of_a_lora_is_that_of_upstreams_example() {
+        let (settings, options) = of("pixart-sigma-512-MS-lora.yaml");
+        let lora = options.lora.expect("a LoRA");
+        assert_eq!((lora.rank, lora.scale()), (16, 1.0));
+        assert_eq!((options.loss, options.learning_rate), (LossKind::NoiseError, 1e-4));
+        assert_eq!(options.length, Length::Epochs(80));
+        assert_eq!(batches(&settings).expect("batches").batch_size, 4);
+    }
+
+    #[test]
+    fn without_settings_there_are_upstreams_defaults() {
+        let settings = Settings::default();
+        let options = run(&settings).unwrap_or_else(|error| panic!("{error:?}"));
+        assert_eq!(batches(&settings).expect("batches").batch_size, 64);
+        assert_eq!((options.seed, options.length), (42, Length::Epochs(200)));
+        assert_eq!(options.algorithm, Algorithm::AdamW(AdamW::default()));
+        assert_eq!((options.learning_rate, options.warmup_steps), (2e-5, 1000));
+        assert_eq!(options.largest_norm, None);
+        assert_eq!(options.save.folder, Path::new("output/ckpt"));
+        assert_eq!(
+            (options.save.every_epochs, options.save.every_steps, options.save.keep),
+            (Some(1), None, 3)
+        );
     }
 }

@@ -78,6 +78,8 @@ impl CaptionStates {
 #[derive(Clone, Debug)]
 pub struct CaptionCache {
     folder: PathBuf,
+    /// Tells its entries from those of other text encoders.
+    encoder: String,
 }
 
 /// Tokens that the text encoder is given at once, which bounds the memory it takes.
@@ -85,8 +87,8 @@ const TOKENS_AT_ONCE: usize = 2048;
 const TOKENS: &str = "tokens";
 
 impl CaptionCache {
-    pub(super) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+    pub(super) fn new(folder: &Path, encoder: String) -> Self {
+        Self { folder: folder.to_owned(), encoder }
     }
 
     /// The states of a caption.
@@ -167,7 +169,8 @@ impl CaptionCache {
         }
         // Those of one length together, the longest first: if memory runs out, then at once.
         missing.sort_by(|a, b| b.cmp(a));
-        while let Some(&(longest, first)) = missing.first() {
+        let mut rest = &missing[..];
+        while let Some(&(longest, first)) = rest.first() {
             if fill.is_cancelled() {
                 return Ok(());
             }
@@ -175,8 +178,10 @@ impl CaptionCache {
             let most = if encoder.rows_are_independent() { TOKENS_AT_ONCE / length } else { 1 };
             let alike =
                 |&&(tokens, text): &&(usize, &str)| padded(text, tokens, settings) == length;
-            let count = missing.iter().take(most.max(1)).take_while(alike).count();
-            let batch: Vec<&str> = missing.drain(..count).map(|(_, text)| text).collect();
+            let count = rest.iter().take(most.max(1)).take_while(alike).count();
+            let (now, later) = rest.split_at(count);
+            rest = later;
+            let batch: Vec<&str> = now.iter().map(|(_, text)| *text).collect();
             for (text, caption) in batch.iter().zip(encoded(encoder, &batch, settings)?) {
                 self.put(text, settings, kept, &caption)?;
                 fill.computed();
@@ -188,7 +193,8 @@ impl CaptionCache {
     fn path(&self, text: &str, settings: CaptionSettings) -> PathBuf {
         let CaptionSettings { cleaning, max_length } = settings;
         let mut name = Sha256::new();
-        name.update(format!("caption 1, {cleaning}, {max_length} tokens\0{text}"));
+        let encoder = &self.encoder;
+        name.update(format!("caption 1, {encoder}, {cleaning}, {max_length} tokens\0{text}"));
         entry::path(&self.folder, &name)
     }
 }

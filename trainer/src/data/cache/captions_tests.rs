@@ -55,7 +55,7 @@ const TEXTS: [&str; 5] = ["", "a", "bb", "eleven more", "this one is longer than
 #[test]
 fn captions_are_kept_in_their_own_length_and_the_empty_one_in_the_greatest() {
     let folder = tempfile::tempdir().expect("a folder");
-    let cache = CaptionCache::new(folder.path());
+    let cache = CaptionCache::new(folder.path(), "t5".into());
     let mut encoder = Letters::default();
     assert_eq!(cache.get("a", SETTINGS), Err(Lack::Missing));
     let filled = fill(&cache, &TEXTS, CaptionType::F32, &mut encoder).expect("filled");
@@ -76,6 +76,8 @@ fn captions_are_kept_in_their_own_length_and_the_empty_one_in_the_greatest() {
     for other in [shorter, lower] {
         assert_eq!(cache.get("a", other), Err(Lack::Missing), "{other:?}");
     }
+    let other = CaptionCache::new(folder.path(), "another t5".into());
+    assert_eq!(other.get("a", SETTINGS), Err(Lack::Missing));
     let mut idle = Letters::default();
     let again = fill(&cache, &TEXTS, CaptionType::F32, &mut idle).expect("filled");
     assert_eq!((again.computed, again.present, idle.given.len()), (0, 5, 0));
@@ -84,7 +86,7 @@ fn captions_are_kept_in_their_own_length_and_the_empty_one_in_the_greatest() {
 #[test]
 fn halves_are_rounded_to_the_nearest_and_floats_are_made_of_them_anew() {
     let folder = tempfile::tempdir().expect("a folder");
-    let cache = CaptionCache::new(folder.path());
+    let cache = CaptionCache::new(folder.path(), "t5".into());
     let mut encoder = Letters::default();
     fill(&cache, &TEXTS, CaptionType::F16, &mut encoder).expect("filled");
     let exact = encoded(&mut encoder, &["bb"], SETTINGS).expect("encoded").swap_remove(0);
@@ -102,7 +104,7 @@ fn halves_are_rounded_to_the_nearest_and_floats_are_made_of_them_anew() {
 #[test]
 fn rows_that_change_one_another_are_encoded_alone() {
     let folder = tempfile::tempdir().expect("a folder");
-    let cache = CaptionCache::new(folder.path());
+    let cache = CaptionCache::new(folder.path(), "t5".into());
     let mut encoder = Letters { dependent: true, ..Letters::default() };
     fill(&cache, &TEXTS, CaptionType::F16, &mut encoder).expect("filled");
     assert!(encoder.given.iter().all(|(rows, _)| *rows == 1), "{:?}", encoder.given);
@@ -111,7 +113,7 @@ fn rows_that_change_one_another_are_encoded_alone() {
 #[test]
 fn an_interrupted_run_goes_on_and_damage_is_mended() {
     let folder = tempfile::tempdir().expect("a folder");
-    let cache = CaptionCache::new(folder.path());
+    let cache = CaptionCache::new(folder.path(), "t5".into());
     let mut encoder = Letters { fails_after: Some(2), ..Letters::default() };
     let error = fill(&cache, &TEXTS, CaptionType::F16, &mut encoder).expect_err("interrupted");
     assert!(matches!(error, CacheError::Encoder(_)), "{error}");
@@ -140,7 +142,7 @@ fn an_interrupted_run_goes_on_and_damage_is_mended() {
 #[test]
 fn what_fp16_cannot_hold_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    let cache = CaptionCache::new(folder.path());
+    let cache = CaptionCache::new(folder.path(), "t5".into());
     let large = CaptionStates { states: Array2::from_elem((1, 3), 65_520.0), tokens: 1 };
     let error = cache.put("big", SETTINGS, CaptionType::F16, &large).expect_err("too large");
     assert!(

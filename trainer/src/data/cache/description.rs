@@ -83,6 +83,11 @@ impl TextDescription {
             folder: place(text_encoder),
         })
     }
+
+    /// What its entries are told from others' by.
+    pub(super) fn identity(&self) -> String {
+        format!("{} in {}, tokenizer {}", self.origin, self.precision, self.tokenizer)
+    }
 }
 
 impl VaeDescription {
@@ -95,6 +100,11 @@ impl VaeDescription {
             scaling_factor: vae_encoder.architecture.scaling_factor,
             folder: place(vae_encoder),
         }
+    }
+
+    /// What its entries are told from others' by.
+    pub(super) fn identity(&self) -> String {
+        format!("{} in {}", self.origin, self.precision)
     }
 }
 
@@ -145,14 +155,11 @@ impl Description {
                 expected: expected.to_owned(),
             }),
         };
-        let id = |origin: &str, precision: &str| format!("{origin} in {precision}");
         let (text, old) = (&self.text_encoder, &there.text_encoder);
-        let [found, expected] = [old, text].map(|text| id(&text.origin, &text.precision));
-        differs("text encoder", &found, &expected, &old.folder)?;
-        differs("tokenizer", &old.tokenizer, &text.tokenizer, &old.folder)?;
+        let what = if old.tokenizer == text.tokenizer { "text encoder" } else { "tokenizer" };
+        differs(what, &old.identity(), &text.identity(), &old.folder)?;
         let (vae, old) = (&self.vae, &there.vae);
-        let [found, expected] = [old, vae].map(|vae| id(&vae.origin, &vae.precision));
-        differs("VAE", &found, &expected, &old.folder)?;
+        differs("VAE", &old.identity(), &vae.identity(), &old.folder)?;
         self.sizes = there.sizes;
         Ok(())
     }

@@ -59,8 +59,8 @@ pub enum CacheError {
         folder: PathBuf,
     },
     /// What says which encoders it is of cannot be read.
-    #[error("{}: {problem}; remove this file and run `pixart train cache` again, which says whose entries \
-             are there", path.display())]
+    #[error("{}: {problem}; remove this file and run `pixart train cache` again, which finds the entries \
+             of the encoders it is given", path.display())]
     Description {
         /// `cache.json`.
         path: PathBuf,
@@ -173,8 +173,11 @@ impl EncodingCache {
 
     fn with(folder: &Path, description: Description) -> Self {
         Self {
-            captions: CaptionCache::new(&folder.join("captions")),
-            moments: MomentCache::new(&folder.join("moments")),
+            captions: CaptionCache::new(
+                &folder.join("captions"),
+                description.text_encoder.identity(),
+            ),
+            moments: MomentCache::new(&folder.join("moments"), description.vae.identity()),
             folder: folder.to_owned(),
             description,
         }

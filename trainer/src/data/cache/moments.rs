@@ -25,6 +25,8 @@ use std::time::SystemTime;
 #[derive(Clone, Debug)]
 pub struct MomentCache {
     folder: PathBuf,
+    /// Tells its entries from those of other encoders.
+    encoder: String,
 }
 
 /// Pixels that the encoder is given at once, in pictures of one size; a larger picture goes alone.
@@ -33,8 +35,8 @@ const PIXELS_AT_ONCE: usize = 512 * 512;
 const SCALE: u32 = 8;
 
 impl MomentCache {
-    pub(super) fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned() }
+    pub(super) fn new(folder: &Path, encoder: String) -> Self {
+        Self { folder: folder.to_owned(), encoder }
     }
 
     /// The moments of a picture, f32 [2 × latent channels, height / 8, width / 8].
@@ -170,7 +172,8 @@ impl MomentCache {
     fn path(&self, dataset: &Dataset, item: usize) -> PathBuf {
         let (height, width) = latent_size(dataset, item);
         let mut name = Sha256::new();
-        name.update(format!("moments 2, {height} x {width}, {:?}\0", dataset.sizing().filter()));
+        let (encoder, filter) = (&self.encoder, dataset.sizing().filter());
+        name.update(format!("moments 2, {encoder}, {height} x {width}, {filter:?}\0"));
         // The same name on every system, whatever separates its folders.
         for part in &dataset.items()[item].path {
             name.update(part.as_encoded_bytes());

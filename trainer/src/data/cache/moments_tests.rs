@@ -25,7 +25,7 @@ fn dataset(folder: &Path) -> Dataset {
 }
 
 fn cache(folder: &Path) -> MomentCache {
-    MomentCache::new(&folder.join("cache"))
+    MomentCache::new(&folder.join("cache"), "a VAE".into())
 }
 
 /// Stands for an encoder: each latent pixel is the mean of its 64, in eight channels times their number.
@@ -88,6 +88,8 @@ fn what_is_kept_is_what_the_encoder_gave() {
         assert_eq!(cache.get(&dataset, item), Ok(expected(&dataset, item)), "{item}");
         assert_eq!(cache.has(&dataset, item), Ok(()), "{item}");
     }
+    let other = MomentCache::new(&folder.path().join("cache"), "another VAE".into());
+    assert_eq!(other.get(&dataset, 0), Err(Lack::Missing));
     let (again, batches) = fill(&cache, &dataset);
     assert_eq!((again.computed, again.present, batches), (0, 9, vec![]));
 }
