@@ -27,9 +27,7 @@ impl Upstream<'_> {
             ));
         }
         if self.use_parallel == Some(true) {
-            return refuse(format!(
-                "use_parallel: found true, {instead}"
-            ));
+            return refuse(format!("use_parallel: found true, {instead}"));
         }
         let mut notes = Vec::new();
         if self.enable_flash_attention == Some(false) {

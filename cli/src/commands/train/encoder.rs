@@ -2,8 +2,8 @@
 
 use super::options::wrong;
 use super::settings::Settings;
-use crate::exit::Failure;
 use crate::commands::sample::devices::{Providers, profile_for};
+use crate::exit::Failure;
 use crate::model::{Wanted, text_side, vae_side};
 use pixart_exporter::Precision;
 use pixart_exporter::naming::TransformerConfig;

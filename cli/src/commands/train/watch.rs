@@ -3,8 +3,8 @@
 use super::options::wrong;
 use super::report::Reporter;
 use super::settings::{Settings, ValidationSettings};
-use crate::exit::Failure;
 use crate::commands::sample::devices::{Providers, profile_for};
+use crate::exit::Failure;
 use crate::model::{Wanted, cache_folder, text_parts, vae_decoder};
 use pixart_exporter::naming::TransformerConfig;
 use pixart_runtime::engine::Engine;
