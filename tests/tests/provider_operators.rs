@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pixart_exporter::Component;
-use pixart_runtime::engine::provider::Provider;
+use pixart_runtime::engine::provider::{PROVIDERS, Proof, Provider};
 use pixart_tests::{exports::Export, fixtures};
 use prost::Message as _;
 use serde::Deserialize;
@@ -49,5 +49,23 @@ fn exports_hold_what_providers_take() {
         }
         let missing: BTreeSet<String> = used.difference(&published.operators).cloned().collect();
         assert_eq!(missing, published.missing, "{name}: {}", published.source);
+    }
+}
+
+#[test]
+fn the_documentation_says_which_devices_were_run() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/engines.md");
+    let page = std::fs::read_to_string(page).expect("the page").to_lowercase();
+    let line = page.lines().find(|line| line.contains("are unproved.**")).expect("the statement");
+    let listed = line.split("are unproved").next().expect("a list").replace(" and ", ", ");
+    let mut unproved: Vec<&str> =
+        listed.split(',').map(|name| name.trim_matches(['*', ' '])).collect();
+    unproved.sort_unstable();
+    let of_table = PROVIDERS.iter().filter(|provider| provider.proof == Proof::Unproved);
+    let mut expected: Vec<&str> = of_table.map(|provider| provider.name).collect();
+    expected.sort_unstable();
+    assert_eq!(unproved, expected);
+    for provider in PROVIDERS.iter().filter(|provider| provider.proof == Proof::Run) {
+        assert!(page.contains(&format!("| {}", provider.name)) || provider.name == "tract");
     }
 }
