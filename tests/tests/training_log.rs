@@ -159,10 +159,13 @@ fn events_are_whole_after_every_step() {
     assert!(holds(&records[4], "samples/00") && holds(&records[4], "a red cube"));
 }
 
+/// Step, width, height and the first pixel of a picture.
+type Shown = (u64, u32, u32, [u8; 3]);
+
 #[derive(Deserialize)]
 struct Read {
     scalars: BTreeMap<String, Vec<(u64, f64)>>,
-    images: BTreeMap<String, Vec<(u64, u32, u32, [u8; 3])>>,
+    images: BTreeMap<String, Vec<Shown>>,
 }
 
 /// TensorBoard itself reads numbers and pictures, and of a run that went on each step once. Needs its
