@@ -159,7 +159,7 @@ fn events_are_whole_after_every_step() {
     assert!(holds(&records[4], "samples/00") && holds(&records[4], "a red cube"));
 }
 
-/// Step, width, height and first pixel of a picture.
+/// Step, width, height and the first pixel of a picture.
 type Shown = (u64, u32, u32, [u8; 3]);
 
 #[derive(Deserialize)]
