@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use prost::Message as _;
 use serde_json::Value;
 
 use super::{NAME, OrtEngine, OrtSession};
@@ -30,9 +31,11 @@ impl OrtEngine {
             reason,
         };
         let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
-        let ModelFile { path, signature, .. } = ModelFile::open(model)?;
+        let ModelFile { path, proto, signature, bundled, .. } = ModelFile::open(model)?;
         let profile = Some(folder.path().join("profile"));
-        let session = self.build_profiled(&path, None, None, Vec::new(), profile);
+        // A graph in a bundle is no file.
+        let graph = bundled.is_some().then(|| proto.encode_to_vec());
+        let session = self.build_profiled(&path, bundled.as_deref(), graph, Vec::new(), profile);
         let session = session.map_err(|error| EngineError::Load {
             engine: NAME,
             model: path.clone(),
