@@ -293,7 +293,10 @@ impl Run {
             progress.due |= every.is_some_and(|every| plan.after.epoch.is_multiple_of(every));
             let report =
                 progress.epoch_report(self.learner.steps(), self.is_over(plan.after.epoch));
+            let told = Instant::now();
             tell(watcher, Event::Epoch(report, &mut self.learner))?;
+            // What the watcher does with the model is no part of the coming step.
+            progress.step_began += told.elapsed();
         }
         // Added-up gradients are not saved: it waits for the end of the step.
         if progress.due && self.learner.pending() == 0 {
