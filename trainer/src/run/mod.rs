@@ -36,11 +36,12 @@ mod initial;
 mod learner;
 mod options;
 mod prepare;
+mod progress;
 mod start;
 mod state;
 mod validation;
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Instant};
+use std::{path::PathBuf, sync::Arc};
 
 use pixart_runtime::{
     engine::Engine,
@@ -56,6 +57,7 @@ pub use options::{
     AverageOptions, Length, MOST_SKIPPED, Policy, PriorOptions, RunOptions, SaveOptions,
 };
 use prepare::{Prepared, Recipe};
+use progress::Progress;
 pub use start::StartingPoint;
 use state::State;
 pub use validation::Validation;
@@ -390,76 +392,6 @@ impl Run {
         let step = self.learner.steps();
         tell(watcher, Event::Saved { folder: folder.clone(), step, removed })?;
         Ok(Some(folder))
-    }
-}
-
-/// What changes with every batch and is in no checkpoint.
-struct Progress {
-    /// Epochs that are over.
-    epoch: u64,
-    /// The state that the newest checkpoint has.
-    saved: Option<State>,
-    /// A checkpoint is wanted.
-    due: bool,
-    /// Batches left out, in all and since the last one that was not.
-    skipped: u64,
-    in_a_row: u32,
-    /// Pictures that cannot be read any more.
-    unreadable: BTreeSet<usize>,
-    /// Losses and pictures of the coming step.
-    losses: Vec<f64>,
-    images: usize,
-    step_began: Instant,
-    /// The same of the epoch.
-    epoch_loss: (f64, u64),
-    epoch_steps: u64,
-    epoch_began: Instant,
-}
-
-impl Progress {
-    fn new(run: &Run) -> Self {
-        let now = Instant::now();
-        Self {
-            epoch: run.state.position.epoch,
-            saved: run.saved.is_some().then(|| run.state.clone()),
-            due: false,
-            skipped: 0,
-            in_a_row: 0,
-            unreadable: BTreeSet::new(),
-            losses: Vec::new(),
-            images: 0,
-            step_began: now,
-            epoch_loss: (0.0, 0),
-            epoch_steps: 0,
-            epoch_began: now,
-        }
-    }
-
-    fn learnt(&mut self, loss: f64, images: usize) {
-        self.in_a_row = 0;
-        self.losses.push(loss);
-        self.images += images;
-        self.epoch_loss.0 += loss;
-        self.epoch_loss.1 += 1;
-    }
-
-    /// Loss, pictures and seconds of the step that is over.
-    fn stepped(&mut self) -> (f64, usize, f64) {
-        let loss = self.losses.iter().sum::<f64>() / self.losses.len() as f64;
-        let seconds = self.step_began.elapsed().as_secs_f64();
-        self.losses.clear();
-        self.step_began = Instant::now();
-        self.epoch_steps += 1;
-        (loss, std::mem::take(&mut self.images), seconds)
-    }
-
-    fn epoch_report(&mut self, step: u64, last: bool) -> EpochReport {
-        let (sum, count) = std::mem::take(&mut self.epoch_loss);
-        let loss = (count > 0).then(|| sum / count as f64);
-        let seconds = self.epoch_began.elapsed().as_secs_f64();
-        self.epoch_began = Instant::now();
-        let steps = std::mem::take(&mut self.epoch_steps);
-        EpochReport { epoch: self.epoch, step, last, loss, seconds, steps }
     }
 }
 
