@@ -15,8 +15,8 @@ pub struct Upstream<'a> {
 
 impl Upstream<'_> {
     /// Refuses what would have to have an effect and has none; of what may be left aside, returns a
-    /// line for each. `instead` says what to do about several devices.
-    pub fn notes(&self, instead: &str) -> Result<Vec<String>, Failure> {
+    /// line for each. `several` says what is wrong with asking for several devices, and what to do.
+    pub fn notes(&self, several: &str) -> Result<Vec<String>, Failure> {
         let refuse = |message: String| Err(Failure::request(message));
         if let Some(device) = self.device_target
             && !device.eq_ignore_ascii_case("cpu")
@@ -27,7 +27,7 @@ impl Upstream<'_> {
             ));
         }
         if self.use_parallel == Some(true) {
-            return refuse(format!("use_parallel: found true, {instead}"));
+            return refuse(format!("use_parallel: found true, {several}"));
         }
         let mut notes = Vec::new();
         if self.enable_flash_attention == Some(false) {

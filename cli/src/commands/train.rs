@@ -207,8 +207,8 @@ fn upstream_notes(settings: &Settings) -> Result<Vec<String>, Failure> {
         jit_level: own.jit_level.as_deref(),
     };
     let mut notes = upstream.notes(
-        "leave it out to train in one process (all cores of the processor are used anyway), and take \
-         gradient_accumulation_steps for the batch of several",
+        "but several devices at once are not supported yet; leave it out to train in one process (all cores of \
+         the processor are used anyway), and take gradient_accumulation_steps for the batch of several",
     )?;
     if own.recompute == Some(false) {
         notes.push(
