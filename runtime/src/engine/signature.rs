@@ -16,6 +16,8 @@ use crate::tensor::Tensor;
 pub(crate) struct Signature {
     pub inputs: Vec<Input>,
     pub outputs: Vec<String>,
+    /// Sizes that an output divides, as `height/8` says: engines may round such a size down.
+    multiples: Vec<(String, usize)>,
 }
 
 /// One declared input.
@@ -78,7 +80,8 @@ impl Signature {
             .map(Input::of)
             .collect::<Result<_, _>>()?;
         let outputs = graph.output.iter().map(|output| output.name.clone()).collect();
-        Ok(Self { inputs, outputs })
+        let multiples = graph.output.iter().flat_map(symbols).filter_map(quotient).collect();
+        Ok(Self { inputs, outputs, multiples })
     }
 
     /// The given values in the graph's order.
@@ -107,6 +110,17 @@ impl Signature {
             };
             let value = fits.map_err(|reason| Mismatch { input: input.name.clone(), reason })?;
             sorted.push(value);
+        }
+        for (symbol, factor) in &self.multiples {
+            if let Some((size, input)) = symbols.get(symbol.as_str())
+                && size % factor != 0
+            {
+                let reason = format!(
+                    "found {} = {size}, expected a multiple of {factor}",
+                    symbol.escape_debug()
+                );
+                return Err(Mismatch { input: (*input).to_owned(), reason });
+            }
         }
         Ok(sorted)
     }
@@ -185,6 +199,29 @@ impl Input {
     }
 }
 
+/// The sizes of a value that have names or are made of some.
+fn symbols(info: &ValueInfoProto) -> Vec<&str> {
+    let Some(type_proto::Value::TensorType(tensor)) =
+        info.r#type.as_ref().and_then(|kind| kind.value.as_ref())
+    else {
+        return Vec::new();
+    };
+    let dims = tensor.shape.iter().flat_map(|shape| &shape.dim);
+    dims.filter_map(|dim| match &dim.value {
+        Some(dimension::Value::DimParam(symbol)) => Some(symbol.as_str()),
+        _ => None,
+    })
+    .collect()
+}
+
+/// Name and divisor of a size such as `height/8`.
+fn quotient(symbol: &str) -> Option<(String, usize)> {
+    let (name, divisor) = symbol.split_once('/')?;
+    let plain = name.chars().all(|c| c.is_alphanumeric() || c == '_');
+    let divisor = divisor.trim().parse().ok().filter(|divisor| *divisor > 0)?;
+    plain.then(|| (name.to_owned(), divisor))
+}
+
 /// Type and shape of a value, as messages spell them: `f32[2, 4, 16, 16]`.
 pub(super) fn describe(value: &impl Described) -> String {
     let dims: Vec<String> = value.shape().iter().map(usize::to_string).collect();
@@ -226,6 +263,7 @@ mod tests {
                 },
             ],
             outputs: vec!["last_hidden_state".to_owned()],
+            multiples: Vec::new(),
         }
     }
 
@@ -264,5 +302,19 @@ mod tests {
             let mismatch = signature().sort(&given).expect_err(expected);
             assert!(mismatch.reason.contains(expected), "{}", mismatch.reason);
         }
+    }
+
+    #[test]
+    fn a_size_that_an_output_divides_must_be_a_multiple() {
+        assert_eq!(quotient("height/8"), Some(("height".to_owned(), 8)));
+        for other in ["height", "8*height", "(height + 1)/8", "height/width", "height/0"] {
+            assert_eq!(quotient(other), None, "{other}");
+        }
+        let mut signature = signature();
+        signature.multiples = vec![quotient("sequence_length/2").expect("a quotient")];
+        let (ids, scale) = (ids(2), scale(2));
+        let mismatch = signature.sort(&[("scale", &scale), ("input_ids", &ids)]).expect_err("7");
+        assert_eq!(mismatch.input, "input_ids");
+        assert_eq!(mismatch.reason, "found sequence_length = 7, expected a multiple of 2");
     }
 }

@@ -41,7 +41,7 @@ mod start;
 mod state;
 mod validation;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use pixart_runtime::{
     engine::Engine,
