@@ -134,6 +134,9 @@ fn equal_commands_give_equal_models_and_going_on_is_not_having_stopped() {
     // From a checkpoint by its name, into another folder.
     let (resumed, _) = run(&["--output_path", "e", "--resume", "d/ckpt/step_00000003"]);
     assert!(files(&resumed) == expected);
+    // Not into that of another training.
+    let mixed = ["--output_path", "c", "--resume", "d/ckpt/step_00000003"];
+    refused(&sandbox, &mixed, WRONG_REQUEST, &["checkpoint of another training"]);
     let other = ["--output_path", "d", "--resume", "--seed", "7"];
     refused(&sandbox, &other, WRONG_REQUEST, &["its seed is 42, now it is 7"]);
 }
@@ -157,6 +160,7 @@ fn a_lora_changes_what_is_drawn() {
         "--start_learning_rate",
         "0.1",
     ];
+    let lora_flags = lora;
     let (folder, run) = trained(&sandbox, &lora);
     assert!(run.stderr.contains("0.00 million numbers are trained"), "{}", run.stderr);
     assert!(folder.join("adapter_model.safetensors").is_file());
@@ -191,6 +195,11 @@ fn a_lora_changes_what_is_drawn() {
     };
     let lora = run.stdout.trim();
     assert_ne!(sample(&["--output_path", "a"]), sample(&["--output_path", "b", "--lora", lora]));
+    // Its factors belong to their strength.
+    let mut stronger = lora_flags;
+    stronger[3] = "8";
+    let stronger = [&stronger[..], &["--resume", "--epochs", "3"]].concat();
+    refused(&sandbox, &stronger, WRONG_REQUEST, &["lora_alpha: found 4.0, expected 8.0"]);
     // What goes on with a LoRA is one.
     let resume = ["--resume", "--epochs", "3"];
     refused(

@@ -109,6 +109,7 @@ fn pictures_are_those_of_the_checkpoints_and_disturb_nothing() {
     let at = |path: &str| sandbox.path().join(path);
     let run = trained(&sandbox, &PICTURES);
     assert!(run.stderr.contains("drew 2 validation pictures, output/samples"), "{run:?}");
+    assert!(!run.stderr.contains("no pictures are drawn"), "{run:?}");
     let expected = ["step_00000002_00", "step_00000002_01", "step_00000004_00", "step_00000004_01"];
     assert_eq!(names(&at("output/samples")), expected.map(|name| format!("{name}.png")));
     for step in ["00000002", "00000004"] {

@@ -361,6 +361,25 @@ fn lora(targets: &[&str]) -> AdapterSettings {
 }
 
 #[test]
+fn a_step_that_has_begun_is_finished_before_a_run_stops() {
+    let (engine, world) = (engines::ort(), World::new());
+    let options = RunOptions { accumulation: 6, length: Length::Epochs(4), ..world.options() };
+    // It is told in the first epoch, which has three of the six batches of a step.
+    let encoder = Encoder { unreadable: Some(0), ..Encoder::default() };
+    let cancel = Cancel::new();
+    let run = new(&engine, &world, tiny(), options);
+    let outcome = run.go(Box::new(encoder), &cancel, &mut |event| {
+        if let Event::Unreadable(_) = event {
+            cancel.cancel();
+        }
+        Ok(())
+    });
+    let outcome = outcome.expect("an end");
+    assert!(outcome.interrupted && outcome.step == 1, "{outcome:?}");
+    assert_eq!(Saved::open(&outcome.checkpoint.expect("saved")).expect("complete").step(), 1);
+}
+
+#[test]
 fn a_run_that_is_over_has_nothing_left_to_do() {
     let (engine, world) = (engines::ort(), World::new());
     let outcome =

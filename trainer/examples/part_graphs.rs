@@ -11,21 +11,7 @@ use pixart_trainer::gradient::{PartKind, Training, part_graphs};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = PathBuf::from(std::env::args().nth(1).ok_or("usage: part_graphs FOLDER")?);
-    let config = TransformerConfig {
-        sample_size: 64,
-        interpolation_scale: 1.0,
-        num_layers: 28,
-        num_attention_heads: 16,
-        attention_head_dim: 72,
-        in_channels: 4,
-        out_channels: 8,
-        patch_size: 2,
-        caption_channels: 4096,
-        norm_eps: 1e-6,
-        use_additional_conditions: false,
-        qk_norm: false,
-        kv_compression: None,
-    };
+    let config = TransformerConfig::xl2(64);
     std::fs::create_dir_all(&folder)?;
     for kind in [PartKind::Embedding, PartKind::Block { compressed: false }, PartKind::Final] {
         let graphs = part_graphs(&config, Profile::Ort, kind, &Training::full(), true)?;

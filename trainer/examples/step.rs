@@ -1,12 +1,14 @@
-//! Time and memory of training steps of XL/2 with random weights:
-//! `step [SIDE [STEPS [RANK [BLOCKS [PRECISION]]]]]`, the side of the pictures in pixels, the rank of LoRA
-//! adapters of all attention layers (0: all weights are trained), the number of blocks in the place of 28,
-//! and fp32, fp16 or bf16.
+//! Time and memory of training steps with random weights: `step [side=256] [steps=3] [batch=1] [rank=0]
+//! [blocks=28] [threads=4] [precision=fp32] [caption=120] [config=FILE]`.
+//!
+//! `side` of the pictures in pixels; `rank` of LoRA adapters of all attention layers, 0 trains all weights; `blocks`
+//! in the place of XL/2's; `caption` in tokens; `config` is a `config.json` in the place of XL/2's.
 
 use std::error::Error;
 use std::time::Instant;
 
 use ndarray::ArrayD;
+use pixart_exporter::VariantFlags;
 use pixart_exporter::naming::TransformerConfig;
 use pixart_runtime::engine::{EngineChoice, EngineOptions, open};
 use pixart_runtime::noise::TorchGenerator;
@@ -18,37 +20,31 @@ use pixart_trainer::optimizer::{
     Accumulated, Accumulator, Algorithm, Came, Optimizer, Step, clip_factor,
 };
 
-/// Tokens of the caption.
-const CAPTION: usize = 120;
-
 fn main() -> Result<(), Box<dyn Error>> {
-    let number = |index: usize| std::env::args().nth(index).map(|text| text.parse::<usize>());
-    let side = number(1).transpose()?.unwrap_or(256);
-    let steps = number(2).transpose()?.unwrap_or(3);
-    let rank = number(3).transpose()?.filter(|&rank| rank > 0);
-    let num_layers = number(4).transpose()?.unwrap_or(28);
-    let config = TransformerConfig {
-        sample_size: 32,
-        interpolation_scale: 0.5,
-        num_layers,
-        num_attention_heads: 16,
-        attention_head_dim: 72,
-        in_channels: 4,
-        out_channels: 8,
-        patch_size: 2,
-        caption_channels: 4096,
-        norm_eps: 1e-6,
-        use_additional_conditions: false,
-        qk_norm: false,
-        kv_compression: None,
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let given = |name: &str| {
+        let mut pairs = arguments.iter().filter_map(|argument| argument.split_once('='));
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
     };
-    let engine = open(EngineChoice::Auto, &EngineOptions::default())?.engine;
+    let number = |name: &str, default: usize| given(name).map_or(Ok(default), str::parse);
+    let (side, steps) = (number("side", 256)?, number("steps", 3)?);
+    let (batch, caption) = (number("batch", 1)?, number("caption", 120)?);
+    let rank = Some(number("rank", 0)?).filter(|&rank| rank > 0);
+    let config = match given("config") {
+        Some(file) => TransformerConfig::read_file(file.as_ref(), &VariantFlags::default())?,
+        None => {
+            TransformerConfig { num_layers: number("blocks", 28)?, ..TransformerConfig::xl2(32) }
+        }
+    };
+    let threads = given("threads").map(str::parse).transpose()?;
+    let engine = EngineOptions { threads, ..EngineOptions::default() };
+    let engine = open(EngineChoice::Auto, &engine)?.engine;
     println!("{}", engine.describe());
     let training = match rank {
         Some(_) => Training::lora(|layer| layer.starts_with("attn")),
         None => Training::full(),
     };
-    let precision = std::env::args().nth(5).map(|name| name.parse::<Precision>()).transpose()?;
+    let precision = given("precision").map(str::parse::<Precision>).transpose()?;
     let training = training.in_precision(precision.unwrap_or_default());
     let mut model = TrainedTransformer::load(engine.as_ref(), &config, &training)?;
     let mut accumulator = Accumulator::new(engine.as_ref(), 1)?;
@@ -69,14 +65,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         weights.insert(name, engine.to_device(Tensor::F32(random(&sizes, 0.02)))?);
     }
     weights.insert("lora_scale".to_owned(), ArrayD::from_elem(vec![], 1f32).into());
-    let latents = [1, 4, side / 8, side / 8];
-    let (clean, noise, times) = (random(&latents, 1.0), random(&latents, 1.0), [500]);
+    let latents = [batch, 4, side / 8, side / 8];
+    let (clean, noise, times) = (random(&latents, 1.0), random(&latents, 1.0), vec![500; batch]);
+    let captions = [batch, caption, config.caption_channels];
     let noisy = diffusion.add_noise(&clean, &noise, &times)?;
     let inputs = Inputs {
         hidden_states: noisy.clone().into(),
-        encoder_hidden_states: random(&[1, CAPTION, 4096], 0.1).into(),
-        encoder_attention_mask: ArrayD::from_elem(vec![1, CAPTION], 1i64).into(),
-        timestep: ArrayD::from_elem(vec![1], 500f32).into(),
+        encoder_hidden_states: random(&captions, 0.1).into(),
+        encoder_attention_mask: ArrayD::from_elem(vec![batch, caption], 1i64).into(),
+        timestep: ArrayD::from_elem(vec![batch], 500f32).into(),
         conditions: None,
     };
     let target = Target { clean: &clean, noise: &noise, noisy: &noisy, times: &times };

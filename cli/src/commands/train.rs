@@ -143,19 +143,23 @@ fn finish(outcome: &Outcome, engine: &str) -> Result<(), Failure> {
 /// The checkpoint to go on from, if that is asked for. Checkpoints of two trainings do not get into one
 /// folder.
 fn begin(settings: &Settings, folder: &Path) -> Result<Option<Saved>, Failure> {
+    let there = checkpoint::latest(folder)?;
+    let another = |saved: &Saved| {
+        Failure::request(format!(
+            "output_path: {} is a checkpoint of another training; go on from it with --resume, or name \
+             another folder with --output_path",
+            saved.folder().display()
+        ))
+    };
     let Some(resume) = &settings.run.resume else {
-        let there = checkpoint::latest(folder)?;
-        return match there {
-            None => Ok(None),
-            Some(saved) => Err(Failure::request(format!(
-                "output_path: {} is a checkpoint of another training; go on from it with --resume, or name \
-                 another folder with --output_path",
-                saved.folder().display()
-            ))),
-        };
+        return there.map_or(Ok(None), |saved| Err(another(&saved)));
     };
     let path = if resume.as_os_str().is_empty() { folder } else { resume };
     let saved = Saved::open(path).map_err(|error| Failure::request(format!("resume: {error}")))?;
+    let parent = |folder: &Path| folder.canonicalize().ok()?.parent().map(Path::to_owned);
+    if let Some(there) = there.filter(|there| parent(there.folder()) != parent(saved.folder())) {
+        return Err(another(&there));
+    }
     saved.check_kind(settings.lora.lora_rank.is_some()).map_err(Failure::request)?;
     eprintln!("going on from {}", saved.folder().display());
     Ok(Some(saved))
@@ -216,11 +220,6 @@ fn upstream_notes(settings: &Settings) -> Result<Vec<String>, Failure> {
                 .to_owned(),
         );
     }
-    if settings.validation.visualize == Some(true) {
-        notes.push(
-            "visualize: true has no effect yet; no pictures are drawn while training".to_owned(),
-        );
-    }
     Ok(notes)
 }
 
@@ -236,6 +235,7 @@ fn failure(error: RunError) -> Failure {
         | RunError::Adapter(
             AdapterError::Setting { .. }
             | AdapterError::NoTarget { .. }
+            | AdapterError::Factors { .. }
             | AdapterError::Layer { .. },
         )
         | RunError::Sampler(

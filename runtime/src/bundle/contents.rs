@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{BundleError, BundledEngine, store};
 use crate::{
     engine::{
-        check_model,
+        EngineError, check_model,
         library::{self, Library, Origin},
     },
     model_folder::{
@@ -51,7 +51,13 @@ pub(super) struct Source {
 /// When there is no such engine, or it is damaged or cannot be used.
 pub fn engine(name: Option<&str>) -> Result<Option<Library>, BundleError> {
     let name = match name {
-        None | Some("auto" | "ort") => return Ok(Some(library::find(None)?)),
+        Some("ort") => return Ok(Some(library::find(None)?)),
+        // As `engine::open` decides: a library that is there but broken is no reason to fail either.
+        None | Some("auto") => match library::find(None) {
+            Ok(library) => return Ok(Some(library)),
+            Err(EngineError::NoLibrary { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        },
         Some("tract") => return Ok(None),
         Some(name) => name,
     };

@@ -30,7 +30,11 @@ use std::sync::OnceLock;
 pub fn own() -> Result<Option<&'static Bundle>, &'static BundleError> {
     static OWN: OnceLock<Result<Option<Bundle>, BundleError>> = OnceLock::new();
     let open = || match std::env::current_exe() {
-        Ok(file) => Bundle::open(&file),
+        Ok(file) => match Bundle::open(&file) {
+            // A program that may be run but not read, or was replaced just now, runs as it is.
+            Err(BundleError::Read { .. }) => Ok(None),
+            opened => opened,
+        },
         // Without a path there is nothing to look into.
         Err(_) => Ok(None),
     };

@@ -158,7 +158,7 @@ pub(super) fn find_for(
     places: &Places,
 ) -> Result<(Library, Option<PathBuf>), EngineError> {
     let provider = options.device.provider;
-    let named = !places.named().is_empty() || (places.bundled)().is_some();
+    let named = !places.named().is_empty();
     let plugin = options.plugin.clone().map_or_else(
         || installed_plugin(provider, places),
         |path| Ok(Some(std::path::absolute(&path).unwrap_or(path))),
@@ -172,7 +172,8 @@ pub(super) fn find_for(
             }
         }
     }
-    if plugin.is_none() && !named {
+    // The library of a bundle may bring it, too; the session tells if it does not.
+    if plugin.is_none() && !named && (places.bundled)().is_none() {
         return Err(EngineError::ProviderMissing {
             device: options.device.to_string(),
             how: provider.how_to_get(),

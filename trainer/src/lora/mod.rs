@@ -235,7 +235,32 @@ impl Adapter {
     /// # Errors
     /// When the file is missing or damaged, or holds other factors; nothing has changed then.
     pub fn restore(&mut self, folder: &Path) -> Result<(), AdapterError> {
-        self.factors = self.read_factors(folder)?;
+        let factors = self.read_factors(folder)?;
+        self.check_strength(folder)?;
+        self.factors = factors;
+        Ok(())
+    }
+
+    /// Factors that were learnt at one strength mean something else at another.
+    fn check_strength(&self, folder: &Path) -> Result<(), AdapterError> {
+        let path = folder.join(PEFT_CONFIG);
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let saved: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let Self { settings, .. } = self;
+        for (name, expected) in [
+            ("lora_alpha", serde_json::json!(settings.alpha)),
+            ("use_rslora", serde_json::json!(settings.rank_stabilised)),
+        ] {
+            let found = &saved[name];
+            let same = match (found.as_f64(), expected.as_f64()) {
+                (Some(found), Some(expected)) => found == expected,
+                _ => *found == expected,
+            };
+            if !same {
+                let (found, expected) = (found.to_string(), expected.to_string());
+                return Err(AdapterError::Factors { path, name: name.to_owned(), found, expected });
+            }
+        }
         Ok(())
     }
 

@@ -214,7 +214,8 @@ impl Run {
         };
         while let Some(ahead) = &mut ahead
             && !self.is_over(progress.epoch)
-            && !cancel.is_cancelled()
+            // A step that has begun is finished.
+            && (self.learner.pending() > 0 || !cancel.is_cancelled())
         {
             let batch = match ahead.next() {
                 None => break,
@@ -299,6 +300,7 @@ impl Run {
             tell(watcher, Event::Epoch(report, &mut self.learner))?;
             // What the watcher does with the model is no part of the coming step.
             progress.step_began += told.elapsed();
+            progress.epoch_began += told.elapsed();
         }
         // Added-up gradients are not saved: it waits for the end of the step.
         if progress.due && self.learner.pending() == 0 {

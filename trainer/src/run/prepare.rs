@@ -87,6 +87,17 @@ impl Recipe {
         items.iter().map(factor).collect()
     }
 
+    /// The number that time, noise and latents of picture `k` of a batch follow from. A prior picture may come
+    /// many times in an epoch, so there it is its place, by a number that no picture has.
+    fn number(&self, plan: &BatchPlan, k: usize, item: usize) -> usize {
+        match &self.prior {
+            Some(PriorOptions { items, .. }) if items.contains(&item) => {
+                items.end + plan.batch as usize * plan.items.len() + k
+            }
+            _ => item,
+        }
+    }
+
     fn prepare(&self, encoded: EncodedBatch) -> Result<Prepared, RunError> {
         let EncodedBatch { plan, mean, log_variance, captions, mask, skipped, .. } = encoded;
         let count = plan.items.len();
@@ -94,7 +105,8 @@ impl Recipe {
         let mut noise = Array4::zeros(mean.raw_dim());
         let mut times = Vec::with_capacity(count);
         for (k, &item) in plan.items.iter().enumerate() {
-            let mut draws = Draws::new(self.seed, plan.epoch, item, self.diffusion.len());
+            let number = self.number(&plan, k, item);
+            let mut draws = Draws::new(self.seed, plan.epoch, number, self.diffusion.len());
             let mean = mean.index_axis(Axis(0), k);
             let log_variance = log_variance.index_axis(Axis(0), k);
             let latents = draws.latents(mean, log_variance, self.latent_scale);
@@ -140,6 +152,18 @@ mod tests {
             data: String::new(),
         };
         BatchPlan { epoch: 0, batch, bucket: 0, items: vec![4, 0, 2], after }
+    }
+
+    #[test]
+    fn a_prior_picture_that_comes_again_gets_other_noise() {
+        let recipe = recipe(Some(PriorOptions { items: 5..6, weight: 1.0 }));
+        let numbers = |batch| {
+            let plan = recipe.with_prior(plan(batch));
+            let all = plan.items.iter().enumerate();
+            all.map(|(k, &item)| recipe.number(&plan, k, item)).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(0), [4, 0, 2, 9, 10, 11]);
+        assert_eq!(numbers(1), [4, 0, 2, 15, 16, 17]);
     }
 
     #[test]

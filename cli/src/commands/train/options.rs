@@ -190,7 +190,15 @@ impl PrecisionSettings {
         parsed(self.dtype.as_deref().unwrap_or("fp32"))
     }
 
+    /// What is multiplied with the loss; nothing where nothing is said about it and no number is too small.
     fn scaling(&self) -> Result<Scaling, Failure> {
+        let numbers = [self.init_loss_scale, self.loss_scale_factor];
+        let is_given = self.loss_scaler_type.is_some()
+            || numbers.iter().any(Option::is_some)
+            || self.scale_window.is_some();
+        if !is_given && self.dtype()? != Precision::Fp16 {
+            return Ok(Scaling::None);
+        }
         let default = Dynamic::default();
         let initial = self.init_loss_scale.unwrap_or(default.initial);
         let scaling = match self.loss_scaler_type.as_deref() {

@@ -198,7 +198,8 @@ pub struct PrecisionSettings {
     /// in it, too [default: fp32]
     #[arg(long, value_name = "NAME")]
     pub dtype: Option<String>,
-    /// The factor on the loss, which keeps small gradients of 16 bits: dynamic or static [default: dynamic]
+    /// The factor on the loss, which keeps small gradients of 16 bits: dynamic or static [default: dynamic
+    /// with fp16, else none unless one of the next three is given]
     #[arg(long = "loss_scaler_type", value_name = "NAME")]
     pub loss_scaler_type: Option<String>,
     /// That factor at the beginning [default: 65536]
