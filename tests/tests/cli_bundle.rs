@@ -1,8 +1,10 @@
 //! `pixart bundle` through the binary: what it makes draws what the folder draws, with nothing around it.
 
 use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
 
 use pixart_runtime::bundle::Bundle;
 use pixart_tests::binary::{Run, Sandbox, copy_folder};
@@ -25,7 +27,16 @@ fn alone(sandbox: &Sandbox, bundle: &Path, arguments: &[&str]) -> Run {
         command.env(name, NOWHERE);
     }
     command.env_remove("PIXART_ORT_LIBRARY");
-    Run::new(&command.output().expect("the bundle starts"))
+    // A child that another test is starting just now may still hold the file that was open for writing here.
+    for _ in 0..100 {
+        match command.output() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
+                sleep(Duration::from_millis(20));
+            }
+            output => return Run::new(&output.expect("the bundle starts")),
+        }
+    }
+    panic!("{} stays busy", bundle.display())
 }
 
 fn succeeds(run: Run) -> Run {
