@@ -199,7 +199,7 @@ fn a_lora_changes_what_is_drawn() {
     let mut stronger = lora_flags;
     stronger[3] = "8";
     let stronger = [&stronger[..], &["--resume", "--epochs", "3"]].concat();
-    refused(&sandbox, &stronger, WRONG_REQUEST, &["lora_alpha: found 4.0, expected 8.0"]);
+    refused(&sandbox, &stronger, WRONG_REQUEST, &["lora_alpha: found 4, expected 8"]);
     // What goes on with a LoRA is one.
     let resume = ["--resume", "--epochs", "3"];
     refused(

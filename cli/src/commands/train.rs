@@ -16,7 +16,7 @@ use crate::progress::{Progress, Unit};
 use crate::upstream::Upstream;
 use clap::{Args, Subcommand};
 use pixart_runtime::engine::{self, EngineChoice, EngineOptions, Opened};
-use pixart_trainer::checkpoint::{self, Saved};
+use pixart_trainer::checkpoint::{self, CheckpointError, Saved};
 use pixart_trainer::data::{Dataset, LabelError, Labels, Sampler, SamplerError};
 use pixart_trainer::lora::AdapterError;
 use pixart_trainer::loss::LossError;
@@ -235,9 +235,9 @@ fn failure(error: RunError) -> Failure {
         | RunError::Adapter(
             AdapterError::Setting { .. }
             | AdapterError::NoTarget { .. }
-            | AdapterError::Factors { .. }
             | AdapterError::Layer { .. },
         )
+        | RunError::Checkpoint(CheckpointError::Adapter(AdapterError::Factors { .. }))
         | RunError::Sampler(
             SamplerError::OtherRun { .. }
             | SamplerError::Option { .. }

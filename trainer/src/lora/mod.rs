@@ -246,18 +246,10 @@ impl Adapter {
         let path = folder.join(PEFT_CONFIG);
         let text = std::fs::read_to_string(&path).unwrap_or_default();
         let saved: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-        let Self { settings, .. } = self;
-        for (name, expected) in [
-            ("lora_alpha", serde_json::json!(settings.alpha)),
-            ("use_rslora", serde_json::json!(settings.rank_stabilised)),
-        ] {
-            let found = &saved[name];
-            let same = match (found.as_f64(), expected.as_f64()) {
-                (Some(found), Some(expected)) => found == expected,
-                _ => *found == expected,
-            };
-            if !same {
-                let (found, expected) = (found.to_string(), expected.to_string());
+        let expected = self.settings.to_json(&[]);
+        for name in ["lora_alpha", "use_rslora"] {
+            if saved[name] != expected[name] {
+                let (found, expected) = (saved[name].to_string(), expected[name].to_string());
                 return Err(AdapterError::Factors { path, name: name.to_owned(), found, expected });
             }
         }
