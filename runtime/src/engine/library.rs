@@ -96,8 +96,9 @@ impl Places {
 }
 
 /// The first usable library: named by the caller, by `PIXART_ORT_LIBRARY`, by `ORT_DYLIB_PATH`, in the
-/// [bundle](crate::bundle) that the program was started from, or installed in the data folder, the newest first. The system's own search path is left alone,
-/// since what lies there is often an old copy that belongs to another program.
+/// [`bundle`] that the program was started from, or installed in the data folder, the newest first. The
+/// system's own search path is left alone, since what lies there is often an old copy that belongs to
+/// another program.
 ///
 /// # Errors
 /// A named library that cannot be used is an error, not a reason to look further;
