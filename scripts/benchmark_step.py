@@ -43,13 +43,14 @@ def pytorch(case, steps, threads):
     torch.set_num_threads(threads)
     side, batch, tokens, rank = CASES[case]
     config = json.loads(DEMO.read_text()) if case.startswith("demo") else XL2
-    model = PixArtTransformer2DModel(**{key: value for key, value in config.items() if key[0] != "_"})
+    model = PixArtTransformer2DModel.from_config(config)
     width = model.config.caption_channels
     if rank:
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
 
         model.requires_grad_(False)
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+        targets = ["to_q", "to_k", "to_v", "to_out.0"]
+        model = inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), model)
     model.enable_gradient_checkpointing()
     model.train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
