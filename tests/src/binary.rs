@@ -165,6 +165,26 @@ fn list(root: &Path, below: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
+/// A command under a limit on the size of a file, in blocks of 512 bytes. With `handled`, the program gets an
+/// error, as from a full disk; else the system ends it.
+#[cfg(unix)]
+pub fn limited(command: &Command, blocks: u64, handled: bool) -> Command {
+    let trap = if handled { "trap '' XFSZ; " } else { "" };
+    let script = format!("{trap}ulimit -f {blocks}; exec \"$0\" \"$@\"");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]).arg(command.get_program()).args(command.get_args());
+    if let Some(folder) = command.get_current_dir() {
+        shell.current_dir(folder);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
+}
+
 /// Copies the files of a folder and of those below it.
 ///
 /// # Panics

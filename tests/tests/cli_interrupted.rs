@@ -13,7 +13,7 @@ use std::{
 };
 
 use pixart_tests::{
-    binary::{Sandbox, binary},
+    binary::{Sandbox, binary, limited},
     fixtures, random,
 };
 
@@ -133,25 +133,15 @@ fn killed_while_replacing_the_old_export_or_the_new_one_is_there() {
     assert_eq!(partial(&sandbox), None, "what the killed exports left is removed");
 }
 
-/// Runs the export under a limit on the size of a file, in blocks of 512 bytes. With `handled`, the
-/// program gets an error, as from a full disk; else the system ends it.
-fn limited(sandbox: &Sandbox, blocks: u64, handled: bool) -> Output {
-    let trap = if handled { "trap '' XFSZ; " } else { "" };
-    let script = format!("{trap}ulimit -f {blocks}; exec \"$0\" \"$@\"");
-    let export = export(sandbox);
-    Command::new("sh")
-        .args(["-c", &script])
-        .arg(export.get_program())
-        .args(export.get_args())
-        .current_dir(sandbox.path())
-        .output()
-        .expect("a shell")
+/// Runs the export under a limit on the size of a file.
+fn limited_export(sandbox: &Sandbox, blocks: u64, handled: bool) -> Output {
+    limited(&export(sandbox), blocks, handled).output().expect("a shell")
 }
 
 #[test]
 fn without_room_the_error_says_so_and_what_was_there_stays() {
     let sandbox = sandbox();
-    let run = limited(&sandbox, 20_000, true);
+    let run = limited_export(&sandbox, 20_000, true);
     assert_eq!(run.status.code(), Some(1), "{run:?}");
     let message = String::from_utf8_lossy(&run.stderr);
     assert!(message.contains("model.onnx_data") && !message.contains("panicked"), "{message}");
@@ -161,12 +151,12 @@ fn without_room_the_error_says_so_and_what_was_there_stays() {
     let before = content(&sandbox);
     // The weights, the graph (some 100 kB), and the first file of all do not fit.
     for blocks in [20_000, 8, 0] {
-        let run = limited(&sandbox, blocks, true);
+        let run = limited_export(&sandbox, blocks, true);
         assert_eq!(run.status.code(), Some(1), "{blocks}: {run:?}");
         assert!(content(&sandbox) == before, "{blocks}");
         assert_eq!(partial(&sandbox), None, "{blocks}");
     }
-    let run = limited(&sandbox, 20_000, false);
+    let run = limited_export(&sandbox, 20_000, false);
     assert_eq!(run.status.signal(), Some(SIGXFSZ), "{run:?}");
     assert!(content(&sandbox) == before);
     assert!(export(&sandbox).status().expect("the binary starts").success());
@@ -178,15 +168,10 @@ fn without_room_the_error_says_so_and_what_was_there_stays() {
 fn a_pipeline_without_room_for_one_part_is_not_begun() {
     let sandbox = Sandbox::new();
     let source = fixtures::tiny();
-    let script = "trap '' XFSZ; ulimit -f 800; exec \"$0\" \"$@\"";
-    let run = Command::new("sh")
-        .args(["-c", script])
-        .arg(binary())
-        .args(["export", "all", "--output", "out", "--source"])
-        .arg(&source)
-        .current_dir(sandbox.path())
-        .output()
-        .expect("a shell");
+    let mut export = Command::new(binary());
+    export.args(["export", "all", "--output", "out", "--source"]).arg(&source);
+    export.current_dir(sandbox.path());
+    let run = limited(&export, 800, true).output().expect("a shell");
     assert_eq!(run.status.code(), Some(1), "{run:?}");
     assert!(String::from_utf8_lossy(&run.stderr).contains("model.onnx_data"), "{run:?}");
     assert!(!sandbox.path().join("out").exists());

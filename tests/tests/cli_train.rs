@@ -45,6 +45,23 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
+/// The pixels of a short run of `pixart sample`.
+fn drawn(sandbox: &Sandbox, more: &[&str]) -> Vec<u8> {
+    let common = [
+        "sample",
+        "--model=model",
+        "--prompt=picture 1",
+        "--image_width=64",
+        "--image_height=64",
+        "--use_resolution_binning=False",
+        "--sampling_steps=2",
+        "--engine=tract",
+    ];
+    let run = sandbox.pixart(&[&common[..], more].concat());
+    assert_eq!(run.code, DONE, "{run:?}");
+    sandbox.pixels(run.stdout.trim()).into_raw()
+}
+
 fn refused(sandbox: &Sandbox, more: &[&str], code: i32, said: &[&str]) {
     let before = sandbox.files();
     let run = train(sandbox, more);
@@ -80,29 +97,7 @@ fn a_model_from_random_weights_draws() {
     ]);
     assert_eq!(exported.code, DONE, "{exported:?}");
     let sample = |checkpoint: &str, name: &str| {
-        let run = sandbox.pixart(&[
-            "sample",
-            "--model",
-            "model",
-            "--checkpoint",
-            checkpoint,
-            "--prompt",
-            "picture 1",
-            "--image_width",
-            "64",
-            "--image_height",
-            "64",
-            "--use_resolution_binning",
-            "False",
-            "--sampling_steps",
-            "2",
-            "--engine",
-            "tract",
-            "--output_path",
-            name,
-        ]);
-        assert_eq!(run.code, DONE, "{run:?}");
-        sandbox.pixels(run.stdout.trim()).into_raw()
+        drawn(&sandbox, &["--checkpoint", checkpoint, "--output_path", name])
     };
     let weights = sample("output/ckpt/step_00000004", "a");
     assert_ne!(weights, sample("exported/transformer", "b"), "the average is another model");
@@ -171,28 +166,7 @@ fn a_lora_changes_what_is_drawn() {
         (&config["use_rslora"], &config["init_lora_weights"]),
         (&true.into(), &"gaussian".into())
     );
-    let sample = |more: &[&str]| {
-        let common = [
-            "sample",
-            "--model",
-            "model",
-            "--prompt",
-            "picture 1",
-            "--image_width",
-            "64",
-            "--image_height",
-            "64",
-            "--use_resolution_binning",
-            "False",
-            "--sampling_steps",
-            "2",
-            "--engine",
-            "tract",
-        ];
-        let run = sandbox.pixart(&[&common[..], more].concat());
-        assert_eq!(run.code, DONE, "{run:?}");
-        sandbox.pixels(run.stdout.trim()).into_raw()
-    };
+    let sample = |more: &[&str]| drawn(&sandbox, more);
     let lora = run.stdout.trim();
     assert_ne!(sample(&["--output_path", "a"]), sample(&["--output_path", "b", "--lora", lora]));
     // Its factors belong to their strength.

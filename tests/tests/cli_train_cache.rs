@@ -2,6 +2,8 @@
 //! wrong.
 
 use image::RgbImage;
+#[cfg(unix)]
+use pixart_tests::binary::limited;
 use pixart_tests::binary::{Run, Sandbox, copy_folder};
 use serde_json::{Value, json};
 use std::fs::{self, File};
@@ -412,19 +414,7 @@ fn a_full_disk_ends_it_and_leaves_what_is_whole() {
     // Exports have room; then files of more than a block of 512 bytes have none.
     assert_done(&cache(&sandbox, &["--cache_dir", "first"]), &[]);
     let command = sandbox.command(&arguments(&[]));
-    let full = |blocks: u32| {
-        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &script]).arg(command.get_program()).args(command.get_args());
-        shell.current_dir(sandbox.path());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => shell.env(name, value),
-                None => shell.env_remove(name),
-            };
-        }
-        Run::new(&shell.output().unwrap())
-    };
+    let full = |blocks| Run::new(&limited(&command, blocks, true).output().unwrap());
     let run = full(2);
     assert_refused(&run, FAILED, &["kept/", "cannot keep what was encoded", "too large"]);
     let names = entries(&sandbox, "");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use pixart_tests::{
-    binary::{Run, Sandbox},
+    binary::{Run, Sandbox, limited},
     training::sandbox,
 };
 use pixart_trainer::checkpoint::{Saved, list};
@@ -110,17 +110,7 @@ fn without_room_for_a_checkpoint_the_error_says_so_and_the_old_one_stays() {
     {
         let next = ["train", "-c", "short.yaml", "--resume", "--max_train_steps", "2"];
         let command = sandbox.command(&next);
-        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
-        let mut shell = Command::new("sh");
-        shell.args(["-c", &script]).arg(command.get_program()).args(command.get_args());
-        shell.current_dir(sandbox.path());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => shell.env(name, value),
-                None => shell.env_remove(name),
-            };
-        }
-        let run = Run::new(&shell.output().expect("a shell"));
+        let run = Run::new(&limited(&command, blocks, true).output().expect("a shell"));
         assert_eq!(run.code, 1, "{run:?}");
         assert!(run.stderr.contains(file) && !run.stderr.contains("panicked"), "{}", run.stderr);
         let left = list(&checkpoints(&sandbox)).expect("listed");

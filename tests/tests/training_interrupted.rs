@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pixart_tests::binary::limited;
 use pixart_trainer::checkpoint::{Saved, latest, list};
 
 const KEEP: usize = 2;
@@ -117,15 +118,8 @@ fn without_room_the_error_says_so_and_the_old_checkpoint_stays() {
         (16, "diffusion"),
     ] {
         // Step 0 again: what would be replaced stays, too.
-        for first in ["0", "1"] {
-            let writer = writer(&root, 0, 1);
-            let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
-            let run = Command::new("sh")
-                .args(["-c", &script])
-                .arg(writer.get_program())
-                .args([root.as_os_str(), first.as_ref(), "1".as_ref(), "2".as_ref()])
-                .output()
-                .expect("a shell");
+        for first in [0, 1] {
+            let run = limited(&writer(&root, first, 1), blocks, true).output().expect("a shell");
             let message = String::from_utf8_lossy(&run.stderr);
             assert_eq!(run.status.code(), Some(1), "{blocks}: {message}");
             assert!(message.contains(file) && !message.contains("panicked"), "{message}");

@@ -10,7 +10,7 @@ use pixart_exporter::{
     checkpoint::OpenOptions,
     naming::{KvCompression, KvSampling, TransformerConfig},
 };
-use pixart_runtime::{engine::Engine, noise::TorchGenerator, pipeline::Cancel, size::Size};
+use pixart_runtime::{engine::Engine, noise::TorchGenerator, pipeline::Cancel};
 use pixart_tests::{engines, fixtures};
 use pixart_trainer::{
     checkpoint::{Saved, list},
@@ -142,7 +142,6 @@ impl BatchEncoder for Encoder {
         });
         Ok(EncodedBatch {
             log_variance: Array4::from_elem(mean.raw_dim(), -10.0),
-            sizes: vec![Size { width: 64, height: 64 }; count],
             skipped: skipped.into_iter().collect(),
             plan,
             mean,

@@ -28,7 +28,7 @@ use super::{
     model_file::ModelFile,
     ort_value, part,
     provider::{Accelerator, DeviceOptions, Placement, TimeShares},
-    signature::{Signature, describe_all},
+    signature::{Described, Signature, describe_all},
     value::Value,
     weights::{self, Override, WeightType},
 };
@@ -221,16 +221,25 @@ struct OrtSession {
     session: ort::session::Session,
 }
 
+/// A run of `model` that failed.
+fn run_failed<T: Described>(
+    model: &Path,
+    inputs: &[(&str, &T)],
+    reason: impl ToString,
+) -> EngineError {
+    EngineError::Run {
+        engine: NAME,
+        model: model.to_path_buf(),
+        inputs: describe_all(inputs),
+        reason: reason.to_string(),
+    }
+}
+
 impl Session for OrtSession {
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
         let values =
             self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
-        let failed = |error: ort::Error| EngineError::Run {
-            engine: NAME,
-            model: self.model.clone(),
-            inputs: describe_all(inputs),
-            reason: error.to_string(),
-        };
+        let failed = |error: ort::Error| run_failed(&self.model, inputs, error);
         // ONNX Runtime reads a value where it lies if its elements lie in order.
         let ordered: Vec<Ordered> = values.into_iter().map(Ordered::of).collect();
         let named = self
@@ -254,12 +263,7 @@ impl Session for OrtSession {
     ) -> Result<Vec<(String, Value)>, EngineError> {
         let values =
             self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
-        let failed = |error: ort::Error| EngineError::Run {
-            engine: NAME,
-            model: self.model.clone(),
-            inputs: describe_all(inputs),
-            reason: error.to_string(),
-        };
+        let failed = |error: ort::Error| run_failed(&self.model, inputs, error);
         let values = values.into_iter().map(ort_value::readable).collect::<Result<Vec<_>, _>>()?;
         let named = self.signature.inputs.iter().zip(&values);
         let named = named.map(|(input, value)| Ok((&*input.name, ort_value::view(value)?)));

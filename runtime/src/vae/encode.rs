@@ -62,6 +62,14 @@ impl PictureEncoder {
     }
 }
 
+/// Where the logarithm of a variance is cut off, as in diffusers' `DiagonalGaussianDistribution`.
+pub const LOG_VARIANCE: (f32, f32) = (-30.0, 20.0);
+
+/// The standard deviation that belongs to the logarithm of a variance, cut off at [`LOG_VARIANCE`].
+pub fn deviation(log_variance: f32) -> f32 {
+    (0.5 * log_variance.clamp(LOG_VARIANCE.0, LOG_VARIANCE.1)).exp()
+}
+
 /// What the VAE's encoder says about a picture: a normal distribution of every latent value, before
 /// the multiplication by the VAE's scaling factor.
 #[derive(Clone, Debug)]
@@ -74,7 +82,7 @@ pub struct Posterior {
 
 impl Posterior {
     /// Takes the encoder's output apart: f32 [1, 8, h, w], means before logarithms of variances. These are
-    /// cut off at −30 and 20, as in diffusers' `DiagonalGaussianDistribution`.
+    /// cut off at [`LOG_VARIANCE`].
     ///
     /// # Panics
     /// When there is no second dimension of an even length.
@@ -83,8 +91,8 @@ impl Posterior {
         assert!(channels.is_multiple_of(2), "means and variances, {channels} channels");
         let half = channels as isize / 2;
         let part = |slice| parameters.slice_axis(Axis(1), slice).to_owned();
-        let deviation = part(Slice::from(half..)).mapv(|v| (0.5 * v.clamp(-30.0, 20.0)).exp());
-        Self { mean: part(Slice::from(..half)), deviation }
+        let log_variance = part(Slice::from(half..));
+        Self { mean: part(Slice::from(..half)), deviation: log_variance.mapv_into(deviation) }
     }
 
     /// A draw from the distribution.

@@ -6,7 +6,7 @@ mod pixels;
 mod preview;
 pub mod tiles;
 
-pub use encode::{PictureEncoder, Posterior, from_picture};
+pub use encode::{LOG_VARIANCE, PictureEncoder, Posterior, deviation, from_picture};
 pub use latents::{LatentsError, write_latents};
 pub use pixels::to_picture;
 pub use preview::LatentPreview;

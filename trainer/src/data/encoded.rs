@@ -8,13 +8,13 @@ pub use live::LiveEncoder;
 
 use super::ahead::{Ahead, OfPlan, Stopped};
 use super::{
-    BatchPlan, CacheError, CaptionOptions, CaptionSettings, CaptionStates, Dataset, LoadError,
-    Sampler, Skipped,
+    BatchPlan, CacheError, CaptionOptions, CaptionSettings, CaptionStates, LoadError, Sampler,
+    Skipped,
 };
 use ndarray::{Array2, Array3, Array4, Axis, Slice, s};
 use pixart_runtime::error::PipelineError;
-use pixart_runtime::size::Size;
 use pixart_runtime::text::LENGTH_MULTIPLE;
+use pixart_runtime::vae::LOG_VARIANCE;
 
 /// A batch as the transformer reads it, before latents are sampled and noise is added.
 #[derive(Clone, Debug)]
@@ -35,8 +35,6 @@ pub struct EncodedBatch {
     /// int64 [pictures, tokens]: 1 where the transformer may attend. A dropped caption keeps the mask of its
     /// text, as upstream (facts 5.3).
     pub mask: Array2<i64>,
-    /// The pictures' own sizes, before they were brought to the bucket's.
-    pub sizes: Vec<Size>,
     /// Pictures of this batch that could not be had, for which others stand.
     pub skipped: Vec<Skipped>,
 }
@@ -112,7 +110,6 @@ impl OfPlan for EncodedBatch {
 /// The parts of a batch, put together. `moments` is f32 [pictures, 2 × channels, h, w]; of each caption there is
 /// whether it is dropped.
 fn batch(
-    dataset: &Dataset,
     plan: BatchPlan,
     moments: &Array4<f32>,
     captions: &[(CaptionStates, bool)],
@@ -121,23 +118,15 @@ fn batch(
 ) -> EncodedBatch {
     let (mean, log_variance) = halves(moments);
     let (captions, mask) = put_together(captions, null, settings.max_length);
-    EncodedBatch {
-        mean,
-        log_variance,
-        captions,
-        mask,
-        sizes: plan.items.iter().map(|&item| dataset.items()[item].size).collect(),
-        plan,
-        skipped,
-    }
+    EncodedBatch { mean, log_variance, captions, mask, plan, skipped }
 }
 
 /// Means and logarithms of variances, cut off.
 fn halves(moments: &Array4<f32>) -> (Array4<f32>, Array4<f32>) {
-    let half = moments.shape()[1] as isize / 2;
+    let (half, (low, high)) = (moments.shape()[1] as isize / 2, LOG_VARIANCE);
     let part = |slice| moments.slice_axis(Axis(1), slice).to_owned();
     let log_variance = part(Slice::from(half..));
-    (part(Slice::from(..half)), log_variance.mapv_into(|value| value.clamp(-30.0, 20.0)))
+    (part(Slice::from(..half)), log_variance.mapv_into(|value| value.clamp(low, high)))
 }
 
 /// States f32 [captions, tokens, width] and mask int64 [captions, tokens]. Where the mask is 0, states are 0: the

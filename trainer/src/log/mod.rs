@@ -103,15 +103,15 @@ impl TrainingLog {
     /// When a file cannot be written.
     pub fn step(&mut self, record: &StepRecord) -> Result<(), LogError> {
         self.steps.add(record)?;
-        let mut values = vec![
+        let values = [
             ("loss", record.loss),
             ("learning_rate", record.learning_rate),
             ("loss_scale", record.loss_scale),
             ("epoch", record.epoch as f64),
             ("seconds_per_step", record.seconds),
             ("images_per_second", record.images_per_second()),
+            ("gradient_norm", record.gradient_norm),
         ];
-        values.extend(record.gradient_norm.map(|norm| ("gradient_norm", norm)));
         let values = values.into_iter().map(|(tag, value)| Value::of_number(tag, value as f32));
         self.events.write(record.step, values.collect())
     }

@@ -23,8 +23,8 @@ pub struct StepRecord {
     pub learning_rate: f64,
     /// What the loss was multiplied by.
     pub loss_scale: f64,
-    /// The norm of all gradients before clipping; none for a step that was skipped.
-    pub gradient_norm: Option<f64>,
+    /// The norm of all gradients before clipping.
+    pub gradient_norm: f64,
     /// How long the step took.
     pub seconds: f64,
     /// Pictures of the step, those of all accumulated batches.
@@ -89,7 +89,7 @@ impl Steps {
             loss: finite(record.loss),
             learning_rate: record.learning_rate,
             loss_scale: record.loss_scale,
-            gradient_norm: record.gradient_norm.and_then(finite),
+            gradient_norm: finite(record.gradient_norm),
             seconds: record.seconds,
             images_per_second: record.images_per_second(),
             time: now(),

@@ -5,15 +5,12 @@
 //! several workers changes nothing of what is drawn.
 
 use ndarray::{Array3, ArrayView3, Zip};
-use pixart_runtime::noise::TorchGenerator;
+use pixart_runtime::{noise::TorchGenerator, vae::deviation};
 
 use crate::data::Stream;
 
 /// Tells these choices from those of other parts of a run.
 const PURPOSE: u64 = 3;
-
-/// Logarithms of variances are cut off here, as diffusers does.
-const LOG_VARIANCE: (f32, f32) = (-30.0, 20.0);
 
 /// What is drawn for one picture in one epoch.
 pub(super) struct Draws {
@@ -44,10 +41,8 @@ impl Draws {
         scale: f32,
     ) -> Array3<f32> {
         let mut latents = self.noise(mean.dim());
-        let (low, high) = LOG_VARIANCE;
-        Zip::from(&mut latents).and(mean).and(log_variance).for_each(|x, &mean, log_variance| {
-            let deviation = (0.5 * log_variance.clamp(low, high)).exp();
-            *x = (mean + deviation * *x) * scale;
+        Zip::from(&mut latents).and(mean).and(log_variance).for_each(|x, &mean, &log_variance| {
+            *x = (mean + deviation(log_variance) * *x) * scale;
         });
         latents
     }

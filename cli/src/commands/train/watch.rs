@@ -134,7 +134,7 @@ fn record(report: &StepReport) -> StepRecord {
         loss: report.loss,
         learning_rate: report.learning_rate,
         loss_scale: report.loss_scale,
-        gradient_norm: Some(report.gradient_norm),
+        gradient_norm: report.gradient_norm,
         seconds: report.seconds,
         images: report.images as u64,
     }

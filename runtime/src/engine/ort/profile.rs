@@ -8,12 +8,9 @@ use std::{
 use prost::Message as _;
 use serde_json::Value;
 
-use super::{NAME, OrtEngine, OrtSession};
+use super::{NAME, OrtEngine, OrtSession, run_failed};
 use crate::{
-    engine::{
-        EngineError, Session as _, model_file::ModelFile, provider::TimeShares,
-        signature::describe_all,
-    },
+    engine::{EngineError, Session as _, model_file::ModelFile, provider::TimeShares},
     tensor::Tensor,
 };
 
@@ -24,12 +21,7 @@ impl OrtEngine {
         model: &Path,
         inputs: &[(&str, &Tensor)],
     ) -> Result<TimeShares, EngineError> {
-        let failed = |reason: String| EngineError::Run {
-            engine: NAME,
-            model: model.to_path_buf(),
-            inputs: describe_all(inputs),
-            reason,
-        };
+        let failed = |reason: String| run_failed(model, inputs, reason);
         let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
         let ModelFile { path, proto, signature, bundled, .. } = ModelFile::open(model)?;
         let profile = Some(folder.path().join("profile"));

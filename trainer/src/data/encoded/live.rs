@@ -70,7 +70,7 @@ impl BatchEncoder for LiveEncoder {
         let moments = concatenate(Axis(0), &views).expect("moments of a bucket have one size");
         let moments = moments.into_dimensionality().expect("the encoder's shape was checked");
         let null = (&*null, options.settings);
-        Ok(batch(dataset, loaded.plan, &moments, &states, null, loaded.skipped))
+        Ok(batch(loaded.plan, &moments, &states, null, loaded.skipped))
     }
 }
 
