@@ -11,7 +11,7 @@ use std::{
 use half::{bf16, f16};
 use ndarray::{ArrayD, IxDyn};
 use ort::{
-    environment::Environment,
+    environment::{Environment, GlobalThreadPoolOptions},
     ep::CPU,
     logging::LogLevel,
     session::{
@@ -42,6 +42,8 @@ pub(super) struct OrtEngine {
     environment: Environment,
     library: Library,
     threads: usize,
+    /// Sessions have threads of their own: those of the process are another number.
+    own_threads: bool,
     /// Graphs are computed as they are written.
     plain: bool,
     /// Kernels lay out weights anew.
@@ -53,8 +55,10 @@ pub(super) struct OrtEngine {
 impl OrtEngine {
     /// Starts ONNX Runtime from a library that has been looked at.
     pub fn start(library: Library, threads: usize) -> Result<Self, EngineError> {
-        let environment = environment(&library)?;
-        Ok(Self { environment, library, threads, plain: false, repack: true, accelerator: None })
+        let Started { environment, threads: shared, .. } = started(&library, threads)?;
+        let own_threads = threads != shared;
+        let (plain, repack, accelerator) = (false, true, None);
+        Ok(Self { environment, library, threads, own_threads, plain, repack, accelerator })
     }
 
     /// The same with a device other than the processor, and with the plugin that brings it, if one does.
@@ -170,10 +174,12 @@ impl OrtEngine {
             .with_optimization_level(level)?
             // Repacked weights are copies in memory of what is otherwise mapped from the file.
             .with_prepacking(self.repack)?
-            .with_intra_threads(self.threads)?
             // A pattern takes its memory from the second run of a shape on, beside what the first took: up
             // to twice as much, and nothing is faster for it (docs/big-pictures.md).
             .with_memory_pattern(false)?;
+        if self.own_threads {
+            builder = builder.with_independent_thread_pool()?.with_intra_threads(self.threads)?;
+        }
         if let Some(profile) = profile {
             builder = builder.with_profiling(profile)?;
         }
@@ -325,41 +331,53 @@ fn own<T: Clone>(array: ndarray::ArrayViewD<'_, T>) -> ArrayD<T> {
     array.to_owned()
 }
 
+/// ONNX Runtime at work in this process.
+#[derive(Clone)]
+struct Started {
+    library: Library,
+    environment: Environment,
+    /// How many threads sessions share. Threads of a session's own wait for its next run busily, and take the
+    /// processors from the sessions that run in between.
+    threads: usize,
+}
+
 /// ONNX Runtime can be loaded and started once in a process, and stays until the process ends.
-static STARTED: Mutex<Option<(Library, Environment)>> = Mutex::new(None);
+static STARTED: Mutex<Option<Started>> = Mutex::new(None);
 
 /// The library that is at work in this process.
 pub(super) fn in_use() -> Option<Library> {
     let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
-    started.as_ref().map(|(library, _)| library.clone())
+    started.as_ref().map(|started| started.library.clone())
 }
 
-fn environment(library: &Library) -> Result<Environment, EngineError> {
+/// ONNX Runtime as it is at work, or started now with so many threads.
+fn started(library: &Library, threads: usize) -> Result<Started, EngineError> {
     let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((at_work, environment)) = &*started {
-        return if at_work.path == library.path {
-            Ok(environment.clone())
+    if let Some(at_work) = &*started {
+        return if at_work.library.path == library.path {
+            Ok(at_work.clone())
         } else {
             Err(EngineError::OtherLibraryInUse {
                 wanted: library.path.clone(),
-                in_use: at_work.path.clone(),
+                in_use: at_work.library.path.clone(),
             })
         };
     }
     silence_telemetry();
     let failed = |reason: String| EngineError::Start { path: library.path.clone(), reason };
-    let environment = ort::init_from(&library.path)
-        .map_err(|error| failed(error.to_string()))?
-        .with_name("pixart")
-        .with_telemetry(false)
-        .build()
+    // Loads the library, which the options of the threads are made by.
+    let environment = ort::init_from(&library.path).map_err(|error| failed(error.to_string()))?;
+    let pool = GlobalThreadPoolOptions::default().with_inter_threads(1);
+    let environment = pool
+        .and_then(|pool| pool.with_intra_threads(threads))
+        .map(|pool| environment.with_global_thread_pool(pool))
+        .and_then(|environment| environment.with_name("pixart").with_telemetry(false).build())
         .map_err(|error| failed(error.to_string()))?;
     // Failures come back as errors and are told once; `ORT_LOG` asks to see more.
     if std::env::var_os("ORT_LOG").is_none() {
         environment.set_log_level(LogLevel::Fatal);
     }
-    *started = Some((library.clone(), environment.clone()));
-    Ok(environment)
+    Ok(started.insert(Started { library: library.clone(), environment, threads }).clone())
 }
 
 /// Tells ONNX Runtime not to report usage to its makers.
