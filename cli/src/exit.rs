@@ -103,17 +103,24 @@ fn is_request(error: &Error) -> bool {
 
 /// Prints the error, if there is one, and gives the exit code.
 pub fn report(result: Result<(), Failure>) -> ExitCode {
-    let (error, code) = match result {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Request(error)) => (error, 2),
-        Err(Failure::Failed(error)) => (error, 1),
-        Err(Failure::Interrupted(done)) => {
-            eprintln!("interrupted: {done}");
-            return ExitCode::from(INTERRUPTED);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => ExitCode::from(tell(failure, "")),
+    }
+}
+
+/// Prints a failure, after `who` says whose it is, and gives the exit code.
+pub fn tell(failure: Failure, who: &str) -> u8 {
+    let (error, code) = match failure {
+        Failure::Request(error) => (error, 2),
+        Failure::Failed(error) => (error, 1),
+        Failure::Interrupted(done) => {
+            eprintln!("interrupted: {who}{done}");
+            return INTERRUPTED;
         }
     };
-    eprintln!("error: {error:#}");
-    ExitCode::from(code)
+    eprintln!("error: {who}{error:#}");
+    code
 }
 
 /// Prints a line of results. A reader that went away (`pixart … | head`) is no failure.

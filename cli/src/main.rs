@@ -7,6 +7,7 @@ mod exit;
 mod interrupt;
 mod model;
 mod progress;
+mod ranks;
 mod spelling;
 mod upstream;
 mod variant;

@@ -3,12 +3,28 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt;
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Where there is no terminal, a line at most this often at first, and ever more seldom: twenty lines for
 /// the time gone by, until they come once a minute.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Whether this process keeps quiet, because another one tells how the work goes.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Tells nothing of the work from now on, as another process does it.
+pub fn keep_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+/// A line about the work.
+pub fn note(line: impl fmt::Display) {
+    if !QUIET.load(Ordering::Relaxed) {
+        eprintln!("{line}");
+    }
+}
 
 /// One task at a time, counted in steps or bytes.
 pub struct Progress {
@@ -33,7 +49,8 @@ impl Progress {
     /// Starts a task of `total` units.
     pub fn start(label: impl Into<String>, total: u64, unit: Unit) -> Self {
         let label = label.into();
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let is_shown = std::io::stderr().is_terminal() && !QUIET.load(Ordering::Relaxed);
+        let bar = is_shown.then(|| {
             let template = match unit {
                 Unit::Count(_) => "{msg:>24} [{bar:30}] {pos}/{len}{prefix}",
                 Unit::Bytes => {
@@ -71,12 +88,12 @@ impl Progress {
         match self.unit {
             Unit::Count(unit) => {
                 let rate = self.rate.told(unit, total);
-                eprintln!("{}: {unit} {done}/{total}{rate}", self.label);
+                note(format_args!("{}: {unit} {done}/{total}{rate}", self.label));
             }
             Unit::Bytes => {
                 let percent = done * 100 / total.max(1);
                 let speed = Speed::new(done, total, elapsed);
-                eprintln!("{}: {percent}%, {speed}", self.label);
+                note(format_args!("{}: {percent}%, {speed}", self.label));
             }
         }
         self.last_line = Instant::now();

@@ -15,8 +15,8 @@ pub struct Upstream<'a> {
 
 impl Upstream<'_> {
     /// Refuses what would have to have an effect and has none; of what may be left aside, returns a
-    /// line for each. `several` says what is wrong with asking for several devices, and what to do.
-    pub fn notes(&self, several: &str) -> Result<Vec<String>, Failure> {
+    /// line for each. `several` says what is wrong with asking for several devices, if something is, and what to do.
+    pub fn notes(&self, several: Option<&str>) -> Result<Vec<String>, Failure> {
         let refuse = |message: String| Err(Failure::request(message));
         if let Some(device) = self.device_target
             && !device.eq_ignore_ascii_case("cpu")
@@ -26,7 +26,9 @@ impl Upstream<'_> {
                  compute on the processor"
             ));
         }
-        if self.use_parallel == Some(true) {
+        if let Some(several) = several
+            && self.use_parallel == Some(true)
+        {
             return refuse(format!("use_parallel: found true, {several}"));
         }
         let mut notes = Vec::new();

@@ -8,5 +8,7 @@ pub mod engines;
 pub mod errors;
 pub mod exports;
 pub mod fixtures;
+pub mod learning;
 pub mod random;
+pub mod ranks;
 pub mod training;

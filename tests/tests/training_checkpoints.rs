@@ -96,6 +96,7 @@ impl Training {
             model,
             average: Some(&self.average),
             optimizer: Some(&self.optimizer),
+            shares: &[],
             state: &self.state(),
         };
         save(root, &contents).unwrap_or_else(|error| panic!("{error}"));
@@ -104,7 +105,7 @@ impl Training {
     fn resume(engine: &dyn Engine, algorithm: Algorithm, root: &Path) -> Self {
         let saved = Saved::open(root).unwrap_or_else(|error| panic!("{error}"));
         let mut training = Self::new(engine, algorithm, saved.weights().expect("weights"));
-        saved.restore_optimizer(&mut training.optimizer).expect("the same optimizer");
+        saved.restore_optimizer(&mut training.optimizer, false).expect("the same optimizer");
         assert!(saved.restore_average(&mut training.average, None).expect("the same weights"));
         let state = |key: &str| saved.state()[key].clone();
         let generator: GeneratorState = serde_json::from_value(state("generator")).expect("one");
@@ -184,6 +185,7 @@ fn a_lora_s_checkpoint_is_a_lora() {
         model: Model::Lora(&adapter),
         average: Some(&average),
         optimizer: None,
+        shares: &[],
         state: &BTreeMap::new(),
     };
     let place = save(folder.path(), &contents).unwrap_or_else(|error| panic!("{error}"));
@@ -209,8 +211,15 @@ fn put(root: &Path, step: u64) {
     let weights = Values::from([("a.weight".to_owned(), weights)]);
     let (config, state) = (json!({}), BTreeMap::new());
     let model = Model::Whole { config: &config, weights: &weights };
-    let contents =
-        Contents { step, epoch: 0, model, average: None, optimizer: None, state: &state };
+    let contents = Contents {
+        step,
+        epoch: 0,
+        model,
+        average: None,
+        optimizer: None,
+        shares: &[],
+        state: &state,
+    };
     save(root, &contents).unwrap_or_else(|error| panic!("{error}"));
 }
 
@@ -286,14 +295,21 @@ fn what_cannot_be_used_is_named() {
     let algorithm = Algorithm::AdamW(AdamW::default());
     let mut optimizer =
         Optimizer::new(&*engines::tract(), algorithm, vec![], &weights).expect("fits");
-    let error = saved.restore_optimizer(&mut optimizer).expect_err("none stored");
+    let error = saved.restore_optimizer(&mut optimizer, false).expect_err("none stored");
     assert!(matches!(error, CheckpointError::Other { .. }), "{error}");
     // What somebody else has put there is not replaced.
     fs::write(place.join("notes.txt"), "mine").expect("written");
     let state = BTreeMap::new();
     let model = Model::Whole { config: &json!({}), weights: &weights };
-    let contents =
-        Contents { step: 5, epoch: 0, model, average: None, optimizer: None, state: &state };
+    let contents = Contents {
+        step: 5,
+        epoch: 0,
+        model,
+        average: None,
+        optimizer: None,
+        shares: &[],
+        state: &state,
+    };
     let error = save(&root, &contents).expect_err("notes").to_string();
     assert!(error.contains("notes.txt"), "{error}");
     assert_eq!(steps(&root), [5]);

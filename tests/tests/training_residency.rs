@@ -151,6 +151,7 @@ fn a_checkpoint_of_what_is_on_the_device_is_one_of_what_is_not() {
             model: checkpoint::Model::Whole { config: &json!({}), weights },
             average: Some(&trained.average),
             optimizer: Some(&trained.optimizer),
+            shares: &[],
             state: &BTreeMap::new(),
         };
         checkpoint::save(&folder.path().join(name), &contents).expect("saved")
@@ -170,7 +171,7 @@ fn a_checkpoint_of_what_is_on_the_device_is_one_of_what_is_not() {
         &to_values(&*inner, weights).expect("room"),
     )
     .expect("graphs");
-    saved.restore_optimizer(&mut again).expect("the same optimizer");
+    saved.restore_optimizer(&mut again, false).expect("the same optimizer");
     for ((name, expected), (_, found)) in trained.optimizer.state().zip(again.state()) {
         let [found, expected] = [found, expected].map(|value| value.to_tensor().expect("floats"));
         assert_eq!(found, expected, "{name}");

@@ -3,21 +3,19 @@
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
-use image::RgbImage;
-use ndarray::{Array2, Array3, Array4, Axis};
 use pixart_exporter::{
     VariantFlags,
     checkpoint::OpenOptions,
     naming::{KvCompression, KvSampling, TransformerConfig},
 };
-use pixart_runtime::{engine::Engine, noise::TorchGenerator, pipeline::Cancel};
-use pixart_tests::{engines, fixtures};
+use pixart_runtime::{engine::Engine, pipeline::Cancel};
+use pixart_tests::{
+    engines, fixtures,
+    learning::{Encoder, load, pictures},
+};
 use pixart_trainer::{
     checkpoint::{Saved, list},
-    data::{
-        BatchEncoder, BatchOptions, BatchPlan, Captions, DataOptions, Dataset, EncodeError,
-        EncodedBatch, Labels, Place, Record, Sampler, Sizing, Skipped, Stopped,
-    },
+    data::{BatchOptions, Dataset, Sampler},
     ema::Warmup,
     gradient::Precision,
     lora::AdapterSettings,
@@ -41,18 +39,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let mut labels = Labels::default();
-        for entry in 1..=PICTURES {
-            let path = format!("{entry}.png").into();
-            RgbImage::new(16, 16).save(folder.path().join(&path)).expect("written");
-            let captions = Captions::new(Some(format!("picture {entry}")), None);
-            let place = Place { entry, line: None };
-            labels.records.push(Record { place, path, captions, declared: None });
-        }
-        let options = DataOptions::new(Sizing { sample_size: 2, multi_scale: false });
-        let dataset = Dataset::open(labels, folder.path(), &options, &mut |_, _| {});
-        Self { folder, dataset: Arc::new(dataset) }
+        let (folder, dataset) = pictures(PICTURES);
+        Self { folder, dataset }
     }
 
     fn checkpoints(&self) -> std::path::PathBuf {
@@ -86,6 +74,7 @@ impl World {
                 every_steps: None,
                 keep: 10,
             },
+            together: None,
         }
     }
 
@@ -101,56 +90,6 @@ impl World {
     }
 }
 
-/// Latents and captions that belong to their pictures.
-#[derive(Default)]
-struct Encoder {
-    /// Epochs and batches whose latents are no numbers.
-    broken: Vec<(u64, u64)>,
-    /// The epoch and the batch that cannot be had.
-    gone: Option<(u64, u64)>,
-    /// The picture that another one stands for.
-    unreadable: Option<usize>,
-}
-
-impl BatchEncoder for Encoder {
-    fn encode(&mut self, plan: BatchPlan) -> Result<EncodedBatch, EncodeError> {
-        let at = (plan.epoch, plan.batch);
-        if self.gone == Some(at) {
-            return Err(Stopped.into());
-        }
-        let count = plan.items.len();
-        let mut mean = Array4::zeros((count, 4, 8, 8));
-        let mut captions = Array3::zeros((count, 8, 48));
-        let mut mask = Array2::zeros((count, 8));
-        for (k, &item) in plan.items.iter().enumerate() {
-            let mut generator = TorchGenerator::new(item as u64);
-            let mut fill = |values: &mut [f32]| {
-                let drawn = generator.randn(values.len());
-                values.copy_from_slice(&drawn);
-            };
-            fill(mean.index_axis_mut(Axis(0), k).as_slice_mut().expect("in order"));
-            fill(captions.index_axis_mut(Axis(0), k).as_slice_mut().expect("in order"));
-            mask.row_mut(k).iter_mut().take(3 + item % 5).for_each(|x| *x = 1);
-        }
-        if self.broken.contains(&at) {
-            mean.fill(f32::NAN);
-        }
-        let skipped = self.unreadable.map(|item| Skipped {
-            item,
-            file: "gone.png".into(),
-            problem: "no such file".to_owned(),
-        });
-        Ok(EncodedBatch {
-            log_variance: Array4::from_elem(mean.raw_dim(), -10.0),
-            skipped: skipped.into_iter().collect(),
-            plan,
-            mean,
-            captions,
-            mask,
-        })
-    }
-}
-
 /// The configuration of the tiny model.
 fn config() -> TransformerConfig {
     let file = fixtures::tiny().join("transformer/config.json");
@@ -163,12 +102,6 @@ fn random() -> StartingPoint {
 
 fn tiny() -> StartingPoint {
     load(&fixtures::tiny().join("transformer"))
-}
-
-fn load(folder: &Path) -> StartingPoint {
-    let open = OpenOptions::default();
-    let start = StartingPoint::from_checkpoint(folder, &open, &VariantFlags::default(), None);
-    start.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// What a run told.

@@ -10,6 +10,7 @@ pub mod lora;
 pub mod loss;
 pub mod optimizer;
 mod pieces;
+pub mod ranks;
 pub mod run;
 pub mod scaler;
 pub mod schedule;

@@ -12,7 +12,8 @@ mod watch;
 use crate::commands::dataset::settings as data;
 use crate::exit::{Failure, print_line};
 use crate::interrupt::on_ctrl_c;
-use crate::progress::{Progress, Unit};
+use crate::progress::{Progress, Unit, note};
+use crate::ranks;
 use crate::upstream::Upstream;
 use clap::{Args, Subcommand};
 use pixart_runtime::engine::{self, EngineChoice, EngineOptions, Opened};
@@ -21,10 +22,12 @@ use pixart_trainer::data::{Dataset, LabelError, Labels, Sampler, SamplerError};
 use pixart_trainer::lora::AdapterError;
 use pixart_trainer::loss::LossError;
 use pixart_trainer::optimizer::OptimizerError;
-use pixart_trainer::run::{Outcome, Run, RunError};
+use pixart_trainer::ranks::Ranks;
+use pixart_trainer::run::{Event, Outcome, Run, RunError};
 use settings::Settings;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use watch::Watch;
 
 /// What is typed after `pixart train`.
@@ -53,11 +56,16 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         return cache::run(args);
     }
     let settings = settings::merge(args.config.as_deref(), &args.settings)?;
-    let notes = upstream_notes(&settings)?;
-    let mut options = options::run(&settings)?;
-    let prior = settings.prior.prior(&settings)?;
-    let batches = options::batches(&settings)?;
-    let saved = begin(&settings, &options.save.folder)?;
+    ranks::together(settings.upstream.use_parallel, |ranks| train(&settings, ranks))
+}
+
+/// Trains, alone or as one of several.
+fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure> {
+    let notes = upstream_notes(settings)?;
+    let mut options = options::run(settings, ranks)?;
+    let prior = settings.prior.prior(settings)?;
+    let batches = options::batches(settings, ranks)?;
+    let saved = begin(settings, &options.save.folder)?;
     settings.run.log_interval()?;
     settings.validation.request(settings.run.seed())?;
 
@@ -70,19 +78,30 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         }
     };
     let sampler = sampler.map_err(|error| failure(error.into()))?;
-    let opened = open_engine(&settings.engine)?;
-    notes.iter().for_each(|note| eprintln!("{note}"));
-    let start = model::starting_point(&settings, saved.as_ref())?;
+    if let Some(ranks) = ranks {
+        let data = sampler.position().data.clone();
+        ranks::compare(ranks, &settings.told(data, saved.as_ref().map(Saved::step))?)?;
+    }
+    let opened = open_engine(&settings.engine, ranks)?;
+    notes.iter().for_each(note);
+    let start = model::starting_point(settings, saved.as_ref())?;
     let dataset = match &prior {
         None => dataset,
         Some(prior) => {
-            prior.draw(&settings, &opened.engine, &start)?;
+            // One draws what is missing for all.
+            if ranks.is_none_or(|ranks| ranks.is_first()) {
+                prior.draw(settings, &opened.engine, &start)?;
+            }
+            if let Some(ranks) = ranks {
+                ranks.meet().map_err(anyhow::Error::from)?;
+            }
             let (both, items) = prior.join(&settings.data, &dataset)?;
             options.prior = Some(items);
             both
         }
     };
-    let encoder = encoder::open(&settings, &opened.engine, dataset, &start.config)?;
+    let encoder =
+        ranks::in_turn(ranks, || encoder::open(settings, &opened.engine, dataset, &start.config))?;
     let config = start.config.clone();
     let engine = opened.engine.as_ref();
     let run = match &saved {
@@ -91,25 +110,53 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     };
     let run = run.map_err(failure)?;
     let cancel = on_ctrl_c()?;
-    let shown = watch::shown(&settings, &opened.engine, &config, &cancel)?;
-    let mut watch = Watch::begin(&settings, saved.map(|saved| saved.step()), shown)?;
+    if let Some(ranks) = ranks.filter(|ranks| !ranks.is_first()) {
+        let outcome = run.go(encoder, &cancel, &mut |event| {
+            if let Event::Unreadable(unreadable) = event {
+                let rank = ranks.place().rank;
+                eprintln!(
+                    "rank {rank}: skipped {}: {}",
+                    unreadable.file.display(),
+                    unreadable.problem
+                );
+            }
+            Ok(())
+        });
+        return match outcome.map_err(failure)?.interrupted {
+            true => Err(Failure::Interrupted("the first process says what is saved".to_owned())),
+            false => Ok(()),
+        };
+    }
+    let shown = watch::shown(settings, &opened.engine, &config, &cancel)?;
+    let mut watch = Watch::begin(settings, saved.map(|saved| saved.step()), shown)?;
     let outcome = run.go(encoder, &cancel, &mut |event| {
         watch.tell(event);
         Ok(())
     });
     watch.finish();
-    finish(&outcome.map_err(failure)?, &opened.engine.describe())
+    let outcome = outcome.map_err(failure)?;
+    if let Some(ranks) = ranks {
+        let per_step = ranks.sent() as f64 / 1e6 / outcome.step.max(1) as f64;
+        note(format_args!(
+            "{} processes, {per_step:.1} MB sent a step by each",
+            ranks.place().world
+        ));
+    }
+    finish(&outcome, &opened.engine.describe())
 }
 
 /// The engine that is asked for.
-fn open_engine(settings: &settings::EngineSettings) -> Result<Opened, Failure> {
+fn open_engine(
+    settings: &settings::EngineSettings,
+    ranks: Option<&Arc<Ranks>>,
+) -> Result<Opened, Failure> {
     let threads = match settings.threads {
         Some(0) => return Err(options::wrong("threads", 0, "1 or more")),
-        threads => threads,
+        threads => ranks::threads(ranks, threads),
     };
     let choice = settings.engine.as_deref().map_or(Ok(EngineChoice::Auto), str::parse)?;
     let opened = engine::open(choice, &EngineOptions { threads, ..EngineOptions::default() })?;
-    opened.note.iter().for_each(|note| eprintln!("{note}"));
+    opened.note.iter().for_each(note);
     Ok(opened)
 }
 
@@ -161,12 +208,12 @@ fn begin(settings: &Settings, folder: &Path) -> Result<Option<Saved>, Failure> {
         return Err(another(&there));
     }
     saved.check_kind(settings.lora.lora_rank.is_some()).map_err(Failure::request)?;
-    eprintln!("going on from {}", saved.folder().display());
+    note(format_args!("going on from {}", saved.folder().display()));
     Ok(Some(saved))
 }
 
 /// The pictures that can be trained on; says what is left out.
-fn dataset(settings: &data::Settings) -> Result<std::sync::Arc<Dataset>, Failure> {
+fn dataset(settings: &data::Settings) -> Result<Arc<Dataset>, Failure> {
     let (source, columns, image_dir) = settings.source()?;
     let options = settings.data(true)?;
     let labels = Labels::read(&source, &columns, &image_dir).map_err(|error: LabelError| {
@@ -191,13 +238,13 @@ fn dataset(settings: &data::Settings) -> Result<std::sync::Arc<Dataset>, Failure
     if !reasons.is_empty() {
         let reasons: Vec<String> =
             reasons.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-        eprintln!(
+        note(format_args!(
             "{} of {entries} labels are not trained on ({}); `pixart dataset check` tells which",
             dataset.left_out().len(),
             reasons.join(", ")
-        );
+        ));
     }
-    Ok(std::sync::Arc::new(dataset))
+    Ok(Arc::new(dataset))
 }
 
 /// Notes about what has no effect here.
@@ -210,10 +257,7 @@ fn upstream_notes(settings: &Settings) -> Result<Vec<String>, Failure> {
         mode: own.mode,
         jit_level: own.jit_level.as_deref(),
     };
-    let mut notes = upstream.notes(
-        "but several devices at once are not supported yet; leave it out to train in one process (all cores of \
-         the processor are used anyway), and take gradient_accumulation_steps for the batch of several",
-    )?;
+    let mut notes = upstream.notes(None)?;
     if own.recompute == Some(false) {
         notes.push(
             "recompute: false has no effect; the inside of a block is always computed again on the way back"

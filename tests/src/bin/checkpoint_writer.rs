@@ -45,6 +45,7 @@ fn write() -> Result<(), Box<dyn Error>> {
             model: Model::Whole { config: &config, weights: &weights },
             average: None,
             optimizer: Some(&optimizer),
+            shares: &[],
             state: &BTreeMap::from([("step".to_owned(), json!(step))]),
         };
         save(Path::new(root), &contents)?;

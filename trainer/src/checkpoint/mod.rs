@@ -19,6 +19,7 @@ mod folder;
 mod record;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
@@ -72,10 +73,17 @@ pub struct Contents<'a> {
     pub average: Option<&'a Average>,
     /// The optimizer.
     pub optimizer: Option<&'a Optimizer>,
+    /// What other processes keep of the optimizer's state, if several share it.
+    pub shares: &'a [Floats<'a>],
     /// Whatever else is needed to go on: the position in the data, the loss scale, the states of
     /// generators ([`GeneratorState`](pixart_runtime::noise::GeneratorState)). Whole numbers and texts
     /// come back exactly; fractions may lose their last bit, so store the bits of those that matter.
     pub state: &'a BTreeMap<String, Value>,
+}
+
+/// The place of the checkpoint of a step in the folder of all of them.
+pub fn place(root: &Path, step: u64) -> PathBuf {
+    root.join(folder::name(step))
 }
 
 /// Saves a checkpoint into the folder of all of them, which is made if it is not there, and returns
@@ -86,7 +94,7 @@ pub struct Contents<'a> {
 pub fn save(root: &Path, contents: &Contents<'_>) -> Result<PathBuf, CheckpointError> {
     let complete = list(root)?.complete;
     let sequence = complete.iter().map(|saved| saved.record.sequence).max().map_or(0, |n| n + 1);
-    let target = root.join(folder::name(contents.step));
+    let target = place(root, contents.step);
     let staging = Staging::begin(&target, Target::Training, true, &[])?;
     let folder = staging.folder();
     let kind = match contents.model {
@@ -113,7 +121,8 @@ pub fn save(root: &Path, contents: &Contents<'_>) -> Result<PathBuf, CheckpointE
     }
     if let Some(optimizer) = contents.optimizer {
         let state = optimizer.state().map(|(name, value)| value_floats(name, value));
-        let state: Vec<Floats<'_>> = state.collect::<Result<_, _>>()?;
+        let mut state: Vec<Floats<'_>> = state.collect::<Result<_, _>>()?;
+        state.extend(contents.shares.iter().map(borrowed));
         write_floats(&folder.join(OPTIMIZER_FILE), &state, &[])?;
         let name = optimizer.algorithm().as_str().to_owned();
         record.optimizer = Some(OptimizerRecord { name, steps: optimizer.steps() });
@@ -126,6 +135,10 @@ pub fn save(root: &Path, contents: &Contents<'_>) -> Result<PathBuf, CheckpointE
     })?;
     write_text(&folder.join(record::FILE), &format!("{text}\n"))?;
     Ok(staging.commit()?)
+}
+
+fn borrowed<'a>(Floats { name, shape, data }: &'a Floats<'_>) -> Floats<'a> {
+    Floats { name: name.clone(), shape: shape.clone(), data: Cow::Borrowed(data) }
 }
 
 /// The weights as a folder that diffusers and the exporter read.
@@ -251,11 +264,15 @@ impl Saved {
         Ok(true)
     }
 
-    /// Sets the optimizer to where it stood.
+    /// Sets the optimizer to where it stood. If it has a share of the weights only, those of the others are left out.
     ///
     /// # Errors
     /// When the checkpoint has none, or one of another kind or of other weights.
-    pub fn restore_optimizer(&self, optimizer: &mut Optimizer) -> Result<(), CheckpointError> {
+    pub fn restore_optimizer(
+        &self,
+        optimizer: &mut Optimizer,
+        is_share: bool,
+    ) -> Result<(), CheckpointError> {
         let expected = optimizer.algorithm().as_str();
         let other = |found: String| CheckpointError::Other {
             path: self.folder.clone(),
@@ -268,7 +285,10 @@ impl Saved {
         if name != expected {
             return Err(other(format!("the state of the optimizer {name}")));
         }
-        let state = read_floats(&self.folder.join(OPTIMIZER_FILE))?;
+        let mut state = read_floats(&self.folder.join(OPTIMIZER_FILE))?;
+        if is_share {
+            state.retain(|key, _| optimizer.keeps(key));
+        }
         Ok(optimizer.restore(*steps, state)?)
     }
 

@@ -43,5 +43,5 @@ pub use picture::{
     read_file, training_tensor,
 };
 pub(crate) use random::Stream;
-pub use sampler::{BatchOptions, BatchPlan, Position, Sampler, SamplerError};
+pub use sampler::{BatchOptions, BatchPlan, Dealt, Position, Sampler, SamplerError, Share};
 pub use scan::Depth;

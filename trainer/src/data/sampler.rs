@@ -3,6 +3,7 @@
 use super::Dataset;
 use super::random::Stream;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 
 /// How pictures are dealt out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +81,8 @@ pub enum SamplerError {
 pub struct Position {
     /// Epochs that are over.
     pub epoch: u64,
-    /// Batches of the current epoch that are over; less than an epoch has.
+    /// Batches that are over of the current epoch, or of what of it is dealt out with this number of workers;
+    /// less than there are.
     pub batch: u64,
     /// The seed of the order.
     pub seed: u64,
@@ -92,6 +94,18 @@ pub struct Position {
     pub drop_last: bool,
     /// [`Dataset::fingerprint`].
     pub data: String,
+    /// What of the current epoch was dealt out to another number of workers, before that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Dealt>,
+}
+
+/// Batches of one size that are over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dealt {
+    /// Pictures in a batch of all workers.
+    pub pictures: usize,
+    /// How many of them.
+    pub batches: u64,
 }
 
 /// The pictures of a batch of one worker.
@@ -105,24 +119,40 @@ pub struct BatchPlan {
     pub bucket: usize,
     /// The pictures, in [`Dataset::items`].
     pub items: Vec<usize>,
+    /// Which share of the batch of all workers they are.
+    pub share: Share,
     /// The position once this batch is done.
     pub after: Position,
+}
+
+/// Where the pictures of a worker stand in the batch of all workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Where the first one stands, from 0.
+    pub first: usize,
+    /// Pictures of the batch of all workers. What stands there or behind fills up, so that all workers have equally
+    /// many, and does not count.
+    pub whole: usize,
 }
 
 /// Deals out batch after batch, epoch after epoch, without end.
 ///
 /// A batch of all workers is of one bucket, so that they do equal work, and every worker gets equally many
-/// batches of equally many pictures. In an epoch each picture occurs once; only what fills up the last batch
-/// of a bucket for several workers occurs twice.
+/// batches of equally many pictures. In an epoch each picture occurs once, but for what fills up the last batch
+/// of a bucket for several workers, which [`Share::whole`] tells apart. Batches of all workers together depend on
+/// their size alone, not on how many share them.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     options: BatchOptions,
     buckets: Vec<Vec<usize>>,
     position: Position,
-    /// The batches of the epoch, all workers' pictures one after the other.
-    order: Vec<(usize, Vec<usize>)>,
+    /// The batches of the epoch from the position's first on, all workers' pictures one after the other.
+    order: Vec<Whole>,
     ordered: Option<u64>,
 }
+
+/// The bucket and the pictures of a batch of all workers.
+type Whole = (usize, Vec<usize>);
 
 /// Tells these choices from those of other parts of a run.
 const PURPOSE: u64 = 2;
@@ -158,6 +188,7 @@ impl Sampler {
             world: options.world,
             drop_last: options.drop_last,
             data: dataset.fingerprint(),
+            earlier: Vec::new(),
         };
         let sampler = Self { options, buckets, position, order: Vec::new(), ordered: None };
         if sampler.batches_per_epoch() == 0 {
@@ -170,11 +201,12 @@ impl Sampler {
         Ok(sampler)
     }
 
-    /// Goes on at a position that was saved.
+    /// Goes on at a position that was saved. With another number of workers the pictures that are left of the epoch
+    /// are dealt out anew, unless a batch of all of them is as large as before: then all goes on as it would have.
     ///
     /// # Errors
-    /// As [`Sampler::new`], and when the position is of other pictures, another seed, batch size or number
-    /// of workers.
+    /// As [`Sampler::new`], and when the position is of other pictures, another seed, or, with as many workers as
+    /// before, another batch size.
     pub fn resume(
         dataset: &Dataset,
         options: BatchOptions,
@@ -182,27 +214,41 @@ impl Sampler {
     ) -> Result<Self, SamplerError> {
         let mut sampler = Self::new(dataset, options)?;
         let now = &sampler.position;
-        let same: [(&'static str, String, String); 5] = [
+        let same: [(&'static str, String, String); 4] = [
             ("set of pictures and captions", position.data.clone(), now.data.clone()),
             ("seed", position.seed.to_string(), now.seed.to_string()),
             ("batch_size", position.batch_size.to_string(), now.batch_size.to_string()),
-            ("number of workers", position.world.to_string(), now.world.to_string()),
             ("drop_last", position.drop_last.to_string(), now.drop_last.to_string()),
         ];
         for (what, found, expected) in same {
-            if found != expected {
+            let may_differ = what == "batch_size" && position.world != now.world;
+            if found != expected && !may_differ {
                 return Err(SamplerError::OtherRun { what, found, expected });
             }
         }
-        let batches = sampler.batches_per_epoch();
-        if position.batch >= batches {
+        let before = Dealt {
+            pictures: position.batch_size.saturating_mul(position.world),
+            batches: position.batch,
+        };
+        let (batch_size, world) = (options.batch_size, options.world);
+        sampler.position = Position { batch_size, world, ..position.clone() };
+        if before.pictures != batch_size.saturating_mul(world) && before.batches > 0 {
+            sampler.position.earlier.push(before);
+            sampler.position.batch = 0;
+        }
+        sampler.order = sampler.epoch_order();
+        let batches = sampler.order.len() as u64;
+        if batches == 0 {
+            // What is left does not fill a batch.
+            sampler.next_epoch();
+        } else if position.batch >= batches && sampler.position.batch != 0 {
             return Err(SamplerError::OtherRun {
                 what: "batch in the epoch",
                 found: position.batch.to_string(),
                 expected: format!("less than {batches}"),
             });
         }
-        sampler.position = position.clone();
+        sampler.ordered = Some(sampler.position.epoch).filter(|_| batches > 0);
         Ok(sampler)
     }
 
@@ -225,39 +271,60 @@ impl Sampler {
     pub fn next_batch(&mut self) -> BatchPlan {
         let Position { epoch, batch, .. } = self.position;
         if self.ordered != Some(epoch) {
-            self.order = self.epoch_order(epoch);
+            self.order = self.epoch_order();
             self.ordered = Some(epoch);
         }
-        let (bucket, items) = &self.order[batch as usize];
-        let share = items.len() / self.options.world;
-        let items = items[self.options.rank * share..][..share].to_vec();
-        let bucket = *bucket;
+        let BatchOptions { rank, world, .. } = self.options;
+        let (bucket, pictures) = &self.order[batch as usize];
+        let share = pictures.len().div_ceil(world);
+        let first = rank * share;
+        // Workers get equally many: the bucket's first pictures fill up.
+        let more = self.buckets[*bucket].iter().cycle();
+        let items = pictures.iter().chain(more).skip(first).take(share).copied().collect();
+        let (bucket, share) = (*bucket, Share { first, whole: pictures.len() });
         self.position.batch += 1;
         if self.position.batch == self.order.len() as u64 {
-            self.position.epoch += 1;
-            self.position.batch = 0;
+            self.next_epoch();
         }
-        BatchPlan { epoch, batch, bucket, items, after: self.position.clone() }
+        BatchPlan { epoch, batch, bucket, items, share, after: self.position.clone() }
     }
 
-    fn epoch_order(&self, epoch: u64) -> Vec<(usize, Vec<usize>)> {
-        let BatchOptions { batch_size, seed, drop_last, world, .. } = self.options;
-        let all = batch_size.saturating_mul(world);
-        let mut order = Vec::new();
-        for (number, bucket) in self.buckets.iter().enumerate() {
-            let mut items = bucket.clone();
-            Stream::new(seed, &[PURPOSE, epoch, 1 + number as u64]).shuffle(&mut items);
-            for batch in items.chunks(all) {
-                if drop_last && batch.len() < all {
-                    continue;
-                }
-                // Workers get equally many: the bucket's first pictures fill up.
-                let full = batch.len().next_multiple_of(world);
-                let more = items.iter().cycle().take(full - batch.len());
-                order.push((number, batch.iter().chain(more).copied().collect()));
-            }
+    fn next_epoch(&mut self) {
+        self.position.epoch += 1;
+        self.position.batch = 0;
+        self.position.earlier.clear();
+    }
+
+    /// The batches of the position's epoch, without what was dealt out earlier.
+    fn epoch_order(&self) -> Vec<Whole> {
+        let BatchOptions { batch_size, seed, world, .. } = self.options;
+        let epoch = self.position.epoch;
+        let mut left = self.buckets.clone();
+        for (number, items) in left.iter_mut().enumerate() {
+            Stream::new(seed, &[PURPOSE, epoch, 1 + number as u64]).shuffle(items);
         }
-        Stream::new(seed, &[PURPOSE, epoch, 0]).shuffle(&mut order);
+        for (count, dealt) in self.position.earlier.iter().enumerate() {
+            let mut order = self.shuffled(&left, dealt.pictures, count);
+            order.truncate(dealt.batches as usize);
+            let over: HashSet<usize> = order.into_iter().flat_map(|(_, items)| items).collect();
+            left.iter_mut().for_each(|items| items.retain(|item| !over.contains(item)));
+        }
+        self.shuffled(&left, batch_size.saturating_mul(world), self.position.earlier.len())
+    }
+
+    /// Batches of so many pictures, in the order of the `count`-th time that this epoch is dealt out.
+    fn shuffled(&self, buckets: &[Vec<usize>], pictures: usize, count: usize) -> Vec<Whole> {
+        let BatchOptions { seed, drop_last, .. } = self.options;
+        let whole = |batch: &[usize]| !drop_last || batch.len() == pictures;
+        let mut order: Vec<Whole> = Vec::new();
+        for (number, items) in buckets.iter().enumerate() {
+            let batches = items.chunks(pictures).filter(|batch| whole(batch));
+            order.extend(batches.map(|batch| (number, batch.to_vec())));
+        }
+        // The first time has no number, as ever.
+        let name = [PURPOSE, self.position.epoch, 0, count as u64];
+        let name = if count == 0 { &name[..3] } else { &name[..] };
+        Stream::new(seed, name).shuffle(&mut order);
         order
     }
 }

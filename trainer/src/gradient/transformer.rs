@@ -232,20 +232,39 @@ impl TrainedTransformer {
         pass: Pass,
         gradient: ArrayD<f32>,
     ) -> Result<Gradients, TransformerError> {
+        let mut found = Gradients::new();
+        self.backward_by_part(weights, pass, gradient, &mut |name, value| {
+            found.insert(name, value);
+            Ok::<(), TransformerError>(())
+        })?;
+        Ok(found)
+    }
+
+    /// The same; each gradient is given to `ready` as soon as its part is done, the last part's first.
+    ///
+    /// # Errors
+    /// As [`Self::backward`], and what `ready` fails with.
+    pub fn backward_by_part<E: From<TransformerError>>(
+        &mut self,
+        weights: &Weights,
+        pass: Pass,
+        gradient: ArrayD<f32>,
+        ready: &mut dyn FnMut(String, Value) -> Result<(), E>,
+    ) -> Result<(), E> {
         if gradient.shape() != pass.output.shape() {
-            return Err(TransformerError::Shape {
+            let error = TransformerError::Shape {
                 name: "the gradient of the prediction",
                 found: gradient.shape().to_vec(),
                 expected: pass.output.shape().to_vec(),
-            });
+            };
+            return Err(error.into());
         }
         let Pass { inputs: mut known, mut tokens, .. } = pass;
-        let mut found = Gradients::new();
-        let mut keep = |prefix: &str, results: Results| -> Result<(), TransformerError> {
+        let mut keep = |prefix: &str, results: Results| -> Result<(), E> {
             for (name, value) in results {
                 let name = name.strip_prefix(GRADIENT).unwrap_or(&name);
                 // The final layer and every block have a table of that name, the prefix tells them apart.
-                found.insert(format!("{prefix}{name}"), value);
+                ready(format!("{prefix}{name}"), value)?;
             }
             Ok(())
         };
@@ -289,7 +308,7 @@ impl TrainedTransformer {
             }
             keep("", self.embedding.backward(weights, "", &known)?)?;
         }
-        Ok(found)
+        Ok(())
     }
 
     /// The sum of two values of one shape.

@@ -1,11 +1,11 @@
 //! Gradients of several batches as one, and what is known about them.
 
-use pixart_runtime::engine::{Engine, Session};
+use pixart_runtime::engine::{Engine, Session, Value};
 
 use super::{OptimizerError, graphs};
 use crate::{
     pieces, session,
-    tensors::{Values, number},
+    tensors::{Values, number, value_floats},
 };
 
 /// Takes the mean of the gradients of several batches, and leaves out what is not finite.
@@ -29,9 +29,7 @@ pub enum Accumulated {
     Complete(Mean),
 }
 
-/// The mean of the gradients of all batches. Whoever trains on several devices exchanges it here, between
-/// [`Accumulator::add`] and the optimizer's step: [`Value::to_tensor`](pixart_runtime::engine::Value::to_tensor) takes an array out, and one made
-/// from an array goes in.
+/// The mean of the gradients of all batches.
 #[derive(Debug)]
 pub struct Mean {
     /// The gradients, still without the factor [`Mean::scale`].
@@ -73,7 +71,7 @@ impl Accumulator {
         loss_scale: f64,
     ) -> Result<Accumulated, OptimizerError> {
         let scale = 1.0 / loss_scale;
-        let norm = self.norm(&gradients, scale)?;
+        let norm = self.norm_of(&gradients, loss_scale)?;
         if !norm.is_finite() {
             return Ok(Accumulated::Overflow);
         }
@@ -95,6 +93,44 @@ impl Accumulator {
     /// is interrupted, so checkpoints belong between steps.
     pub fn pending(&self) -> u32 {
         self.added
+    }
+
+    /// Whether the next batch is the last one of its step.
+    pub(crate) fn is_last(&self) -> bool {
+        self.added + 1 == self.batches
+    }
+
+    /// The norm of all gradients as one vector, without the loss scale; not finite if one of them is not.
+    pub(crate) fn norm_of(
+        &mut self,
+        gradients: &Values,
+        loss_scale: f64,
+    ) -> Result<f64, OptimizerError> {
+        self.norm(gradients, 1.0 / loss_scale)
+    }
+
+    /// A gradient of the last batch of a step together with those before: the numbers of their mean. Nothing changes.
+    pub(crate) fn mean_with(
+        &self,
+        name: &str,
+        gradient: &Value,
+        loss_scale: f64,
+    ) -> Result<Vec<f32>, OptimizerError> {
+        let scale = (1.0 / loss_scale / f64::from(self.batches)) as f32;
+        let floats = |value| value_floats(name.to_owned(), value).map(|floats| floats.data);
+        let mut numbers = floats(gradient)?.into_owned();
+        numbers.iter_mut().for_each(|number| *number *= scale);
+        if let Some(sum) = self.sum.get(name) {
+            let sum = floats(sum)?;
+            numbers.iter_mut().zip(&*sum).for_each(|(number, sum)| *number += sum);
+        }
+        Ok(numbers)
+    }
+
+    /// Begins the next step.
+    pub(crate) fn clear(&mut self) {
+        self.added = 0;
+        self.sum.clear();
     }
 
     fn add_to_sum(&mut self, gradients: Values, scale: f64) -> Result<(), OptimizerError> {

@@ -208,6 +208,13 @@ impl Optimizer {
         })
     }
 
+    /// Whether a tensor of a [`Optimizer::state`] is of one of this optimizer's weights.
+    pub(crate) fn keeps(&self, key: &str) -> bool {
+        key.split_once('/').is_some_and(|(kind, name)| {
+            self.kept.get(name).is_some_and(|kept| kept.names.contains(&kind))
+        })
+    }
+
     /// Goes on where another optimizer of the same weights stood after `steps` steps, with the
     /// tensors of its [`Optimizer::state`].
     ///
@@ -231,12 +238,7 @@ impl Optimizer {
                 }
             }
         }
-        let known = |key: &str| {
-            key.split_once('/').is_some_and(|(kind, name)| {
-                self.kept.get(name).is_some_and(|kept| kept.names.contains(&kind))
-            })
-        };
-        if let Some(name) = state.keys().find(|key| !known(key)) {
+        if let Some(name) = state.keys().find(|key| !self.keeps(key)) {
             let (kind, name) = ("the optimizer's state", name.clone());
             return Err(OptimizerError::Unknown { kind, name, advice: ADVICE });
         }

@@ -12,6 +12,7 @@ use crate::{
     lora::AdapterError,
     loss::LossError,
     optimizer::OptimizerError,
+    ranks::{ExchangeError, Lost},
     scaler::ScalerError,
 };
 
@@ -99,6 +100,20 @@ pub enum RunError {
     /// Who watches the run failed.
     #[error(transparent)]
     Watcher(Box<dyn std::error::Error + Send + Sync>),
+    /// Several processes train together, and one of the others cannot go on.
+    #[error("ended, because rank {rank} cannot go on: see its message; {}", newest(saved.as_ref()))]
+    OtherRank {
+        /// Its number.
+        rank: usize,
+        /// The newest checkpoint.
+        saved: Option<PathBuf>,
+    },
+    /// Gradients or weights cannot be exchanged with other processes.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    /// The other processes are gone.
+    #[error(transparent)]
+    Lost(#[from] Lost),
     /// The thread that prepares batches is gone.
     #[error(transparent)]
     Stopped(#[from] Stopped),

@@ -2,6 +2,7 @@
 //! optimizer's state, the average.
 
 mod lent;
+mod together;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -25,6 +26,7 @@ use crate::{
 };
 
 pub use lent::{Lent, Untrained};
+use together::Together;
 
 /// A model that is being trained.
 pub struct Learner {
@@ -38,6 +40,8 @@ pub struct Learner {
     accumulator: Accumulator,
     optimizer: Optimizer,
     average: Option<Average>,
+    /// The others, if it is one of several.
+    together: Option<Together>,
     kind: LossKind,
     parameters: u64,
 }
@@ -86,8 +90,15 @@ impl Learner {
         let factors = factors.transpose()?;
         let trained = factors.as_ref().unwrap_or(&weights);
         let groups = vec![Group::without_decay()];
-        let optimizer = Optimizer::new(engine, options.algorithm, groups, trained)?;
-        let average = options.average.map(|a| Average::new(engine, a.decay, a.warmup, trained));
+        let together = options.together.as_ref().map(|options| Together::new(options, trained));
+        let own = together.as_ref().map(|together| together.own(trained));
+        let moved = own.as_ref().unwrap_or(trained);
+        let optimizer = Optimizer::new(engine, options.algorithm, groups, moved)?;
+        drop(own);
+        // One of all keeps the average.
+        let is_first = together.as_ref().is_none_or(|together| together.ranks.is_first());
+        let average = options.average.filter(|_| is_first);
+        let average = average.map(|a| Average::new(engine, a.decay, a.warmup, trained));
         let average = average.transpose()?;
         let parameters = trained.values().map(|weight| weight.size() as u64).sum();
         weights.extend(factors.into_iter().flatten());
@@ -106,9 +117,18 @@ impl Learner {
             accumulator,
             optimizer,
             average,
+            together,
             kind,
             parameters,
         })
+    }
+
+    /// Takes the weights of the first of several.
+    pub(super) fn share_weights(&mut self) -> Result<(), RunError> {
+        match &self.together {
+            Some(together) => together.share_weights(&mut self.weights),
+            None => Ok(()),
+        }
     }
 
     /// The model's configuration.
@@ -161,32 +181,49 @@ impl Learner {
         let target = Target { clean, noise, noisy, times };
         let importance = &batch.importance;
         let loss = diffusion.weighted_loss(self.kind, &pass.output, &target, importance)?;
-        let mean = loss.mean();
+        let mean = match &self.together {
+            Some(together) => together.mean_loss(loss.mean())?,
+            None => loss.mean(),
+        };
         if !mean.is_finite() {
             return Ok(Learned::NotFinite(mean));
         }
         let gradient = loss.gradient * loss_scale as f32;
+        if let Some(together) = &self.together {
+            let Self { model, accumulator, weights, .. } = self;
+            let loss = (mean, gradient);
+            return together.learn(model, accumulator, weights, pass, loss, loss_scale);
+        }
         let gradients = self.model.backward(&self.weights, pass, gradient)?;
         Ok(Learned::Loss(mean, self.accumulator.add(gradients, loss_scale)?))
     }
 
     /// Moves the weights by the mean of the gradients of a step.
     pub(super) fn step(&mut self, mean: Mean, step: &Step) -> Result<(), RunError> {
-        // Where several processes train one model, their gradients become one here, before the optimizer.
         self.optimizer.step(&mut self.weights, mean.tensors, step)?;
+        if let Some(together) = &self.together {
+            together.spread(&mut self.weights)?;
+        }
         if let Some(average) = &mut self.average {
             average.update(&self.weights)?;
         }
         Ok(())
     }
 
-    /// Saves a checkpoint; gives its folder.
+    /// Saves a checkpoint, and gives its folder; of several, the first one does it, with what the others keep.
     pub(super) fn save(
         &mut self,
         root: &Path,
         epoch: u64,
         state: &BTreeMap<String, Value>,
     ) -> Result<PathBuf, RunError> {
+        let shares = match &self.together {
+            Some(together) => together.others_state(&self.optimizer)?,
+            None => Vec::new(),
+        };
+        if self.together.as_ref().is_some_and(|together| !together.ranks.is_first()) {
+            return Ok(checkpoint::place(root, self.optimizer.steps()));
+        }
         if let Some(adapter) = &mut self.adapter {
             for (name, factor) in adapter.factors_mut() {
                 if let Some(now) = self.weights.get(name) {
@@ -204,6 +241,7 @@ impl Learner {
             model,
             average: self.average.as_ref(),
             optimizer: Some(&self.optimizer),
+            shares: &shares,
             state,
         };
         Ok(checkpoint::save(root, &contents)?)
@@ -217,7 +255,8 @@ impl Learner {
             saved.restore_adapter(adapter)?;
             self.weights.extend(to_values(engine, adapter.factors().clone())?);
         }
-        saved.restore_optimizer(&mut self.optimizer)?;
+        let is_share = self.together.as_ref().is_some_and(|together| together.shares.is_some());
+        saved.restore_optimizer(&mut self.optimizer, is_share)?;
         if let Some(average) = &mut self.average
             && !saved.restore_average(average, self.adapter.as_ref())?
         {

@@ -55,6 +55,7 @@ use learner::Learned;
 pub use learner::{Learner, Lent, Untrained};
 pub use options::{
     AverageOptions, Length, MOST_SKIPPED, Policy, PriorOptions, RunOptions, SaveOptions,
+    TogetherOptions,
 };
 use prepare::{Prepared, Recipe};
 use progress::Progress;
@@ -130,7 +131,8 @@ impl Run {
             total_steps,
         };
         let scaler = LossScaler::new(options.scaling)?;
-        let learner = Learner::new(engine, start, &options)?;
+        let mut learner = Learner::new(engine, start, &options)?;
+        learner.share_weights()?;
         let mut diffusion = Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default()));
         if let Some(gamma) = options.snr_gamma {
             diffusion = diffusion.with_min_snr(gamma)?;
@@ -162,6 +164,7 @@ impl Run {
     ) -> Result<Self, RunError> {
         let mut run = Self::new(engine, start, sampler, options)?;
         run.learner.restore(engine, saved)?;
+        run.learner.share_weights()?;
         run.state = State::read(saved)?;
         run.scaler.restore(run.state.scale)?;
         run.saved = Some(saved.folder().to_owned());
@@ -206,6 +209,7 @@ impl Run {
             latent_scale: self.options.latent_scale,
             diffusion: self.diffusion.clone(),
             prior: self.options.prior.clone(),
+            workers: self.workers(),
         };
         // With nothing left to do, nothing is prepared.
         let mut ahead = match self.is_over(progress.epoch) {
@@ -214,18 +218,22 @@ impl Run {
         };
         while let Some(ahead) = &mut ahead
             && !self.is_over(progress.epoch)
-            // A step that has begun is finished.
-            && (self.learner.pending() > 0 || !cancel.is_cancelled())
+            && (self.options.together.is_some() || !self.is_ended(cancel.is_cancelled()))
+            && let Some(batch) = ahead.next()
         {
-            let batch = match ahead.next() {
-                None => break,
-                Some(Ok(batch)) => batch,
-                Some(Err(error)) => {
+            let (failed, cancelled) = self.agreed(batch.is_err(), cancel.is_cancelled())?;
+            let batch = match (batch, failed) {
+                (Ok(batch), None) => batch,
+                (batch, rank) => {
                     // What was learnt until now is sound.
-                    self.save(&mut progress, watcher)?;
-                    return Err(error);
+                    let saved = self.save(&mut progress, watcher)?;
+                    let rank = rank.unwrap_or_default();
+                    return Err(batch.err().unwrap_or(RunError::OtherRank { rank, saved }));
                 }
             };
+            if self.is_ended(cancelled) {
+                break;
+            }
             self.batch(batch, &mut progress, watcher)?;
         }
         drop(ahead);
@@ -243,6 +251,29 @@ impl Run {
             unreadable: progress.unreadable.len(),
             unused: if interrupted { 0 } else { self.learner.pending() },
         })
+    }
+
+    /// How many share a batch.
+    fn workers(&self) -> usize {
+        self.options.together.as_ref().map_or(1, |together| together.ranks.place().world)
+    }
+
+    /// Whether it ends early: a step that has begun is finished.
+    fn is_ended(&self, cancelled: bool) -> bool {
+        cancelled && self.learner.pending() == 0
+    }
+
+    /// Of several: which one, if any, has no batch, and whether any was told to end.
+    fn agreed(&self, failed: bool, cancelled: bool) -> Result<(Option<usize>, bool), RunError> {
+        let Some(TogetherOptions { ranks, .. }) = &self.options.together else {
+            return Ok((failed.then_some(0), cancelled));
+        };
+        let mut told = vec![0.0; 1 + ranks.place().world];
+        told[0] = f64::from(u8::from(cancelled));
+        told[1 + ranks.place().rank] = f64::from(u8::from(failed));
+        let told = ranks.sum_f64(told)?;
+        let failed = told[1..].iter().position(|&failed| failed > 0.0);
+        Ok((failed, told[0] > 0.0))
     }
 
     fn is_over(&self, epoch: u64) -> bool {
@@ -281,7 +312,8 @@ impl Run {
             }
             Learned::Loss(loss, accumulated) => {
                 self.scaler.update(false);
-                progress.learnt(loss, plan.items.len());
+                let kinds = 1 + usize::from(self.options.prior.is_some());
+                progress.learnt(loss, kinds * plan.share.whole);
                 if let Accumulated::Complete(mean) = accumulated {
                     self.step(mean, scale, &plan, progress, watcher)?;
                 }
@@ -388,7 +420,12 @@ impl Run {
         let SaveOptions { folder: root, keep, .. } = &self.options.save;
         let epoch = self.state.position.epoch;
         let folder = self.learner.save(root, epoch, &self.state.to_json())?;
-        let removed = prune(root, *keep)?;
+        let is_first = self.options.together.as_ref().is_none_or(|own| own.ranks.is_first());
+        let removed = if is_first { prune(root, *keep)? } else { Vec::new() };
+        if let Some(TogetherOptions { ranks, .. }) = &self.options.together {
+            // Nobody ends before it is written.
+            ranks.meet()?;
+        }
         self.saved = Some(folder.clone());
         progress.saved = Some(self.state.clone());
         let step = self.learner.steps();

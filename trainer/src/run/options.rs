@@ -1,10 +1,10 @@
 //! The settings of a run.
 
-use std::{ops::Range, path::PathBuf};
+use std::{ops::Range, path::PathBuf, sync::Arc};
 
 use crate::{
     ema::Warmup, gradient::Precision, lora::AdapterSettings, loss::LossKind, optimizer::Algorithm,
-    scaler::Scaling, schedule::Shape,
+    ranks::Ranks, scaler::Scaling, schedule::Shape,
 };
 
 /// How long and how a model is trained. Data and their order are the sampler's and the encoder's.
@@ -50,6 +50,18 @@ pub struct RunOptions {
     pub lora: Option<AdapterSettings>,
     /// Checkpoints.
     pub save: SaveOptions,
+    /// The others, if several processes train one model.
+    pub together: Option<TogetherOptions>,
+}
+
+/// Several processes that train one model. All have the same options, the sampler of their own share, and see
+/// the checkpoints of the first one.
+#[derive(Clone, Debug)]
+pub struct TogetherOptions {
+    /// They.
+    pub ranks: Arc<Ranks>,
+    /// Each keeps the optimizer's state of a share of the weights, and moves those. Else each has all of it.
+    pub shard_optimizer: bool,
 }
 
 /// Pictures of what a model can draw already, such as other things of the kind that it is to learn one of

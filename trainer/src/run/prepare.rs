@@ -6,7 +6,7 @@ use ndarray::{Array1, Array4, ArrayD, Axis};
 
 use super::{PriorOptions, RunError, draws::Draws};
 use crate::{
-    data::{Ahead, BatchEncoder, BatchPlan, EncodedBatch, OfPlan, Sampler, Skipped, Stream},
+    data::{Ahead, BatchEncoder, BatchPlan, EncodedBatch, OfPlan, Sampler, Share, Skipped, Stream},
     gradient::Inputs,
     loss::Diffusion,
 };
@@ -36,6 +36,8 @@ pub(super) struct Recipe {
     pub latent_scale: f32,
     pub diffusion: Arc<Diffusion>,
     pub prior: Option<PriorOptions>,
+    /// Workers that share a batch.
+    pub workers: usize,
 }
 
 /// The batches to come.
@@ -66,15 +68,33 @@ impl Recipe {
     fn with_prior(&self, mut plan: BatchPlan) -> BatchPlan {
         if let Some(PriorOptions { items, .. }) = &self.prior {
             let mut stream = Stream::new(self.seed, &[PRIOR_PURPOSE, plan.epoch, plan.batch]);
-            for _ in 0..plan.items.len() {
-                plan.items.push(items.start + stream.below(items.len()));
-            }
+            // The places of all workers are drawn, and each takes its own.
+            let own = plan.items.len();
+            let all = (0..plan.share.first + own).map(|_| items.start + stream.below(items.len()));
+            plan.items.extend(all.skip(plan.share.first));
         }
         plan
     }
 
+    /// What makes the mean over the losses of all workers' pictures that over the whole batch, without those that fill
+    /// up; of its own pictures and `weight` times that of the prior ones, if there are any.
+    fn importance(&self, plan: &BatchPlan) -> Vec<f64> {
+        let mut each = self.importance_of_prior(&plan.items);
+        let kinds = 1 + usize::from(self.prior.is_some());
+        let share = plan.items.len() / kinds;
+        let Share { first, whole } = plan.share;
+        let workers = self.workers as f64;
+        for (k, importance) in each.iter_mut().enumerate() {
+            *importance *= match first + k % share < whole {
+                true => workers * share as f64 / whole as f64,
+                false => 0.0,
+            };
+        }
+        each
+    }
+
     /// What makes the mean over a batch the mean over its own pictures and `weight` times that over the prior ones.
-    fn importance(&self, items: &[usize]) -> Vec<f64> {
+    fn importance_of_prior(&self, items: &[usize]) -> Vec<f64> {
         let Some(PriorOptions { items: prior, weight }) = &self.prior else {
             return vec![1.0; items.len()];
         };
@@ -92,7 +112,11 @@ impl Recipe {
     fn number(&self, plan: &BatchPlan, k: usize, item: usize) -> usize {
         match &self.prior {
             Some(PriorOptions { items, .. }) if items.contains(&item) => {
-                items.end + plan.batch as usize * plan.items.len() + k
+                let Share { first, whole } = plan.share;
+                let own = plan.items.len() / 2;
+                // The places of all workers' own pictures come before those of all prior ones.
+                let place = if k < own { first + k } else { whole + first + k - own };
+                items.end + plan.batch as usize * 2 * whole + place
             }
             _ => item,
         }
@@ -124,7 +148,7 @@ impl Recipe {
             timestep: timestep.into(),
             conditions: None,
         };
-        let importance = self.importance(&plan.items);
+        let importance = self.importance(&plan);
         Ok(Prepared { plan, skipped, clean, noise, noisy, times, inputs, importance })
     }
 }
@@ -138,7 +162,7 @@ mod tests {
 
     fn recipe(prior: Option<PriorOptions>) -> Recipe {
         let diffusion = Arc::new(Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default())));
-        Recipe { seed: 1, latent_scale: 1.0, diffusion, prior }
+        Recipe { seed: 1, latent_scale: 1.0, diffusion, prior, workers: 1 }
     }
 
     fn plan(batch: u64) -> BatchPlan {
@@ -150,8 +174,10 @@ mod tests {
             world: 1,
             drop_last: false,
             data: String::new(),
+            earlier: Vec::new(),
         };
-        BatchPlan { epoch: 0, batch, bucket: 0, items: vec![4, 0, 2], after }
+        let share = Share { first: 0, whole: 3 };
+        BatchPlan { epoch: 0, batch, bucket: 0, items: vec![4, 0, 2], share, after }
     }
 
     #[test]
@@ -180,12 +206,50 @@ mod tests {
     #[test]
     fn the_mean_of_a_batch_is_that_of_its_own_and_the_weighted_one_of_the_prior() {
         let recipe = recipe(Some(PriorOptions { items: 5..25, weight: 0.5 }));
-        assert_eq!(recipe.importance(&[1, 2, 7, 8]), [2.0, 2.0, 1.0, 1.0]);
+        let importance = |items: &[usize]| {
+            let whole = items.len() / 2;
+            recipe.importance(&BatchPlan {
+                items: items.to_vec(),
+                share: Share { first: 0, whole },
+                ..plan(0)
+            })
+        };
+        assert_eq!(importance(&[1, 2, 7, 8]), [2.0, 2.0, 1.0, 1.0]);
         // As where a picture of its own stands for a prior one.
-        let each = recipe.importance(&[1, 2, 3, 8]);
+        let each = importance(&[1, 2, 3, 8]);
         let losses = [0.3, 0.6, 0.9, 4.0];
         let mean = each.iter().zip(losses).map(|(factor, loss)| factor * loss).sum::<f64>() / 4.0;
         assert!((mean - (0.6 + 0.5 * 4.0)).abs() < 1e-12);
-        assert_eq!(recipe.importance(&[1, 2]), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn what_fills_up_the_share_of_a_worker_does_not_count() {
+        for prior in [None, Some(PriorOptions { items: 10..40, weight: 0.5 })] {
+            let kinds = 1 + usize::from(prior.is_some());
+            let loss = |item: usize| (item * item) as f64;
+            // Five pictures in one batch, and the same ones shared by three workers, two each.
+            let whole = plan(0);
+            let whole = BatchPlan {
+                items: vec![4, 0, 2, 7, 9],
+                share: Share { first: 0, whole: 5 },
+                ..whole
+            };
+            let mean = |recipe: &Recipe, plan: BatchPlan| {
+                let plan = recipe.with_prior(plan);
+                let each = recipe.importance(&plan);
+                let losses = plan.items.iter().zip(each).map(|(item, factor)| loss(*item) * factor);
+                assert_eq!(plan.items.len() % kinds, 0);
+                losses.sum::<f64>() / plan.items.len() as f64
+            };
+            let expected = mean(&recipe(prior.clone()), whole.clone());
+            let recipe = Recipe { workers: 3, ..recipe(prior) };
+            let of_worker = |(rank, items): (usize, [usize; 2])| {
+                let share = Share { first: 2 * rank, whole: 5 };
+                mean(&recipe, BatchPlan { items: items.to_vec(), share, ..whole.clone() })
+            };
+            let workers = [[4, 0], [2, 7], [9, 1]].into_iter().enumerate();
+            let found = workers.map(of_worker).sum::<f64>() / 3.0;
+            assert!((found - expected).abs() < 1e-9, "{found} {expected}");
+        }
     }
 }

@@ -16,10 +16,10 @@ impl Settings {
             mode: self.mode,
             jit_level: self.jit_level.as_deref(),
         };
-        upstream.notes(
+        upstream.notes(Some(
             "but not which devices; name them, as --devices cuda:0,cuda:1 (all cores of a processor are used \
              anyway)",
-        )
+        ))
     }
 }
 

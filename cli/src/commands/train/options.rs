@@ -10,28 +10,42 @@ use pixart_trainer::gradient::Precision;
 use pixart_trainer::lora::{AdapterSettings, LINEAR_TARGETS, Start};
 use pixart_trainer::loss::LossKind;
 use pixart_trainer::optimizer::{AdamW, Algorithm, Came, Muon};
-use pixart_trainer::run::{AverageOptions, Length, Policy, RunOptions, SaveOptions};
+use pixart_trainer::ranks::Ranks;
+use pixart_trainer::run::{
+    AverageOptions, Length, Policy, RunOptions, SaveOptions, TogetherOptions,
+};
 use pixart_trainer::scaler::{Dynamic, LossScaler, Scaling};
 use pixart_trainer::schedule::AutoLr;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Folder of the checkpoints in the folder of everything that is written.
 const CHECKPOINTS: &str = "ckpt";
 
 /// How pictures are dealt out.
-pub fn batches(settings: &Settings) -> Result<BatchOptions, Failure> {
+pub fn batches(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<BatchOptions, Failure> {
     let batch_size = settings.data.batch_size()?;
     let drop_last = settings.run.drop_last.unwrap_or(false);
-    Ok(BatchOptions { drop_last, ..BatchOptions::new(batch_size, settings.run.seed()) })
+    let [rank, world] = ranks.map_or([0, 1], |ranks| [ranks.place().rank, ranks.place().world]);
+    let seed = settings.run.seed();
+    Ok(BatchOptions { drop_last, rank, world, ..BatchOptions::new(batch_size, seed) })
 }
 
 /// The run.
-pub fn run(settings: &Settings) -> Result<RunOptions, Failure> {
+pub fn run(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<RunOptions, Failure> {
     let Settings { optimizer, precision, run, encoders, lora, .. } = settings;
     let batch = settings.data.batch_size()? as u64;
     let accumulation = optimizer.accumulation()?;
+    let workers = ranks.map_or(1, |ranks| ranks.place().world as u64);
+    let shard_optimizer = run.shard_optimizer.unwrap_or(false);
+    if shard_optimizer && ranks.is_none() {
+        return Err(Failure::request(
+            "shard_optimizer: found true without use_parallel; it shares out the state over several processes, one \
+             keeps all of it",
+        ));
+    }
     Ok(RunOptions {
         seed: run.seed(),
         length: run.length()?,
@@ -45,7 +59,7 @@ pub fn run(settings: &Settings) -> Result<RunOptions, Failure> {
         prior: None,
         latent_scale: encoders.latent_scale()?,
         algorithm: optimizer.algorithm()?,
-        learning_rate: optimizer.learning_rate(batch * u64::from(accumulation))?,
+        learning_rate: optimizer.learning_rate(batch * u64::from(accumulation) * workers)?,
         warmup_steps: optimizer.warmup_steps.unwrap_or(1000),
         scheduler: parsed(optimizer.scheduler.as_deref().unwrap_or("constant"))?,
         weight_decay: at_least_zero("weight_decay", optimizer.weight_decay.unwrap_or(0.0))?,
@@ -59,6 +73,7 @@ pub fn run(settings: &Settings) -> Result<RunOptions, Failure> {
         average: run.average()?,
         lora: lora.adapter()?,
         save: run.save()?,
+        together: ranks.map(|ranks| TogetherOptions { ranks: ranks.clone(), shard_optimizer }),
     })
 }
 
@@ -305,7 +320,7 @@ mod tests {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/train");
         let settings = settings::merge(Some(&folder.join(config)), &Settings::default());
         let settings = settings.unwrap_or_else(|error| panic!("{config}: {error:?}"));
-        let options = run(&settings).unwrap_or_else(|error| panic!("{config}: {error:?}"));
+        let options = run(&settings, None).unwrap_or_else(|error| panic!("{config}: {error:?}"));
         (settings, options)
     }
 
@@ -319,7 +334,7 @@ mod tests {
         ] {
             let (settings, options) = of(config);
             assert_eq!(settings.data.sample_size, Some(size), "{config}");
-            assert_eq!(batches(&settings).expect("batches").batch_size, batch, "{config}");
+            assert_eq!(batches(&settings, None).expect("batches").batch_size, batch, "{config}");
             assert_eq!(settings.data.multi_scale, Some(multi_scale), "{config}");
             assert_eq!((options.seed, options.length), (42, Length::Epochs(100)));
             assert_eq!((options.accumulation, options.latent_scale), (1, 0.13025));
@@ -344,14 +359,14 @@ mod tests {
         assert_eq!((lora.rank, lora.scale()), (16, 1.0));
         assert_eq!((options.loss, options.learning_rate), (LossKind::NoiseError, 1e-4));
         assert_eq!(options.length, Length::Epochs(80));
-        assert_eq!(batches(&settings).expect("batches").batch_size, 4);
+        assert_eq!(batches(&settings, None).expect("batches").batch_size, 4);
     }
 
     #[test]
     fn without_settings_there_are_upstreams_defaults() {
         let settings = Settings::default();
-        let options = run(&settings).unwrap_or_else(|error| panic!("{error:?}"));
-        assert_eq!(batches(&settings).expect("batches").batch_size, 64);
+        let options = run(&settings, None).unwrap_or_else(|error| panic!("{error:?}"));
+        assert_eq!(batches(&settings, None).expect("batches").batch_size, 64);
         assert_eq!((options.seed, options.length), (42, Length::Epochs(200)));
         assert_eq!(options.algorithm, Algorithm::AdamW(AdamW::default()));
         assert_eq!((options.learning_rate, options.warmup_steps), (2e-5, 1000));

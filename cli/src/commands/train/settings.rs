@@ -7,6 +7,7 @@ use crate::exit::Failure;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Everything that can be set.
@@ -247,6 +248,11 @@ pub struct RunSettings {
     #[arg(long = "drop_last", value_name = "BOOL", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     pub drop_last: Option<bool>,
+    /// Of several processes, each keeps the optimizer's state of its share of the weights only, which saves memory
+    /// [default: false]
+    #[arg(long = "shard_optimizer", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub shard_optimizer: Option<bool>,
     /// Keep a moving average of the weights, which is saved beside them [default: false]
     #[arg(long = "use_ema", value_name = "BOOL", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
@@ -315,7 +321,7 @@ pub struct UpstreamSettings {
     /// Device to compute on: CPU is the only one so far [default: CPU]
     #[arg(long = "device_target", value_name = "NAME")]
     pub device_target: Option<String>,
-    /// Several devices at once: not supported yet, only false is taken [default: false]
+    /// Train in several processes that `mpirun` has started, each on its share of every batch [default: false]
     #[arg(long = "use_parallel", value_name = "BOOL", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     pub use_parallel: Option<bool>,
@@ -354,6 +360,31 @@ pub fn merge(path: Option<&Path>, flags: &Settings) -> Result<Settings, Failure>
 }
 
 impl Settings {
+    /// What several processes must have in common: this program, the settings, the `data` and the step of the
+    /// checkpoint that they go on from.
+    pub fn told(
+        &self,
+        data: String,
+        step: Option<u64>,
+    ) -> Result<BTreeMap<String, String>, Failure> {
+        let settings: serde_yaml::Mapping =
+            serde_yaml::from_str(&self.to_yaml()?).map_err(anyhow::Error::from)?;
+        let mut told = BTreeMap::new();
+        for (name, value) in settings {
+            let name = name.as_str().unwrap_or_default().to_owned();
+            let value = serde_yaml::to_string(&value).map_err(anyhow::Error::from)?;
+            told.insert(name, value.trim_end().to_owned());
+        }
+        // Machines may differ in these.
+        told.remove("threads");
+        told.remove("num_parallel_workers");
+        told.insert("version of pixart".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        told.insert("pictures and captions".to_owned(), data);
+        let step = step.map_or("none".to_owned(), |step| format!("that of step {step}"));
+        told.insert("checkpoint to go on from".to_owned(), step);
+        Ok(told)
+    }
+
     /// What was set, as a config that sets the same.
     pub fn to_yaml(&self) -> Result<String, Failure> {
         let groups = [

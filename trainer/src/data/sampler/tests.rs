@@ -89,7 +89,6 @@ fn a_position_of_another_run_is_refused() {
     for (changed, what) in [
         (BatchOptions { seed: 6, ..options }, "seed is 5, now it is 6"),
         (BatchOptions { batch_size: 3, ..options }, "batch_size is 2"),
-        (BatchOptions { world: 2, ..options }, "number of workers"),
         (BatchOptions { drop_last: true, ..options }, "drop_last"),
     ] {
         let error = refused(&first, changed, &position);
@@ -124,8 +123,85 @@ fn workers_share_the_pictures_and_stay_together() {
             assert_eq!(times.len(), 18, "every picture occurs");
             let more: i32 = times.values().map(|times| times - 1).sum();
             assert!(more <= 2 * (world as i32 - 1), "{more} pictures twice");
+            let fillers = |worker: &Vec<BatchPlan>| {
+                let counts =
+                    |BatchPlan { items, share: Share { first, whole }, .. }: &BatchPlan| {
+                        items.len() - whole.saturating_sub(*first).min(items.len())
+                    };
+                worker.iter().map(counts).sum::<usize>()
+            };
+            assert_eq!(workers.iter().map(fillers).sum::<usize>(), more as usize);
         }
     }
+}
+
+/// The pictures that count, of all workers of an equal share in `whole`.
+fn all(
+    world: usize,
+    batch_size: usize,
+    dataset: &Dataset,
+    from: Option<&Position>,
+) -> Vec<Vec<usize>> {
+    let mut batches = Vec::<Vec<usize>>::new();
+    for rank in 0..world {
+        let options = BatchOptions { rank, world, ..BatchOptions::new(batch_size, 9) };
+        let mut sampler = match from {
+            None => Sampler::new(dataset, options).expect("a sampler"),
+            Some(position) => Sampler::resume(dataset, options, position).expect("goes on"),
+        };
+        for k in 0.. {
+            let BatchPlan { items, share, after, .. } = sampler.next_batch();
+            let own = share.whole.saturating_sub(share.first).min(items.len());
+            if batches.len() == k {
+                batches.push(Vec::new());
+            }
+            batches[k].extend(&items[..own]);
+            if after.epoch > 0 && after.batch == 0 {
+                break;
+            }
+        }
+    }
+    batches
+}
+
+#[test]
+fn several_workers_get_the_batches_of_one() {
+    let (_folder, dataset) = dataset(19, 8);
+    let one = all(1, 12, &dataset, None);
+    for world in [2, 3, 4] {
+        assert_eq!(all(world, 12 / world, &dataset, None), one, "{world} workers");
+    }
+}
+
+#[test]
+fn another_number_of_workers_goes_on_in_the_epoch() {
+    let (_folder, dataset) = dataset(19, 8);
+    let options = |rank, world, size| BatchOptions { rank, world, ..BatchOptions::new(size, 9) };
+    let mut first = Sampler::new(&dataset, options(0, 2, 2)).expect("a sampler");
+    let whole = all(2, 2, &dataset, None);
+    for _ in 0..3 {
+        first.next_batch();
+    }
+    // As large a batch of all: exactly as it would have gone on.
+    assert_eq!(all(1, 4, &dataset, Some(first.position())), whole[3..]);
+    assert_eq!(all(4, 1, &dataset, Some(first.position())), whole[3..]);
+    // Another one: each picture that is left once, and from there on to yet another.
+    let rest = all(3, 2, &dataset, Some(first.position()));
+    let mut seen: Vec<usize> = whole[..3].iter().chain(&rest).flatten().copied().collect();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..27).collect::<Vec<_>>());
+    let mut second =
+        Sampler::resume(&dataset, options(0, 3, 2), first.position()).expect("goes on");
+    let after = second.next_batch().after;
+    let third = all(1, 5, &dataset, Some(&after));
+    let mut seen: Vec<usize> =
+        whole[..3].iter().chain(&rest[..1]).chain(&third).flatten().copied().collect();
+    seen.sort_unstable();
+    assert_eq!(seen, (0..27).collect::<Vec<_>>());
+    // The next epoch is a whole one again.
+    let epoch = whole.len() as u64;
+    while second.next_batch().after.epoch == 0 {}
+    assert!(second.position().earlier.is_empty() && second.position().batch == 0, "{epoch}");
 }
 
 #[test]
