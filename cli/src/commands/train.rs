@@ -2,6 +2,7 @@
 
 mod cache;
 mod encoder;
+mod features;
 mod model;
 mod options;
 mod prior;
@@ -25,6 +26,7 @@ use pixart_trainer::run::{Outcome, Run, RunError};
 use settings::Settings;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use watch::Watch;
 
 /// What is typed after `pixart train`.
@@ -56,12 +58,23 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
     let notes = upstream_notes(&settings)?;
     let mut options = options::run(&settings)?;
     let prior = settings.prior.prior(&settings)?;
+    let read = settings.features()?;
     let batches = options::batches(&settings)?;
     let saved = begin(&settings, &options.save.folder)?;
     settings.run.log_interval()?;
     settings.validation.request(settings.run.seed())?;
 
     let dataset = dataset(&settings.data)?;
+    let opened = open_engine(&settings.engine)?;
+    notes.iter().for_each(|note| eprintln!("{note}"));
+    let start = model::starting_point(&settings, saved.as_ref())?;
+    let (mut dataset, features) = match read {
+        None => (dataset, None),
+        Some(read) => {
+            let (dataset, features) = features::of(&settings, read, dataset, &start.config)?;
+            (dataset, Some((read, features)))
+        }
+    };
     let sampler = match &saved {
         None => Sampler::new(&dataset, batches),
         Some(saved) => {
@@ -70,21 +83,18 @@ pub fn run(args: TrainArgs) -> Result<(), Failure> {
         }
     };
     let sampler = sampler.map_err(|error| failure(error.into()))?;
-    let opened = open_engine(&settings.engine)?;
-    notes.iter().for_each(|note| eprintln!("{note}"));
-    let start = model::starting_point(&settings, saved.as_ref())?;
-    let dataset = match &prior {
-        None => dataset,
-        Some(prior) => {
-            prior.draw(&settings, &opened.engine, &start)?;
-            let (both, items) = prior.join(&settings.data, &dataset)?;
-            options.prior = Some(items);
-            both
+    if let Some(prior) = &prior {
+        match saved {
+            None => prior.draw(&settings, &opened.engine, &start)?,
+            Some(_) => prior.check_drawn()?,
         }
-    };
-    let encoder = encoder::open(&settings, &opened.engine, dataset, &start.config)?;
-    let config = start.config.clone();
-    let engine = opened.engine.as_ref();
+        (dataset, options.prior) = prior.join(&settings.data, &dataset)?;
+    }
+    if let Some(saved) = &saved {
+        Run::check(&start, &options, saved).map_err(failure)?;
+    }
+    let (engine, config) = (&opened.engine, start.config.clone());
+    let encoder = encoder::open(&settings, engine, Arc::new(dataset), features, &config)?;
     let run = match &saved {
         None => Run::new(engine, start, sampler, options),
         Some(saved) => Run::resume(engine, start, sampler, options, saved),
@@ -166,7 +176,7 @@ fn begin(settings: &Settings, folder: &Path) -> Result<Option<Saved>, Failure> {
 }
 
 /// The pictures that can be trained on; says what is left out.
-fn dataset(settings: &data::Settings) -> Result<std::sync::Arc<Dataset>, Failure> {
+fn dataset(settings: &data::Settings) -> Result<Dataset, Failure> {
     let (source, columns, image_dir) = settings.source()?;
     let options = settings.data(true)?;
     let labels = Labels::read(&source, &columns, &image_dir).map_err(|error: LabelError| {
@@ -197,7 +207,7 @@ fn dataset(settings: &data::Settings) -> Result<std::sync::Arc<Dataset>, Failure
             reasons.join(", ")
         );
     }
-    Ok(std::sync::Arc::new(dataset))
+    Ok(dataset)
 }
 
 /// Notes about what has no effect here.
@@ -228,7 +238,6 @@ fn failure(error: RunError) -> Failure {
     match error {
         RunError::Export(error) => Failure::from(*error),
         RunError::Setting { .. }
-        | RunError::Unsupported { .. }
         | RunError::Scaler(_)
         | RunError::Loss(LossError::Gamma(_))
         | RunError::Optimizer(OptimizerError::Setting { .. })
@@ -237,7 +246,9 @@ fn failure(error: RunError) -> Failure {
             | AdapterError::NoTarget { .. }
             | AdapterError::Layer { .. },
         )
-        | RunError::Checkpoint(CheckpointError::Adapter(AdapterError::Factors { .. }))
+        | RunError::Checkpoint(
+            CheckpointError::Other { .. } | CheckpointError::Adapter(AdapterError::Factors { .. }),
+        )
         | RunError::Sampler(
             SamplerError::OtherRun { .. }
             | SamplerError::Option { .. }

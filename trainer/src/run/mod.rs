@@ -10,7 +10,7 @@
 //! };
 //!
 //! # fn train(
-//! #     engine: &dyn Engine, start: StartingPoint, sampler: Sampler, encoder: Box<dyn BatchEncoder>,
+//! #     engine: &Arc<dyn Engine>, start: StartingPoint, sampler: Sampler, encoder: Box<dyn BatchEncoder>,
 //! #     options: RunOptions,
 //! # ) -> Result<(), Box<dyn std::error::Error>> {
 //! let run = Run::new(engine, start, sampler, options)?;
@@ -35,6 +35,7 @@ mod event;
 mod initial;
 mod learner;
 mod options;
+mod origin;
 mod prepare;
 mod progress;
 mod start;
@@ -56,6 +57,7 @@ pub use learner::{Learner, Lent, Untrained};
 pub use options::{
     AverageOptions, Length, MOST_SKIPPED, Policy, PriorOptions, RunOptions, SaveOptions,
 };
+use origin::Origin;
 use prepare::{Prepared, Recipe};
 use progress::Progress;
 pub use start::StartingPoint;
@@ -85,6 +87,7 @@ pub struct Run {
     diffusion: Arc<Diffusion>,
     /// As of the newest step.
     state: State,
+    origin: Origin,
     /// The newest checkpoint.
     saved: Option<PathBuf>,
     total_steps: u64,
@@ -115,7 +118,7 @@ impl Run {
     /// # Errors
     /// When a setting is out of its range, the model is one that is not trained, or the engine refuses it.
     pub fn new(
-        engine: &dyn Engine,
+        engine: &Arc<dyn Engine>,
         start: StartingPoint,
         sampler: Sampler,
         options: RunOptions,
@@ -130,6 +133,7 @@ impl Run {
             total_steps,
         };
         let scaler = LossScaler::new(options.scaling)?;
+        let origin = Origin::new(&start, &options);
         let learner = Learner::new(engine, start, &options)?;
         let mut diffusion = Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default()));
         if let Some(gamma) = options.snr_gamma {
@@ -138,6 +142,7 @@ impl Run {
         Ok(Self {
             state: State::new(sampler.position(), &scaler),
             diffusion: Arc::new(diffusion),
+            origin,
             saved: None,
             learner,
             options,
@@ -154,18 +159,32 @@ impl Run {
     /// # Errors
     /// As [`Run::new`], and when the checkpoint is of another training.
     pub fn resume(
-        engine: &dyn Engine,
+        engine: &Arc<dyn Engine>,
         start: StartingPoint,
         sampler: Sampler,
         options: RunOptions,
         saved: &Saved,
     ) -> Result<Self, RunError> {
+        Self::check(&start, &options, saved)?;
         let mut run = Self::new(engine, start, sampler, options)?;
-        run.learner.restore(engine, saved)?;
+        run.learner.restore(saved)?;
         run.state = State::read(saved)?;
         run.scaler.restore(run.state.scale)?;
         run.saved = Some(saved.folder().to_owned());
         Ok(run)
+    }
+
+    /// Whether a checkpoint is of a training that began with the same: the model that a LoRA is for, and the
+    /// prior pictures. [`Run::resume`] looks, too; this is for those who have much to do before it.
+    ///
+    /// # Errors
+    /// When it is of another training, or does not say it in words that are understood.
+    pub fn check(
+        start: &StartingPoint,
+        options: &RunOptions,
+        saved: &Saved,
+    ) -> Result<(), RunError> {
+        Origin::new(start, options).check(saved)
     }
 
     /// Where a checkpoint stands in the data.
@@ -204,6 +223,7 @@ impl Run {
         let recipe = Recipe {
             seed: self.options.seed,
             latent_scale: self.options.latent_scale,
+            size_conditions: self.learner.config().use_additional_conditions,
             diffusion: self.diffusion.clone(),
             prior: self.options.prior.clone(),
         };
@@ -265,8 +285,8 @@ impl Run {
             }
         }
         let scale = self.scaler.scale();
-        let learned = self.learner.learn(&self.diffusion, &batch, scale)?;
-        let Prepared { plan, .. } = batch;
+        let plan = batch.plan.clone();
+        let learned = self.learner.learn(&self.diffusion, batch, scale)?;
         match learned {
             Learned::NotFinite(loss) => {
                 let what = NotFinite::Loss(loss);
@@ -387,7 +407,9 @@ impl Run {
         }
         let SaveOptions { folder: root, keep, .. } = &self.options.save;
         let epoch = self.state.position.epoch;
-        let folder = self.learner.save(root, epoch, &self.state.to_json())?;
+        let mut state = self.state.to_json();
+        self.origin.add_to(&mut state);
+        let folder = self.learner.save(root, epoch, &state)?;
         let removed = prune(root, *keep)?;
         self.saved = Some(folder.clone());
         progress.saved = Some(self.state.clone());
@@ -429,7 +451,7 @@ fn total_steps(options: &RunOptions, sampler: &Sampler) -> Result<u64, RunError>
 
 /// Whether the prior pictures are some, and count something that can be.
 fn check_prior(options: &RunOptions) -> Result<(), RunError> {
-    let Some(PriorOptions { items, weight }) = &options.prior else { return Ok(()) };
+    let Some(PriorOptions { items, weight, .. }) = &options.prior else { return Ok(()) };
     let fail = |setting, found: String, expected: &str| {
         Err(RunError::Setting { setting, found, expected: expected.to_owned() })
     };
