@@ -188,6 +188,6 @@ mod tests {
         let losses = [0.3, 0.9, 1.0, 7.0];
         let mean = each.iter().zip(losses).map(|(factor, loss)| factor * loss).sum::<f64>() / 4.0;
         assert!((mean - (0.6 + 0.5 * 4.0)).abs() < 1e-12);
-        assert_eq!(recipe.importance(&[1, 2]), [1.0, 1.0]);
+        assert_eq!(self::recipe(None).importance(&[1, 2]), [1.0, 1.0]);
     }
 }

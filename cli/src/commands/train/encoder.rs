@@ -42,56 +42,51 @@ pub fn open(
         tokenizer: settings.data.tokenizer_root.as_deref(),
         vae: encoders.vae_root.as_deref(),
     };
-    let read = features.as_ref().map(|(read, _)| *read);
-    let read = read.unwrap_or(Read { moments: false, captions: false });
-    // Dropped captions become the empty one, which the official tools do not extract.
-    let drops = options.captions.class_dropout_prob > 0.0;
-    let or = match read.captions {
-        true => {
-            ", which makes the empty caption that dropped ones become, or drop none: --class_dropout_prob 0"
-        }
-        false => {
-            ", or with --cache_dir what `pixart train cache` has made of pictures and captions"
+    let (of_captions, of_moments) = match features {
+        None => (None, None),
+        Some((Read { captions, moments }, features)) => {
+            (captions.then(|| features.clone()), moments.then_some(features))
         }
     };
-    roots.check(!read.captions || drops, !read.moments, or)?;
+    // Dropped captions become the empty one, which the official tools do not extract.
+    let drops = options.captions.class_dropout_prob > 0.0;
+    let or = match of_captions {
+        Some(_) => {
+            ", which makes the empty caption that dropped ones become, or drop none: --class_dropout_prob 0"
+        }
+        None => ", or with --cache_dir what `pixart train cache` has made of pictures and captions",
+    };
+    roots.check(of_captions.is_none() || drops, of_moments.is_none(), or)?;
     // Captions are encoded in the precision that the model is computed in, as upstream.
     let precision = settings.precision.dtype.as_deref().map(str::parse);
     let precision = precision.transpose().map_err(Failure::request)?;
-    let mut found = [config.caption_channels, config.in_channels];
-    let mut text = match !read.captions || drops {
-        false => None,
-        true => {
-            let (text_encoder, tokenizer) = roots.text(engine, precision)?;
-            let encoder = CaptionEncoder::new(engine, &text_encoder, &tokenizer, None)?;
-            found[0] = encoder.width().unwrap_or(found[0]);
-            Some(encoder)
-        }
+    let text_encoder = || -> Result<CaptionEncoder, Failure> {
+        let (text_encoder, tokenizer) = roots.text(engine, precision)?;
+        let encoder = CaptionEncoder::new(engine, &text_encoder, &tokenizer, None)?;
+        let width = encoder.width().unwrap_or(config.caption_channels);
+        check("text_encoder_root", [width, config.in_channels], config)?;
+        Ok(encoder)
     };
-    let vae = match read.moments {
-        true => None,
-        false => {
+    let moments: MomentSource = match of_moments {
+        Some(features) => MomentSource::Features(features),
+        None => {
             let encoder = PictureEncoder::open(engine, &roots.vae(engine, precision)?)?;
-            found[1] = encoder.folder().architecture.latent_channels;
-            check_scale(settings, encoder.folder().architecture.scaling_factor)?;
-            Some(encoder)
+            let architecture = &encoder.folder().architecture;
+            check("vae_root", [config.caption_channels, architecture.latent_channels], config)?;
+            check_scale(settings, architecture.scaling_factor)?;
+            encoder.into()
         }
     };
-    check("text_encoder_root and vae_root", found, config)?;
-    let empty = match (&mut text, read.captions) {
-        (Some(encoder), true) => Some(empty_caption(encoder, options.settings)?),
-        _ => None,
-    };
-    let features = features.map(|(_, features)| features);
-    let captions = match (text, features.clone()) {
-        (Some(encoder), _) if !read.captions => encoder.into(),
-        (_, Some(features)) => CaptionSource::Features { features, empty },
-        (_, None) => return Err(missing("text_encoder_root", or)),
-    };
-    let moments = match (vae, features) {
-        (Some(encoder), _) => encoder.into(),
-        (None, Some(features)) => MomentSource::Features(features),
-        (None, None) => return Err(missing("vae_root", or)),
+    let captions: CaptionSource = match of_captions {
+        None => text_encoder()?.into(),
+        Some(features) => {
+            let empty = match drops {
+                // The encoder goes with its end.
+                true => Some(empty_caption(&mut text_encoder()?, options.settings)?),
+                false => None,
+            };
+            CaptionSource::Features { features, empty }
+        }
     };
     let encoder = LiveEncoder::new(dataset, captions, moments, options);
     Ok(Box::new(encoder.map_err(anyhow::Error::from)?))
