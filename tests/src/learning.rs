@@ -9,8 +9,8 @@ use pixart_exporter::{VariantFlags, checkpoint::OpenOptions};
 use pixart_runtime::noise::TorchGenerator;
 use pixart_trainer::{
     data::{
-        BatchEncoder, BatchPlan, Captions, DataOptions, Dataset, EncodeError, EncodedBatch, Labels,
-        Place, Record, Sizing, Skipped, Stopped,
+        BatchEncoder, BatchPlan, Captions, Conditions, DataOptions, Dataset, EncodeError,
+        EncodedBatch, Labels, Place, Record, Sizing, Skipped, Stopped,
     },
     run::StartingPoint,
 };
@@ -44,6 +44,8 @@ pub struct Encoder {
     pub gone: Option<(u64, u64)>,
     /// The picture that another one stands for.
     pub unreadable: Option<usize>,
+    /// Height and width of the pictures, as they are told to models that ask.
+    pub side: f32,
 }
 
 impl BatchEncoder for Encoder {
@@ -76,6 +78,10 @@ impl BatchEncoder for Encoder {
         });
         Ok(EncodedBatch {
             log_variance: Array4::from_elem(mean.raw_dim(), -10.0),
+            conditions: Conditions {
+                resolution: Array2::from_elem((count, 2), self.side),
+                aspect_ratio: Array2::ones((count, 1)),
+            },
             skipped: skipped.into_iter().collect(),
             plan,
             mean,

@@ -174,6 +174,12 @@ fn a_lora_changes_what_is_drawn() {
     stronger[3] = "8";
     let stronger = [&stronger[..], &["--resume", "--epochs", "3"]].concat();
     refused(&sandbox, &stronger, WRONG_REQUEST, &["lora_alpha: found 4, expected 8"]);
+    // And to the model they were learnt on. A first step has no learning rate yet.
+    let (other, _) = trained(&sandbox, &["--output_path", "other", "--max_train_steps", "2"]);
+    let other = other.strip_prefix(sandbox.path()).unwrap().to_str().unwrap().to_owned();
+    let of_other = ["--resume", "--epochs", "3", "--checkpoint", &other];
+    let said = ["found a LoRA of the model ", "continue with the settings it was saved with"];
+    refused(&sandbox, &[&lora_flags[..], &of_other].concat(), WRONG_REQUEST, &said);
     // What goes on with a LoRA is one.
     let resume = ["--resume", "--epochs", "3"];
     refused(
@@ -228,6 +234,28 @@ fn sixteen_bits_are_another_model_of_the_same_kind() {
             "{dtype}: {near}, {loss}"
         );
     }
+}
+
+#[test]
+fn a_model_with_size_conditions_is_trained() {
+    let sandbox = sandbox();
+    copy_folder(&fixtures::root().join("variants/alpha"), &sandbox.path().join("alpha"));
+    let alpha = ["--checkpoint", "alpha/transformer", "--multi_scale", "True"];
+    let (folder, _) = trained(&sandbox, &alpha);
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(folder.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["use_additional_conditions"], true);
+    let embedder = |folder: &Path| {
+        let bytes = fs::read(folder.join("diffusion_pytorch_model.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let name = "adaln_single.emb.aspect_ratio_embedder.linear_1.weight";
+        tensors.tensor(name).unwrap().data().to_vec()
+    };
+    assert_ne!(embedder(&folder), embedder(&sandbox.path().join("alpha/transformer")));
+    // It goes on, and a LoRA of it is one more model.
+    let (again, _) = trained(&sandbox, &[&alpha[..], &["--resume", "--epochs", "3"]].concat());
+    assert!(again.ends_with("step_00000006"));
+    trained(&sandbox, &[&alpha[..], &["--lora_rank", "2", "--output_path", "lora"]].concat());
 }
 
 #[test]

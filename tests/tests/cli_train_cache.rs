@@ -168,6 +168,16 @@ fn a_config_and_captions_in_fp32() {
 }
 
 #[test]
+fn the_size_of_a_batch_is_none_of_its_settings() {
+    let sandbox = sandbox(1);
+    let help = sandbox.pixart(&["train", "cache", "--help"]);
+    assert!(help.code == DONE && help.stdout.contains("--sample_size"), "{help:?}");
+    assert!(!help.stdout.contains("batch_size"), "{help:?}");
+    // The flags of a training are taken along.
+    assert_done(&cache(&sandbox, &["--batch_size", "64"]), &["pictures: 1 encoded"]);
+}
+
+#[test]
 fn what_is_damaged_or_missing_is_found_and_made_anew() {
     let sandbox = sandbox(4);
     assert_done(&cache(&sandbox, &[]), &[]);

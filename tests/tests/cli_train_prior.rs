@@ -98,3 +98,59 @@ fn what_cannot_be_is_refused_before_anything_is_done() {
         assert_eq!(sandbox.files(), before, "files were left behind");
     }
 }
+
+#[test]
+fn a_training_goes_on_with_the_prior_pictures_it_began_with_and_draws_none() {
+    let sandbox = sandbox();
+    let at = |path: &str| sandbox.path().join(path);
+    fs::create_dir(at("prior")).expect("made");
+    for name in ["0.png", "1.png", "2.png"] {
+        fs::copy(at("images").join(name), at("prior").join(name)).expect("copied");
+    }
+    let prior = ["--prior_image_dir=prior", "--prior_prompt", "a picture"];
+    trained(&sandbox, &[&prior[..], &["--num_prior_images=3"]].concat());
+    // Wherever they lie.
+    fs::rename(at("prior"), at("moved")).expect("moved");
+    let moved = ["--prior_image_dir=moved", "--prior_prompt", "a picture"];
+    let resume = ["--resume=output/ckpt/step_00000002"];
+    trained(&sandbox, &[&moved[..], &resume].concat());
+    fs::remove_file(at("moved/2.png")).expect("removed");
+    let before = sandbox.files();
+    for (more, said) in [
+        (
+            &[&moved[..], &["--num_prior_images=3"]].concat(),
+            "num_prior_images: found 3, expected at most the 2 of moved, because a training that goes on draws none",
+        ),
+        (&moved.to_vec(), "found the prior pictures "),
+        (&vec![], "expected no prior pictures"),
+        (
+            &["--prior_image_dir=images", "--prior_prompt", "a picture"].to_vec(),
+            "continue with the settings it was saved with",
+        ),
+    ] {
+        let run = train(&sandbox, &[more, &resume[..]].concat());
+        assert_eq!(run.code, WRONG_REQUEST, "{more:?}: {run:?}");
+        assert!(run.stderr.contains(said), "{more:?}: no `{said}` in {}", run.stderr);
+        assert_eq!(sandbox.files(), before, "files were left behind");
+    }
+}
+
+#[test]
+fn prior_pictures_alone_are_nothing_to_learn_from() {
+    let sandbox = sandbox();
+    let prior = ["--prior_image_dir=prior", "--prior_prompt", "a picture"];
+    fs::create_dir(sandbox.path().join("prior")).expect("made");
+    for name in ["0.png", "1.png"] {
+        let [from, to] = ["images", "prior"].map(|folder| sandbox.path().join(folder).join(name));
+        fs::copy(from, to).expect("copied");
+    }
+    // Their headers are sound.
+    for k in 0..4 {
+        let file = sandbox.path().join(format!("images/{k}.png"));
+        let bytes = fs::read(&file).expect("a picture");
+        fs::write(&file, &bytes[..bytes.len() / 2]).expect("cut");
+    }
+    let run = train(&sandbox, &prior);
+    assert_eq!(run.code, 1, "{run:?}");
+    assert!(run.stderr.contains("none of the 4 pictures of 64 × 64 pixels can be read"), "{run:?}");
+}

@@ -6,7 +6,8 @@ use std::{
 };
 
 use pixart_tests::{
-    binary::{Run, Sandbox},
+    binary::{Run, Sandbox, copy_folder},
+    fixtures,
     training::sandbox,
 };
 use serde_json::Value;
@@ -147,6 +148,42 @@ fn pictures_are_drawn_with_the_average_and_at_the_end_of_a_lora() {
     let lora = ["--lora_rank=2", "--output_path=lora", "--max_train_steps=1", "--optim=muon"];
     trained(&sandbox, &lora);
     assert_eq!(names(&at("lora/samples")).len(), 2);
+}
+
+#[test]
+fn pictures_of_a_model_with_size_conditions_are_those_of_its_checkpoint() {
+    let sandbox = sandbox();
+    let alpha = sandbox.path().join("alpha");
+    copy_folder(&fixtures::root().join("variants/alpha"), &alpha);
+    write_config(&sandbox);
+    trained(&sandbox, &["--checkpoint=alpha/transformer", "--max_train_steps=1"]);
+    let drawn = pixels(sandbox.path().join("output/samples/step_00000001_00.png"));
+    let expected = sampled(&sandbox, "output/ckpt/step_00000001", "other");
+    let apart = drawn.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(drawn.len() == expected.len() && apart <= Some(1), "{apart:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn pictures_that_ctrl_c_ended_are_not_told_as_drawn() {
+    use std::{io::BufRead, process};
+    let sandbox = sandbox();
+    write_config(&sandbox);
+    let long = ["train", "-c", "pictures.yaml", "--sampling_method=iddpm", "--sampling_steps=1000"];
+    let mut command = sandbox.command(&long);
+    command.stdout(process::Stdio::piped()).stderr(process::Stdio::piped());
+    let mut child = command.spawn().expect("the binary starts");
+    let mut lines = std::io::BufReader::new(child.stderr.take().expect("piped")).lines();
+    let mut line = || lines.next().map(|line| line.expect("a line"));
+    while !line().expect("it goes on").starts_with("epoch 1 took") {}
+    // Two thousand passes are left to be drawn.
+    let sent = process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(sent.expect("kill").success());
+    let rest: Vec<String> = std::iter::from_fn(line).collect();
+    assert_eq!(child.wait().expect("it ends").code(), Some(130), "{rest:?}");
+    let told: Vec<_> = rest.iter().filter(|line| line.contains("validation pictures")).collect();
+    let [told] = told[..] else { panic!("one line: {rest:?}") };
+    assert!(told.starts_with("drew 0 of 2 validation pictures after step 2"), "{told}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use pixart_runtime::{
     engine::Engine,
     noise::TorchGenerator,
     pipeline::Cancel,
+    size::{Size, SizePlan},
     tensor::Tensor,
     text::{CaptionEncoder, PromptCleaning},
     vae::PictureEncoder,
@@ -26,10 +27,10 @@ use pixart_tests::{
     fixtures::{self, Case},
 };
 use pixart_trainer::data::{
-    BatchEncoder, BatchOptions, CachedEncoder, CaptionOptions, CaptionSettings, CaptionType,
-    Captions, DataOptions, Dataset, EncodeOptions, EncodedBatch, EncodedBatches, EncodingCache,
-    FillOptions, Filling, Labels, LiveEncoder, Place, Record, Sampler, Sizing, TextDescription,
-    VaeDescription,
+    BatchEncoder, BatchOptions, CachedEncoder, CaptionKind, CaptionOptions, CaptionSettings,
+    CaptionSource, CaptionType, Captions, DataOptions, Dataset, EncodeOptions, EncodedBatch,
+    EncodedBatches, EncodingCache, Features, FillOptions, Filling, Labels, LiveEncoder,
+    MomentSource, Place, Record, Sampler, Sizing, TextDescription, VaeDescription, empty_caption,
 };
 
 const SETTINGS: CaptionSettings = CaptionSettings { cleaning: PromptCleaning::Raw, max_length: 60 };
@@ -102,7 +103,7 @@ impl Encoders {
 
     fn live(&self, dataset: &Arc<Dataset>, dropped: f64) -> Box<dyn BatchEncoder> {
         let (text, vae) = (self.text(), self.vae());
-        let live = LiveEncoder::new(dataset.clone(), text, vae, options(dropped), None);
+        let live = LiveEncoder::new(dataset.clone(), text, vae, options(dropped));
         Box::new(live.expect("an encoder"))
     }
 }
@@ -135,6 +136,16 @@ fn floats(case: &Case, name: &str) -> ArrayD<f32> {
 
 /// Compares batches with the reference; states within `tolerance`.
 fn assert_reference(batches: &[EncodedBatch], dataset: &Dataset, dropped: bool, tolerance: f64) {
+    assert_reference_within(batches, dataset, dropped, [tolerance, TOLERANCE]);
+}
+
+/// The same with a tolerance of moments, too.
+fn assert_reference_within(
+    batches: &[EncodedBatch],
+    dataset: &Dataset,
+    dropped: bool,
+    [tolerance, of_moments]: [f64; 2],
+) {
     let cases: BTreeMap<String, Case> = fixtures::cases("training_encoded.safetensors");
     let null = floats(&cases["null"], "states");
     let mut compared = 0;
@@ -152,10 +163,17 @@ fn assert_reference(batches: &[EncodedBatch], dataset: &Dataset, dropped: bool, 
             let draw = TorchGenerator::new(7).randn(mean.len());
             let draw = Array3::from_shape_vec(mean.dim(), draw).expect("as many");
             let latents = (&mean + &(log_variance.mapv(|v| (v / 2.0).exp()) * draw)) * 0.13025;
-            compare("mean", mean.into_dyn(), floats(case, "mean"), TOLERANCE);
+            compare("mean", mean.into_dyn(), floats(case, "mean"), of_moments);
             let expected = floats(case, "log_variance");
-            compare("variance", log_variance.into_dyn(), expected, TOLERANCE);
-            compare("latents", latents.into_dyn(), floats(case, "latents"), TOLERANCE);
+            compare("variance", log_variance.into_dyn(), expected, of_moments);
+            compare("latents", latents.into_dyn(), floats(case, "latents"), of_moments);
+
+            let conditions = &batch.conditions;
+            let Size { width, height } = dataset.items()[item].size;
+            let sides = ndarray::arr1(&[height as f32, width as f32]);
+            assert_eq!(conditions.resolution.row(k), sides, "{name}: size");
+            let ratio = SizePlan::ratio_label(Size { width, height }, 8) as f32;
+            assert_eq!(conditions.aspect_ratio[[k, 0]], ratio, "{name}: ratio");
 
             let mask = case["mask"].as_i64().expect("integers");
             let tokens = mask.sum() as usize;
@@ -302,26 +320,52 @@ fn pictures_that_cannot_be_had_are_skipped_and_named() {
     assert!(!skipped.is_empty() && skipped.iter().all(|skipped| skipped.item == 3));
 }
 
+/// Features of the fixture's first three pictures, as the official tools write them.
 #[test]
-fn captions_that_are_encoded_in_training_are_kept() {
+fn features_of_the_official_tools_are_what_the_references_encode() {
     let folder = tempfile::tempdir().expect("a folder");
-    let dataset = dataset(folder.path());
-    let encoders = Encoders::on(engines::tract());
-    let cache = folder.path().join("cache");
-    let run = |text: CaptionEncoder, vae: PictureEncoder| {
-        let description = TextDescription::new(text.folder().expect("there"), &tokenizer());
-        let description = description.expect("a tokenizer");
-        let filling = Filling::open(&cache, description, VaeDescription::new(vae.folder()));
-        let keep = Some((filling.expect("a cache"), CaptionType::F16));
-        let live = LiveEncoder::new(dataset.clone(), text, vae, options(0.0), keep);
-        let batches = epoch(&dataset, Box::new(live.expect("an encoder")), 4);
-        batches.into_iter().map(|batch| batch.captions).collect::<Vec<_>>()
+    let all = dataset(folder.path());
+    let features = Features::new(&fixtures::root().join("features"), &all, 4, 48);
+    let check = |dataset: &Dataset, item| {
+        let captions = Some((options(0.0).captions, SETTINGS.max_length));
+        Ok(features.check(dataset, item, true, captions)?)
     };
-    let first = run(encoders.text(), encoders.vae());
-    let kept = EncodingCache::open(&cache).expect("a cache");
-    for item in dataset.items() {
-        let text = item.captions.texts().next().expect("a caption");
-        kept.captions().get(text, SETTINGS).expect("kept");
+    let dataset = Arc::new(Arc::into_inner(all).expect("ours").keep(2, check));
+    let names = dataset.items().iter().map(|item| item.path.display().to_string());
+    assert_eq!(names.collect::<Vec<_>>(), ["wide.png", "small.png", "exact.png"]);
+    assert_eq!(dataset.left_out().len(), 3);
+    let encoders = Encoders::on(engines::tract());
+    let features = Arc::new(features);
+    for dropped in [false, true] {
+        let share = f64::from(u8::from(dropped));
+        let captions = |empty| CaptionSource::Features { features: features.clone(), empty };
+        let read = || MomentSource::Features(features.clone());
+        let empty = empty_caption(&mut encoders.text(), SETTINGS).expect("encoded");
+        let new = |captions: CaptionSource, moments: MomentSource| {
+            LiveEncoder::new(dataset.clone(), captions, moments, options(share))
+        };
+        // Half of fp16's smallest step, beside what the engine differs by.
+        let tolerance = 5e-4 + TOLERANCE;
+        for (encoder, tolerance) in [
+            (new(captions(Some(empty.clone())), read()), tolerance),
+            (new(encoders.text().into(), read()), TOLERANCE),
+            (new(captions(Some(empty.clone())), encoders.vae().into()), tolerance),
+        ] {
+            let encoder = Box::new(encoder.expect("an encoder"));
+            let batches = epoch(&dataset, encoder, 2);
+            // One picture's deviations are kept as fp16, which their logarithms show twice.
+            assert_reference_within(&batches, &dataset, dropped, [tolerance, 2e-3]);
+        }
+        match new(captions(None), read()) {
+            Ok(_) => assert!(!dropped, "without the empty caption, none is dropped"),
+            Err(error) => assert!(
+                dropped && error.to_string().starts_with("class_dropout_prob: found 1, but"),
+                "{error}"
+            ),
+        }
     }
-    assert_eq!(run(encoders.text(), encoders.vae()), first, "read as they were trained on");
+    // The other caption's features are others.
+    let [short, long] = [CaptionKind::Prompt, CaptionKind::Sharegpt4v]
+        .map(|kind| features.caption(&dataset, 0, kind, 60).expect("a caption").states);
+    assert_eq!(short, -long);
 }

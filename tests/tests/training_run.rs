@@ -22,8 +22,8 @@ use pixart_trainer::{
     loss::LossKind,
     optimizer::{AdamW, Algorithm, Came},
     run::{
-        AverageOptions, Event, Length, NotFinite, Outcome, Policy, Run, RunError, RunOptions,
-        SaveOptions, StartingPoint, StepReport,
+        AverageOptions, Event, Length, NotFinite, Outcome, Policy, PriorOptions, Run, RunError,
+        RunOptions, SaveOptions, StartingPoint, StepReport,
     },
     scaler::{Dynamic, Scaling},
     schedule::Shape,
@@ -139,7 +139,7 @@ fn go(run: Run, encoder: Encoder, cancel_at: Option<u64>) -> (Result<Outcome, Ru
 
 fn new(engine: &Arc<dyn Engine>, world: &World, start: StartingPoint, options: RunOptions) -> Run {
     let sampler = world.sampler(2, None);
-    Run::new(engine.as_ref(), start, sampler, options).unwrap_or_else(|error| panic!("{error}"))
+    Run::new(engine, start, sampler, options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn resumed(engine: &Arc<dyn Engine>, world: &World, options: RunOptions, saved: &Saved) -> Run {
@@ -148,7 +148,7 @@ fn resumed(engine: &Arc<dyn Engine>, world: &World, options: RunOptions, saved: 
         None => load(saved.folder()),
     };
     let sampler = world.sampler(2, Some(saved));
-    let run = Run::resume(engine.as_ref(), start, sampler, options, saved);
+    let run = Run::resume(engine, start, sampler, options, saved);
     run.unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -340,7 +340,7 @@ fn accumulated_batches_are_one_large_batch() {
             ..world.options()
         };
         let sampler = world.sampler(batch_size, None);
-        let run = Run::new(engine.as_ref(), tiny(), sampler, options).expect("a run");
+        let run = Run::new(&engine, tiny(), sampler, options).expect("a run");
         let (outcome, told) = go(run, Encoder::default(), None);
         assert_eq!(told.steps.len(), 1);
         assert_eq!(told.steps[0].images, PICTURES);
@@ -372,7 +372,7 @@ fn batches_that_are_too_few_for_a_step_are_told() {
     // The end of the first epoch lies within the step.
     assert_eq!(told.saved, [1]);
     let options = RunOptions { accumulation: 7, ..world.options() };
-    let run = Run::new(engine.as_ref(), tiny(), world.sampler(2, None), options);
+    let run = Run::new(&engine, tiny(), world.sampler(2, None), options);
     let error = run.err().expect("too few batches").to_string();
     assert_eq!(
         error,
@@ -506,7 +506,7 @@ fn a_lora_changes_its_factors_alone() {
     let saved = Saved::open(&folder).expect("a checkpoint");
     let resume = |options| {
         let sampler = world.sampler(2, Some(&saved));
-        let run = Run::resume(engine.as_ref(), tiny(), sampler, options, &saved);
+        let run = Run::resume(&engine, tiny(), sampler, options, &saved);
         run.err().expect("another training").to_string()
     };
     let other = AdapterSettings { rank: 8, ..lora(&["attn1.to_q"]) };
@@ -522,7 +522,7 @@ fn layers_of_some_blocks_alone_get_no_lora() {
     let refused = |target: &str| {
         let lora = Some(lora(&[target]));
         let options = RunOptions { lora, loss: LossKind::NoiseError, ..world.options() };
-        let run = Run::new(engine.as_ref(), tiny(), world.sampler(2, None), options);
+        let run = Run::new(&engine, tiny(), world.sampler(2, None), options);
         run.err().expect("refused").to_string()
     };
     let error = refused("transformer_blocks.0.attn1.to_q");
@@ -557,4 +557,78 @@ fn a_model_gets_compressed_keys_that_it_did_not_have() {
     let saved = load(&outcome.checkpoint.expect("saved"));
     assert_eq!(saved.config.kv_compression, Some(compression));
     assert!(saved.weights["transformer_blocks.1.attn1.sr.weight"].iter().any(|&x| x != 0.25));
+}
+
+#[test]
+fn a_model_with_size_conditions_learns_from_them() {
+    let alpha = || load(&fixtures::root().join("variants/alpha/transformer"));
+    let (engine, embedder) =
+        (engines::ort(), "adaln_single.emb.resolution_embedder.linear_1.weight");
+    let before = alpha().weights;
+    let result = |start: StartingPoint, side, lora| {
+        let world = World::new();
+        let options = RunOptions { lora, length: Length::Steps(3), ..world.options() };
+        let encoder = Encoder { side, ..Encoder::default() };
+        let (outcome, told) = go(new(&engine, &world, start, options), encoder, None);
+        let files = files(&done(outcome).checkpoint.expect("saved"));
+        let folder = world.checkpoints().join("step_00000003");
+        let weights = folder.join("config.json").is_file().then(|| load(&folder).weights);
+        (told.steps[0].loss, files, weights)
+    };
+    let (loss, files, weights) = result(alpha(), 512.0, None);
+    let weights = weights.expect("a whole model");
+    assert!(weights[embedder] != before[embedder], "it is trained");
+    let (other_loss, other, _) = result(alpha(), 1024.0, None);
+    assert!(loss != other_loss && files != other, "{loss}: what it is told makes no difference");
+    assert!(result(alpha(), 512.0, None).1 == files, "another result");
+    // A model that asks for nothing gets nothing.
+    assert!(result(tiny(), 512.0, None).1 == result(tiny(), 1024.0, None).1);
+
+    let targets = lora(&["to_q", "linear_1"]);
+    let (lora_loss, files, _) = result(alpha(), 512.0, Some(targets.clone()));
+    assert_eq!(lora_loss, loss, "it changes nothing at first");
+    assert!(result(alpha(), 1024.0, Some(targets)).1 != files);
+    for engine in engines::both() {
+        let world = World::new();
+        let options = RunOptions { length: Length::Steps(1), ..world.options() };
+        let encoder = Encoder { side: 512.0, ..Encoder::default() };
+        let (outcome, told) = go(new(&engine, &world, alpha(), options), encoder, None);
+        done(outcome);
+        assert!((told.steps[0].loss - loss).abs() < 1e-4 * loss, "{}", engine.name());
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_the_model_and_the_prior_pictures_it_began_with() {
+    let (engine, world) = (engines::ort(), World::new());
+    let prior = |fingerprint: &str| {
+        Some(PriorOptions { items: 4..6, weight: 1.0, fingerprint: fingerprint.to_owned() })
+    };
+    let options = RunOptions {
+        loss: LossKind::NoiseError,
+        lora: Some(lora(&["to_q"])),
+        prior: prior("abc"),
+        length: Length::Steps(1),
+        ..world.options()
+    };
+    done(go(new(&engine, &world, tiny(), options.clone()), Encoder::default(), None).0);
+    let saved = Saved::open(&world.checkpoints()).expect("a checkpoint");
+    let resume = |start, prior| {
+        let options = RunOptions { prior, length: Length::Steps(2), ..options.clone() };
+        Run::resume(&engine, start, world.sampler(2, Some(&saved)), options, &saved)
+    };
+    let error = |run: Result<Run, RunError>| run.err().expect("another training").to_string();
+    let other = error(resume(tiny(), prior("def")));
+    assert!(
+        other.contains("found the prior pictures abc, expected the prior pictures def"),
+        "{other}"
+    );
+    let none = error(resume(tiny(), None));
+    assert!(none.contains("found the prior pictures abc, expected no prior pictures"), "{none}");
+    let mut another = tiny();
+    *another.weights.get_mut("proj_out.bias").expect("there") += 1e-3;
+    let model = error(resume(another, prior("abc")));
+    assert!(model.contains("found a LoRA of the model "), "{model}");
+    assert!(model.contains("continue with the settings it was saved with"), "{model}");
+    resume(tiny(), prior("abc")).unwrap_or_else(|error| panic!("{error}"));
 }

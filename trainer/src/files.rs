@@ -1,4 +1,4 @@
-//! Reading safetensors files of floats.
+//! Reading safetensors files of floats, and naming files by hashes.
 
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,11 @@ pub enum FileError {
         /// Its type.
         found: Dtype,
     },
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Every tensor of a file, all of which must be 32-bit floats.

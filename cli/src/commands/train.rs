@@ -2,6 +2,7 @@
 
 mod cache;
 mod encoder;
+mod features;
 mod model;
 mod options;
 mod prior;
@@ -64,12 +65,23 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
     let notes = upstream_notes(settings)?;
     let mut options = options::run(settings, ranks)?;
     let prior = settings.prior.prior(settings)?;
+    let read = settings.features()?;
     let batches = options::batches(settings, ranks)?;
     let saved = begin(settings, &options.save.folder)?;
     settings.run.log_interval()?;
     settings.validation.request(settings.run.seed())?;
 
     let dataset = dataset(&settings.data)?;
+    let opened = open_engine(&settings.engine, ranks)?;
+    notes.iter().for_each(note);
+    let start = model::starting_point(settings, saved.as_ref())?;
+    let (mut dataset, features) = match read {
+        None => (dataset, None),
+        Some(read) => {
+            let (dataset, features) = features::of(settings, read, dataset, &start.config)?;
+            (dataset, Some((read, features)))
+        }
+    };
     let sampler = match &saved {
         None => Sampler::new(&dataset, batches),
         Some(saved) => {
@@ -82,28 +94,21 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
         let data = sampler.position().data.clone();
         ranks::compare(ranks, &settings.told(data, saved.as_ref().map(Saved::step))?)?;
     }
-    let opened = open_engine(&settings.engine, ranks)?;
-    notes.iter().for_each(note);
-    let start = model::starting_point(settings, saved.as_ref())?;
-    let dataset = match &prior {
-        None => dataset,
-        Some(prior) => {
+    if let Some(prior) = &prior {
+        match saved {
             // One draws what is missing for all.
-            if ranks.is_none_or(|ranks| ranks.is_first()) {
-                prior.draw(settings, &opened.engine, &start)?;
-            }
-            if let Some(ranks) = ranks {
-                ranks.meet().map_err(anyhow::Error::from)?;
-            }
-            let (both, items) = prior.join(&settings.data, &dataset)?;
-            options.prior = Some(items);
-            both
+            None => ranks::in_turn(ranks, || prior.draw(settings, &opened.engine, &start))?,
+            Some(_) => prior.check_drawn()?,
         }
-    };
+        (dataset, options.prior) = prior.join(&settings.data, &dataset)?;
+    }
+    if let Some(saved) = &saved {
+        Run::check(&start, &options, saved).map_err(failure)?;
+    }
+    let (engine, config) = (&opened.engine, start.config.clone());
+    let dataset = Arc::new(dataset);
     let encoder =
-        ranks::in_turn(ranks, || encoder::open(settings, &opened.engine, dataset, &start.config))?;
-    let config = start.config.clone();
-    let engine = opened.engine.as_ref();
+        ranks::in_turn(ranks, || encoder::open(settings, engine, dataset, features, &config))?;
     let run = match &saved {
         None => Run::new(engine, start, sampler, options),
         Some(saved) => Run::resume(engine, start, sampler, options, saved),
@@ -213,7 +218,7 @@ fn begin(settings: &Settings, folder: &Path) -> Result<Option<Saved>, Failure> {
 }
 
 /// The pictures that can be trained on; says what is left out.
-fn dataset(settings: &data::Settings) -> Result<Arc<Dataset>, Failure> {
+fn dataset(settings: &data::Settings) -> Result<Dataset, Failure> {
     let (source, columns, image_dir) = settings.source()?;
     let options = settings.data(true)?;
     let labels = Labels::read(&source, &columns, &image_dir).map_err(|error: LabelError| {
@@ -244,7 +249,7 @@ fn dataset(settings: &data::Settings) -> Result<Arc<Dataset>, Failure> {
             reasons.join(", ")
         ));
     }
-    Ok(Arc::new(dataset))
+    Ok(dataset)
 }
 
 /// Notes about what has no effect here.
@@ -272,7 +277,6 @@ fn failure(error: RunError) -> Failure {
     match error {
         RunError::Export(error) => Failure::from(*error),
         RunError::Setting { .. }
-        | RunError::Unsupported { .. }
         | RunError::Scaler(_)
         | RunError::Loss(LossError::Gamma(_))
         | RunError::Optimizer(OptimizerError::Setting { .. })
@@ -281,7 +285,9 @@ fn failure(error: RunError) -> Failure {
             | AdapterError::NoTarget { .. }
             | AdapterError::Layer { .. },
         )
-        | RunError::Checkpoint(CheckpointError::Adapter(AdapterError::Factors { .. }))
+        | RunError::Checkpoint(
+            CheckpointError::Other { .. } | CheckpointError::Adapter(AdapterError::Factors { .. }),
+        )
         | RunError::Sampler(
             SamplerError::OtherRun { .. }
             | SamplerError::Option { .. }

@@ -142,6 +142,15 @@ pub(super) fn nearest_ratio(ratio: f64, sample_size: u32) -> Size {
     Size { height: pixels(height), width: pixels(width) }
 }
 
+/// The ratio that names the size which [`nearest_ratio`] gives.
+pub(super) fn nearest_label(ratio: f64, sample_size: u32) -> f64 {
+    if sample_size == 360 {
+        return nearest_row(BINS_2880.iter(), |row| row.0, ratio).0;
+    }
+    let listed = BINS.iter().filter(|row| is_listed(row, sample_size));
+    nearest_row(listed, |row| row.0, ratio).0
+}
+
 /// The row whose label is nearest to `ratio`, the first of two that are as near.
 fn nearest_row<'a, T>(
     rows: impl Iterator<Item = &'a T>,

@@ -98,6 +98,12 @@ impl SizePlan {
         Ok(Self { generated, requested })
     }
 
+    /// The ratio of height to width by which the published tables name the trained size that is nearest to
+    /// `size`, such as 0.57 for 16 : 9. The size itself is [`SizePlan::with_ratio`]'s.
+    pub fn ratio_label(size: Size, sample_size: u32) -> f64 {
+        bins::nearest_label(f64::from(size.height) / f64::from(size.width), sample_size)
+    }
+
     /// Height and width of the latents.
     pub fn latent(&self) -> (usize, usize) {
         let side = |pixels: u32| (pixels / LATENT_SCALE) as usize;

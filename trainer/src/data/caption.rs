@@ -28,11 +28,22 @@ impl Default for CaptionOptions {
     }
 }
 
+/// One of the two captions of a picture, by the field of the seed's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CaptionKind {
+    /// The original one.
+    Prompt,
+    /// The long one.
+    Sharegpt4v,
+}
+
 /// The caption of one picture in one epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caption {
     /// The text.
     pub text: String,
+    /// Which of the two it is.
+    pub kind: CaptionKind,
     /// Whether its embedding is to be replaced by the null caption's. The attention mask stays the text's, as
     /// upstream (facts 5.3).
     pub dropped: bool,
@@ -71,9 +82,35 @@ impl Captions {
         let mut stream = Stream::new(seed, &[PURPOSE, epoch, picture as u64]);
         let real = stream.unit() < options.real_prompt_ratio;
         let dropped = stream.unit() < options.class_dropout_prob;
-        let (first, second) =
-            if real { (&self.prompt, &self.sharegpt4v) } else { (&self.sharegpt4v, &self.prompt) };
-        Caption { text: first.as_ref().or(second.as_ref()).cloned().unwrap_or_default(), dropped }
+        let wanted = if real { CaptionKind::Prompt } else { CaptionKind::Sharegpt4v };
+        let kind = self.or_other(wanted);
+        Caption { text: self.get(kind).cloned().unwrap_or_default(), kind, dropped }
+    }
+
+    /// Those that [`choose`](Self::choose) can give with a probability that is not 0.
+    pub fn possible(&self, options: CaptionOptions) -> Vec<CaptionKind> {
+        let ratio = options.real_prompt_ratio;
+        let wanted = [(CaptionKind::Prompt, ratio > 0.0), (CaptionKind::Sharegpt4v, ratio < 1.0)];
+        let wanted = wanted.into_iter().filter(|(_, is_wanted)| *is_wanted);
+        let mut kinds: Vec<_> = wanted.map(|(kind, _)| self.or_other(kind)).collect();
+        kinds.dedup();
+        kinds
+    }
+
+    fn get(&self, kind: CaptionKind) -> Option<&String> {
+        match kind {
+            CaptionKind::Prompt => self.prompt.as_ref(),
+            CaptionKind::Sharegpt4v => self.sharegpt4v.as_ref(),
+        }
+    }
+
+    /// This one, unless there is only the other.
+    fn or_other(&self, kind: CaptionKind) -> CaptionKind {
+        let other = match kind {
+            CaptionKind::Prompt => CaptionKind::Sharegpt4v,
+            CaptionKind::Sharegpt4v => CaptionKind::Prompt,
+        };
+        if self.get(kind).is_none() && self.get(other).is_some() { other } else { kind }
     }
 }
 
@@ -116,6 +153,21 @@ mod tests {
     }
 
     #[test]
+    fn what_can_be_chosen_is_known() {
+        use CaptionKind::{Prompt, Sharegpt4v};
+        let only = Captions::new(Some("short".into()), None);
+        for (ratio, of_both) in
+            [(0.0, &[Sharegpt4v][..]), (0.5, &[Prompt, Sharegpt4v]), (1.0, &[Prompt])]
+        {
+            let options = CaptionOptions { real_prompt_ratio: ratio, class_dropout_prob: 0.0 };
+            assert_eq!(both().possible(options), of_both, "{ratio}");
+            assert_eq!(only.possible(options), [Prompt], "{ratio}");
+            let chosen = (0..100).map(|k| both().choose(options, 1, 0, k));
+            assert!(chosen.into_iter().all(|caption| of_both.contains(&caption.kind)));
+        }
+    }
+
+    #[test]
     fn epochs_differ_and_repeat() {
         let options = CaptionOptions { real_prompt_ratio: 0.5, class_dropout_prob: 0.0 };
         let epoch =
@@ -128,7 +180,8 @@ mod tests {
     fn one_caption_serves_for_both() {
         let options = CaptionOptions { real_prompt_ratio: 1.0, class_dropout_prob: 0.0 };
         let only = Captions::new(Some("  \n".into()), Some("long".into()));
-        assert_eq!(only.choose(options, 0, 0, 0).text, "long");
+        let chosen = only.choose(options, 0, 0, 0);
+        assert_eq!((chosen.text.as_str(), chosen.kind), ("long", CaptionKind::Sharegpt4v));
         assert!(Captions::new(Some(String::new()), None).is_empty());
     }
 }

@@ -1,12 +1,16 @@
 //! Pictures that can be trained on, by aspect bucket, and those that cannot, with the reason.
 
 use super::picture::{PictureError, PictureLimits, Sizing};
-use super::scan::{Depth, Seen, scan};
-use super::{Captions, Labels, Place, Record};
+use super::scan::{Depth, Seen, in_parallel, scan};
+use super::{Captions, FeatureError, Labels, Place, Record};
+use crate::files::hex;
 use pixart_runtime::size::Size;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// Pixels a latent pixel stands for.
+const LATENT_SCALE: u32 = 8;
 
 /// What is trained on.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +88,9 @@ pub enum Reason {
     /// The picture cannot be used.
     #[error("{0}")]
     Picture(#[from] PictureError),
+    /// What was extracted of it cannot be used.
+    #[error("{0}")]
+    Features(#[from] FeatureError),
     /// There is no caption, or only white space.
     #[error("no caption")]
     NoCaption,
@@ -120,6 +127,7 @@ impl Reason {
         match self {
             Self::Picture(PictureError::Missing) => "missing",
             Self::Picture(_) => "unreadable",
+            Self::Features(_) => "without features",
             Self::NoCaption => "no caption",
             Self::ExtremeRatio { .. } => "extreme ratio",
             Self::TooSmall { .. } => "too small",
@@ -195,6 +203,76 @@ impl Dataset {
         &self.left_out
     }
 
+    /// The bucket of a picture.
+    pub(super) fn bucket_of(&self, item: usize) -> &Bucket {
+        let bucket = self.buckets.iter().find(|bucket| bucket.items.binary_search(&item).is_ok());
+        bucket.expect("every picture is in a bucket")
+    }
+
+    /// Height and width of a picture's latents.
+    pub(super) fn latent_size(&self, item: usize) -> (usize, usize) {
+        let size = self.bucket_of(item).size;
+        ((size.height / LATENT_SCALE) as usize, (size.width / LATENT_SCALE) as usize)
+    }
+
+    /// The same without the pictures that `judge` gives a reason against; it is asked on `threads` threads. Those that
+    /// stay get other numbers.
+    pub fn keep(
+        self,
+        threads: usize,
+        judge: impl Fn(&Self, usize) -> Result<(), Reason> + Sync,
+    ) -> Self {
+        let mut reasons = BTreeMap::new();
+        let look = |item| judge(&self, item).err();
+        in_parallel(self.items.len(), threads, look, |item, reason, _| {
+            reasons.extend(reason.map(|reason| (item, reason)));
+        });
+        let Self { image_dir, sizing, limits, items, mut buckets, mut left_out } = self;
+        let mut numbers = BTreeMap::new();
+        let mut kept = Vec::new();
+        for (number, item) in items.into_iter().enumerate() {
+            match reasons.remove(&number) {
+                None => {
+                    numbers.insert(number, kept.len());
+                    kept.push(item);
+                }
+                Some(reason) => {
+                    left_out.push(LeftOut { place: item.place, path: item.path, reason });
+                }
+            }
+        }
+        for bucket in &mut buckets {
+            let items = bucket.items.iter().filter_map(|item| numbers.get(item).copied());
+            bucket.items = items.collect();
+        }
+        buckets.retain(|bucket| !bucket.items.is_empty());
+        left_out.sort_by_key(|left_out| left_out.place.entry);
+        Self { image_dir, sizing, limits, items: kept, buckets, left_out }
+    }
+
+    /// These pictures, and behind them those of `other`, in buckets of their own: where one cannot be read
+    /// any more, none of the other kind stands for it. What was left out of either is not told any more.
+    pub fn and(&self, other: &Self) -> Self {
+        let first = self.items.len();
+        let added = other.items.iter().enumerate().map(|(k, item)| {
+            // It does not start from the folder of these pictures.
+            let file = other.file(k);
+            Item { path: std::path::absolute(&file).unwrap_or(file), ..item.clone() }
+        });
+        let moved = other.buckets.iter().map(|Bucket { size, items }| {
+            let items = items.iter().map(|item| first + item).collect();
+            Bucket { size: *size, items }
+        });
+        Self {
+            image_dir: self.image_dir.clone(),
+            sizing: self.sizing,
+            limits: self.limits,
+            items: self.items.iter().cloned().chain(added).collect(),
+            buckets: self.buckets.iter().cloned().chain(moved).collect(),
+            left_out: Vec::new(),
+        }
+    }
+
     /// The sizes pictures are brought to.
     pub fn sizing(&self) -> Sizing {
         self.sizing
@@ -225,7 +303,7 @@ impl Dataset {
             text(item.captions.prompt.as_deref().unwrap_or_default());
             text(item.captions.sharegpt4v.as_deref().unwrap_or_default());
         }
-        hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hash.finalize()[..16])
     }
 }
 

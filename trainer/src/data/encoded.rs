@@ -4,14 +4,14 @@ mod cached;
 mod live;
 
 pub use cached::CachedEncoder;
-pub use live::LiveEncoder;
+pub use live::{CaptionSource, LiveEncoder, MomentSource, empty_caption};
 
 use super::ahead::{Ahead, OfPlan, Stopped};
 use super::{
-    BatchPlan, CacheError, CaptionOptions, CaptionSettings, CaptionStates, LoadError, Sampler,
-    Skipped,
+    BatchPlan, CaptionOptions, CaptionSettings, CaptionStates, Dataset, LoadError, Sampler, Skipped,
 };
 use ndarray::{Array2, Array3, Array4, Axis, Slice, s};
+use pixart_runtime::engine::Value;
 use pixart_runtime::error::PipelineError;
 use pixart_runtime::text::LENGTH_MULTIPLE;
 use pixart_runtime::vae::LOG_VARIANCE;
@@ -35,8 +35,38 @@ pub struct EncodedBatch {
     /// int64 [pictures, tokens]: 1 where the transformer may attend. A dropped caption keeps the mask of its
     /// text, as upstream (facts 5.3).
     pub mask: Array2<i64>,
+    /// Sizes and ratios of the pictures, for models that are told them.
+    pub conditions: Conditions,
     /// Pictures of this batch that could not be had, for which others stand.
     pub skipped: Vec<Skipped>,
+}
+
+/// What PixArt-α is told of pictures in training, see [`Sizing::conditions`](super::Sizing::conditions).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conditions {
+    /// f32 [pictures, 2]: height and width in pixels.
+    pub resolution: Array2<f32>,
+    /// f32 [pictures, 1]: height over width.
+    pub aspect_ratio: Array2<f32>,
+}
+
+impl Conditions {
+    /// Of pictures of a data set.
+    pub fn of(dataset: &Dataset, items: &[usize]) -> Self {
+        let mut resolution = Array2::zeros((items.len(), 2));
+        let mut aspect_ratio = Array2::zeros((items.len(), 1));
+        for (k, &item) in items.iter().enumerate() {
+            let (sides, ratio) = dataset.sizing().conditions(dataset.items()[item].size);
+            resolution.row_mut(k).assign(&ndarray::arr1(&sides));
+            aspect_ratio[[k, 0]] = ratio;
+        }
+        Self { resolution, aspect_ratio }
+    }
+
+    /// As the transformer takes them.
+    pub(crate) fn into_inputs(self) -> [Value; 2] {
+        [self.resolution.into(), self.aspect_ratio.into()]
+    }
 }
 
 /// How batches are encoded.
@@ -68,9 +98,12 @@ pub enum EncodeError {
     /// Text encoder or VAE failed.
     #[error(transparent)]
     Encoder(#[from] Box<PipelineError>),
-    /// What was encoded cannot be kept.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
+    /// Captions are to be dropped, and nobody knows what the text encoder makes of the empty one.
+    #[error(
+        "class_dropout_prob: found {0}, but without the text encoder there is no empty caption, which dropped \
+         ones become; expected 0, or the text encoder"
+    )]
+    NoEmptyCaption(f64),
     /// The thread that makes batches is gone.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -110,6 +143,7 @@ impl OfPlan for EncodedBatch {
 /// The parts of a batch, put together. `moments` is f32 [pictures, 2 × channels, h, w]; of each caption there is
 /// whether it is dropped.
 fn batch(
+    dataset: &Dataset,
     plan: BatchPlan,
     moments: &Array4<f32>,
     captions: &[(CaptionStates, bool)],
@@ -118,7 +152,8 @@ fn batch(
 ) -> EncodedBatch {
     let (mean, log_variance) = halves(moments);
     let (captions, mask) = put_together(captions, null, settings.max_length);
-    EncodedBatch { mean, log_variance, captions, mask, plan, skipped }
+    let conditions = Conditions::of(dataset, &plan.items);
+    EncodedBatch { mean, log_variance, captions, mask, conditions, plan, skipped }
 }
 
 /// Means and logarithms of variances, cut off.

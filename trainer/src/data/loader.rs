@@ -131,13 +131,12 @@ pub(super) fn gathered<T: Send>(
     bad: &mut BTreeMap<usize, String>,
     get: impl Fn(usize) -> Result<T, String> + Sync,
 ) -> Result<(Vec<T>, Vec<Skipped>), LoadError> {
-    let bucket = &dataset.buckets()[plan.bucket];
     let known = &*bad;
     let mut results: Vec<Option<Tried<T>>> = plan.items.iter().map(|_| None).collect();
     in_parallel(
         plan.items.len(),
         workers,
-        |k| tried(&bucket.items, plan.items[k], known, &get),
+        |k| tried(&dataset.bucket_of(plan.items[k]).items, plan.items[k], known, &get),
         |k, result, _| results[k] = Some(result),
     );
     let (mut gathered, mut skipped) = (Vec::with_capacity(results.len()), Vec::new());
@@ -148,6 +147,7 @@ pub(super) fn gathered<T: Send>(
             skipped.push(Skipped { item, file: dataset.file(item), problem });
         }
         let Some((item, got)) = found else {
+            let bucket = dataset.bucket_of(*place);
             return Err(LoadError::NoneLeft {
                 size: bucket.size,
                 count: bucket.items.len(),

@@ -4,7 +4,7 @@
 //! aspect buckets, [`Sampler`] deals them out in batches that repeat for a seed and go on where they were
 //! interrupted, and [`Loader`] brings the batches' pictures to their size ahead of time. A [`BatchEncoder`] gives
 //! batches as the transformer reads them: [`CachedEncoder`] from an [`EncodingCache`] that [`Filling`] has filled
-//! (`pixart train cache`), [`LiveEncoder`] with text encoder and VAE. [`check`](fn@check) is
+//! (`pixart train cache`), [`LiveEncoder`] with text encoder and VAE, or from [`Features`] of the official tools. [`check`](fn@check) is
 //! `pixart dataset check`.
 
 mod ahead;
@@ -13,6 +13,7 @@ mod caption;
 mod check;
 mod dataset;
 mod encoded;
+mod features;
 mod labels;
 mod loader;
 mod picture;
@@ -26,16 +27,17 @@ pub use cache::{
     EncodingCache, FillOptions, Filled, Filling, Lack, Lacks, MomentCache, TextDescription,
     VaeDescription,
 };
-pub use caption::{Caption, CaptionOptions, Captions};
+pub use caption::{Caption, CaptionKind, CaptionOptions, Captions};
 pub use check::{
     BucketCount, CaptionLimit, CheckError, CheckOptions, CheckReport, Enlarged, LeftOutEntry,
     LongCaption, Mislabelled, check,
 };
 pub use dataset::{Bucket, DataOptions, Dataset, Item, LeftOut, Reason};
 pub use encoded::{
-    BatchEncoder, CachedEncoder, EncodeError, EncodeOptions, EncodedBatch, EncodedBatches,
-    LiveEncoder,
+    BatchEncoder, CachedEncoder, CaptionSource, Conditions, EncodeError, EncodeOptions,
+    EncodedBatch, EncodedBatches, LiveEncoder, MomentSource, empty_caption,
 };
+pub use features::{FeatureError, Features};
 pub use labels::{Columns, EXTENSIONS, LabelError, Labels, Place, Record, Source};
 pub use loader::{Batch, LoadError, Loader, LoaderOptions, Skipped};
 pub use picture::{

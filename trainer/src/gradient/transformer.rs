@@ -27,7 +27,7 @@ pub type Gradients = Values;
 
 /// What the transformer reads in one step, see
 /// [`build`](pixart_exporter::models::transformer::build). Several parts read some of it: bring it to the
-/// device with [`Engine::to_device`] first.
+/// device with [`Inputs::to_device`] first.
 #[derive(Clone, Debug)]
 pub struct Inputs {
     /// Noisy latents `[batch, in_channels, height, width]`, f32.
@@ -40,6 +40,26 @@ pub struct Inputs {
     pub timestep: Value,
     /// For a model with size conditions: `resolution[batch, 2]` and `aspect_ratio[batch, 1]`, f32.
     pub conditions: Option<[Value; 2]>,
+}
+
+impl Inputs {
+    /// The same where the engine computes.
+    ///
+    /// # Errors
+    /// When there is no room, or the device fails.
+    pub fn to_device(self, engine: &dyn Engine) -> Result<Self, EngineError> {
+        let there = |value: Value| engine.to_device(value.into_tensor()?);
+        let conditions = self.conditions.map(|[resolution, aspect_ratio]| {
+            Ok::<_, EngineError>([there(resolution)?, there(aspect_ratio)?])
+        });
+        Ok(Self {
+            hidden_states: there(self.hidden_states)?,
+            encoder_hidden_states: there(self.encoder_hidden_states)?,
+            encoder_attention_mask: there(self.encoder_attention_mask)?,
+            timestep: there(self.timestep)?,
+            conditions: conditions.transpose()?,
+        })
+    }
 }
 
 /// What a pass forward leaves for the pass backward: what goes from part to part.

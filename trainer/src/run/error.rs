@@ -30,14 +30,6 @@ pub enum RunError {
         /// What it may be.
         expected: String,
     },
-    /// The model is one that is not trained.
-    #[error("{feature} not trained; expected {expected}")]
-    Unsupported {
-        /// What the model has, for example "PixArt-α's size conditions are".
-        feature: &'static str,
-        /// What can be trained.
-        expected: &'static str,
-    },
     /// A number is not finite.
     #[error(
         "step {step} (epoch {epoch}, batch {batch}): {what}; {}; {advice}",

@@ -7,6 +7,7 @@ mod together;
 use std::{
     collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ndarray::{ArrayD, IxDyn};
@@ -30,6 +31,7 @@ use together::Together;
 
 /// A model that is being trained.
 pub struct Learner {
+    engine: Arc<dyn Engine>,
     config: TransformerConfig,
     json: Value,
     model: TrainedTransformer,
@@ -57,17 +59,11 @@ pub(super) enum Learned {
 impl Learner {
     /// A model before its first step.
     pub(super) fn new(
-        engine: &dyn Engine,
+        engine: &Arc<dyn Engine>,
         start: StartingPoint,
         options: &RunOptions,
     ) -> Result<Self, RunError> {
         let StartingPoint { config, json, weights } = start;
-        if config.use_additional_conditions {
-            return Err(RunError::Unsupported {
-                feature: "size and aspect ratio as inputs (PixArt-α at 1024 px) are",
-                expected: "a PixArt-Σ model, or a PixArt-α model without them",
-            });
-        }
         let adapter = match &options.lora {
             None => None,
             Some(settings) => {
@@ -84,6 +80,8 @@ impl Learner {
             }
         };
         let training = training.in_precision(options.precision);
+        let shared = engine.clone();
+        let engine = engine.as_ref();
         let model = TrainedTransformer::load(engine, &config, &training)?;
         let mut weights = to_values(engine, weights)?;
         let factors = adapter.as_ref().map(|adapter| to_values(engine, adapter.factors().clone()));
@@ -109,6 +107,7 @@ impl Learner {
         let accumulator = Accumulator::new(engine, options.accumulation)?;
         let kind = options.loss;
         Ok(Self {
+            engine: shared,
             config,
             json,
             model,
@@ -173,14 +172,15 @@ impl Learner {
     pub(super) fn learn(
         &mut self,
         diffusion: &Diffusion,
-        batch: &Prepared,
+        batch: Prepared,
         loss_scale: f64,
     ) -> Result<Learned, RunError> {
-        let Prepared { clean, noise, noisy, times, inputs, .. } = batch;
-        let pass = self.model.forward(&self.weights, inputs)?;
-        let target = Target { clean, noise, noisy, times };
-        let importance = &batch.importance;
-        let loss = diffusion.weighted_loss(self.kind, &pass.output, &target, importance)?;
+        let Prepared { clean, noise, noisy, times, inputs, importance, .. } = batch;
+        // Once for all parts, and for both ways.
+        let inputs = inputs.to_device(self.engine.as_ref())?;
+        let pass = self.model.forward(&self.weights, &inputs)?;
+        let target = Target { clean: &clean, noise: &noise, noisy: &noisy, times: &times };
+        let loss = diffusion.weighted_loss(self.kind, &pass.output, &target, &importance)?;
         let mean = match &self.together {
             Some(together) => together.mean_loss(loss.mean())?,
             None => loss.mean(),
@@ -249,11 +249,11 @@ impl Learner {
 
     /// Goes on where a checkpoint stood. The weights of a whole model are those it was made with: the
     /// [`StartingPoint`] is then the checkpoint's folder.
-    pub(super) fn restore(&mut self, engine: &dyn Engine, saved: &Saved) -> Result<(), RunError> {
+    pub(super) fn restore(&mut self, saved: &Saved) -> Result<(), RunError> {
         saved.check_kind(self.adapter.is_some())?;
         if let Some(adapter) = &mut self.adapter {
             saved.restore_adapter(adapter)?;
-            self.weights.extend(to_values(engine, adapter.factors().clone())?);
+            self.weights.extend(to_values(self.engine.as_ref(), adapter.factors().clone())?);
         }
         let is_share = self.together.as_ref().is_some_and(|together| together.shares.is_some());
         saved.restore_optimizer(&mut self.optimizer, is_share)?;

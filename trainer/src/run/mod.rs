@@ -10,7 +10,7 @@
 //! };
 //!
 //! # fn train(
-//! #     engine: &dyn Engine, start: StartingPoint, sampler: Sampler, encoder: Box<dyn BatchEncoder>,
+//! #     engine: &Arc<dyn Engine>, start: StartingPoint, sampler: Sampler, encoder: Box<dyn BatchEncoder>,
 //! #     options: RunOptions,
 //! # ) -> Result<(), Box<dyn std::error::Error>> {
 //! let run = Run::new(engine, start, sampler, options)?;
@@ -35,6 +35,7 @@ mod event;
 mod initial;
 mod learner;
 mod options;
+mod origin;
 mod prepare;
 mod progress;
 mod start;
@@ -57,6 +58,7 @@ pub use options::{
     AverageOptions, Length, MOST_SKIPPED, Policy, PriorOptions, RunOptions, SaveOptions,
     TogetherOptions,
 };
+use origin::Origin;
 use prepare::{Prepared, Recipe};
 use progress::Progress;
 pub use start::StartingPoint;
@@ -86,6 +88,7 @@ pub struct Run {
     diffusion: Arc<Diffusion>,
     /// As of the newest step.
     state: State,
+    origin: Origin,
     /// The newest checkpoint.
     saved: Option<PathBuf>,
     total_steps: u64,
@@ -116,7 +119,7 @@ impl Run {
     /// # Errors
     /// When a setting is out of its range, the model is one that is not trained, or the engine refuses it.
     pub fn new(
-        engine: &dyn Engine,
+        engine: &Arc<dyn Engine>,
         start: StartingPoint,
         sampler: Sampler,
         options: RunOptions,
@@ -131,6 +134,7 @@ impl Run {
             total_steps,
         };
         let scaler = LossScaler::new(options.scaling)?;
+        let origin = Origin::new(&start, &options);
         let mut learner = Learner::new(engine, start, &options)?;
         learner.share_weights()?;
         let mut diffusion = Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default()));
@@ -140,6 +144,7 @@ impl Run {
         Ok(Self {
             state: State::new(sampler.position(), &scaler),
             diffusion: Arc::new(diffusion),
+            origin,
             saved: None,
             learner,
             options,
@@ -156,19 +161,33 @@ impl Run {
     /// # Errors
     /// As [`Run::new`], and when the checkpoint is of another training.
     pub fn resume(
-        engine: &dyn Engine,
+        engine: &Arc<dyn Engine>,
         start: StartingPoint,
         sampler: Sampler,
         options: RunOptions,
         saved: &Saved,
     ) -> Result<Self, RunError> {
+        Self::check(&start, &options, saved)?;
         let mut run = Self::new(engine, start, sampler, options)?;
-        run.learner.restore(engine, saved)?;
+        run.learner.restore(saved)?;
         run.learner.share_weights()?;
         run.state = State::read(saved)?;
         run.scaler.restore(run.state.scale)?;
         run.saved = Some(saved.folder().to_owned());
         Ok(run)
+    }
+
+    /// Whether a checkpoint is of a training that began with the same: the model that a LoRA is for, and the
+    /// prior pictures. [`Run::resume`] looks, too; this is for those who have much to do before it.
+    ///
+    /// # Errors
+    /// When it is of another training, or does not say it in words that are understood.
+    pub fn check(
+        start: &StartingPoint,
+        options: &RunOptions,
+        saved: &Saved,
+    ) -> Result<(), RunError> {
+        Origin::new(start, options).check(saved)
     }
 
     /// Where a checkpoint stands in the data.
@@ -207,6 +226,7 @@ impl Run {
         let recipe = Recipe {
             seed: self.options.seed,
             latent_scale: self.options.latent_scale,
+            size_conditions: self.learner.config().use_additional_conditions,
             diffusion: self.diffusion.clone(),
             prior: self.options.prior.clone(),
             workers: self.workers(),
@@ -296,8 +316,8 @@ impl Run {
             }
         }
         let scale = self.scaler.scale();
-        let learned = self.learner.learn(&self.diffusion, &batch, scale)?;
-        let Prepared { plan, .. } = batch;
+        let plan = batch.plan.clone();
+        let learned = self.learner.learn(&self.diffusion, batch, scale)?;
         match learned {
             Learned::NotFinite(loss) => {
                 let what = NotFinite::Loss(loss);
@@ -419,7 +439,9 @@ impl Run {
         }
         let SaveOptions { folder: root, keep, .. } = &self.options.save;
         let epoch = self.state.position.epoch;
-        let folder = self.learner.save(root, epoch, &self.state.to_json())?;
+        let mut state = self.state.to_json();
+        self.origin.add_to(&mut state);
+        let folder = self.learner.save(root, epoch, &state)?;
         let is_first = self.options.together.as_ref().is_none_or(|own| own.ranks.is_first());
         let removed = if is_first { prune(root, *keep)? } else { Vec::new() };
         if let Some(TogetherOptions { ranks, .. }) = &self.options.together {
@@ -466,7 +488,7 @@ fn total_steps(options: &RunOptions, sampler: &Sampler) -> Result<u64, RunError>
 
 /// Whether the prior pictures are some, and count something that can be.
 fn check_prior(options: &RunOptions) -> Result<(), RunError> {
-    let Some(PriorOptions { items, weight }) = &options.prior else { return Ok(()) };
+    let Some(PriorOptions { items, weight, .. }) = &options.prior else { return Ok(()) };
     let fail = |setting, found: String, expected: &str| {
         Err(RunError::Setting { setting, found, expected: expected.to_owned() })
     };

@@ -74,6 +74,9 @@ pub struct PriorOptions {
     pub items: Range<usize>,
     /// What their loss counts, at least 0; 1 is usual.
     pub weight: f64,
+    /// Tells these pictures from others ([`Dataset::fingerprint`](crate::data::Dataset::fingerprint)): a run
+    /// goes on with the same.
+    pub fingerprint: String,
 }
 
 /// How long a run is.

@@ -34,6 +34,8 @@ pub(super) struct Prepared {
 pub(super) struct Recipe {
     pub seed: u64,
     pub latent_scale: f32,
+    /// Whether the model is told sizes and ratios of pictures.
+    pub size_conditions: bool,
     pub diffusion: Arc<Diffusion>,
     pub prior: Option<PriorOptions>,
     /// Workers that share a batch.
@@ -95,15 +97,11 @@ impl Recipe {
 
     /// What makes the mean over a batch the mean over its own pictures and `weight` times that over the prior ones.
     fn importance_of_prior(&self, items: &[usize]) -> Vec<f64> {
-        let Some(PriorOptions { items: prior, weight }) = &self.prior else {
+        let Some(PriorOptions { items: prior, weight, .. }) = &self.prior else {
             return vec![1.0; items.len()];
         };
-        // Another picture may stand for one that cannot be read, also one of the other kind.
-        let count = items.iter().filter(|item| prior.contains(item)).count();
-        let factor = |item: &usize| match prior.contains(item) {
-            true => weight * items.len() as f64 / count as f64,
-            false => items.len() as f64 / (items.len() - count) as f64,
-        };
+        // There are as many of one kind as of the other.
+        let factor = |item: &usize| if prior.contains(item) { 2.0 * weight } else { 2.0 };
         items.iter().map(factor).collect()
     }
 
@@ -123,7 +121,8 @@ impl Recipe {
     }
 
     fn prepare(&self, encoded: EncodedBatch) -> Result<Prepared, RunError> {
-        let EncodedBatch { plan, mean, log_variance, captions, mask, skipped, .. } = encoded;
+        let EncodedBatch { plan, mean, log_variance, captions, mask, skipped, conditions } =
+            encoded;
         let count = plan.items.len();
         let mut clean = Array4::zeros(mean.raw_dim());
         let mut noise = Array4::zeros(mean.raw_dim());
@@ -146,7 +145,7 @@ impl Recipe {
             encoder_hidden_states: captions.into(),
             encoder_attention_mask: mask.into(),
             timestep: timestep.into(),
-            conditions: None,
+            conditions: self.size_conditions.then(|| conditions.into_inputs()),
         };
         let importance = self.importance(&plan);
         Ok(Prepared { plan, skipped, clean, noise, noisy, times, inputs, importance })
@@ -162,7 +161,12 @@ mod tests {
 
     fn recipe(prior: Option<PriorOptions>) -> Recipe {
         let diffusion = Arc::new(Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default())));
-        Recipe { seed: 1, latent_scale: 1.0, diffusion, prior, workers: 1 }
+        let (latent_scale, size_conditions) = (1.0, false);
+        Recipe { seed: 1, latent_scale, size_conditions, diffusion, prior, workers: 1 }
+    }
+
+    fn prior(items: std::ops::Range<usize>, weight: f64) -> Option<PriorOptions> {
+        Some(PriorOptions { items, weight, fingerprint: String::new() })
     }
 
     fn plan(batch: u64) -> BatchPlan {
@@ -182,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_prior_picture_that_comes_again_gets_other_noise() {
-        let recipe = recipe(Some(PriorOptions { items: 5..6, weight: 1.0 }));
+        let recipe = recipe(prior(5..6, 1.0));
         let numbers = |batch| {
             let plan = recipe.with_prior(plan(batch));
             let all = plan.items.iter().enumerate();
@@ -194,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_batch_gets_as_many_prior_pictures_by_its_place() {
-        let recipe_with = recipe(Some(PriorOptions { items: 5..25, weight: 0.5 }));
+        let recipe_with = recipe(prior(5..25, 0.5));
         let items = |batch| recipe_with.with_prior(plan(batch)).items;
         assert_eq!(items(0)[..3], [4, 0, 2]);
         assert!(items(0).len() == 6 && items(0)[3..].iter().all(|item| (5..25).contains(item)));
@@ -205,35 +209,23 @@ mod tests {
 
     #[test]
     fn the_mean_of_a_batch_is_that_of_its_own_and_the_weighted_one_of_the_prior() {
-        let recipe = recipe(Some(PriorOptions { items: 5..25, weight: 0.5 }));
-        let importance = |items: &[usize]| {
-            let whole = items.len() / 2;
-            recipe.importance(&BatchPlan {
-                items: items.to_vec(),
-                share: Share { first: 0, whole },
-                ..plan(0)
-            })
-        };
-        assert_eq!(importance(&[1, 2, 7, 8]), [2.0, 2.0, 1.0, 1.0]);
-        // As where a picture of its own stands for a prior one.
-        let each = importance(&[1, 2, 3, 8]);
-        let losses = [0.3, 0.6, 0.9, 4.0];
+        let recipe = recipe(prior(5..25, 0.5));
+        let share = Share { first: 0, whole: 2 };
+        let each = recipe.importance(&BatchPlan { items: vec![1, 2, 7, 8], share, ..plan(0) });
+        assert_eq!(each, [2.0, 2.0, 1.0, 1.0]);
+        let losses = [0.3, 0.9, 1.0, 7.0];
         let mean = each.iter().zip(losses).map(|(factor, loss)| factor * loss).sum::<f64>() / 4.0;
         assert!((mean - (0.6 + 0.5 * 4.0)).abs() < 1e-12);
     }
 
     #[test]
     fn what_fills_up_the_share_of_a_worker_does_not_count() {
-        for prior in [None, Some(PriorOptions { items: 10..40, weight: 0.5 })] {
+        for prior in [None, prior(10..40, 0.5)] {
             let kinds = 1 + usize::from(prior.is_some());
             let loss = |item: usize| (item * item) as f64;
             // Five pictures in one batch, and the same ones shared by three workers, two each.
-            let whole = plan(0);
-            let whole = BatchPlan {
-                items: vec![4, 0, 2, 7, 9],
-                share: Share { first: 0, whole: 5 },
-                ..whole
-            };
+            let share = Share { first: 0, whole: 5 };
+            let whole = BatchPlan { items: vec![4, 0, 2, 7, 9], share, ..plan(0) };
             let mean = |recipe: &Recipe, plan: BatchPlan| {
                 let plan = recipe.with_prior(plan);
                 let each = recipe.importance(&plan);

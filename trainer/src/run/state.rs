@@ -48,11 +48,14 @@ impl State {
     }
 }
 
-fn value(of: &impl Serialize) -> Value {
+pub(super) fn value(of: &impl Serialize) -> Value {
     serde_json::to_value(of).expect("numbers and texts under names")
 }
 
-fn field<T: DeserializeOwned>(saved: &Saved, field: &'static str) -> Result<T, RunError> {
+pub(super) fn field<T: DeserializeOwned>(
+    saved: &Saved,
+    field: &'static str,
+) -> Result<T, RunError> {
     let fail = |problem| RunError::State { path: saved.folder().to_owned(), field, problem };
     let value = saved.state().get(field).ok_or_else(|| fail("is missing".to_owned()))?;
     serde_json::from_value(value.clone()).map_err(|error| fail(format!("cannot be read: {error}")))

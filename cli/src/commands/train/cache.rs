@@ -1,6 +1,6 @@
 //! `pixart train cache`: what text encoder and VAE make of captions and pictures, once.
 
-use super::encoder::{Folders, Roots};
+use super::encoder::Roots;
 use super::settings::EngineSettings;
 use super::{data, dataset, open_engine};
 use crate::config;
@@ -27,6 +27,8 @@ pub const AFTER_HELP: &str = "Killed or interrupted, it goes on where it was. Ex
 
 /// What is typed after `pixart train cache`.
 #[derive(Args)]
+// A setting of training, which is taken along and means nothing here: encoders get what memory is meant for.
+#[command(mut_arg("batch_size", |arg| arg.hide(true)))]
 pub struct CacheArgs {
     /// YAML file with the settings of training under the same names; flags win over it
     #[arg(short = 'c', long, value_name = "FILE")]
@@ -95,7 +97,9 @@ pub fn run(args: &CacheArgs) -> Result<(), Failure> {
         tokenizer: data.tokenizer_root.as_deref(),
         vae: places.vae_root.as_deref(),
     };
-    let Folders { text_encoder, tokenizer, vae } = roots.exported(&engine, None, "")?;
+    roots.check(true, true, "")?;
+    let (text_encoder, tokenizer) = roots.text(&engine, None)?;
+    let vae = roots.vae(&engine, None)?;
     let mut captions = CaptionEncoder::new(&engine, &text_encoder, &tokenizer, None)?;
     let mut pictures = PictureEncoder::open(&engine, &vae)?;
     let text = captions.folder().context("the text encoder is gone")?;

@@ -1,5 +1,7 @@
-//! What turns pictures and captions into latents and states: a cache, or text encoder and VAE.
+//! What turns pictures and captions into latents and states: a cache, text encoder and VAE, or what the official
+//! tools have extracted.
 
+use super::features::Read;
 use super::options::wrong;
 use super::settings::Settings;
 use crate::commands::sample::devices::{Providers, profile_for};
@@ -11,8 +13,8 @@ use pixart_runtime::engine::Engine;
 use pixart_runtime::text::CaptionEncoder;
 use pixart_runtime::vae::PictureEncoder;
 use pixart_trainer::data::{
-    BatchEncoder, CachedEncoder, CaptionSettings, Dataset, EncodeOptions, EncodingCache,
-    LiveEncoder,
+    BatchEncoder, CachedEncoder, CaptionSettings, CaptionSource, Dataset, EncodeOptions,
+    EncodingCache, Features, LiveEncoder, MomentSource, empty_caption,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +24,7 @@ pub fn open(
     settings: &Settings,
     engine: &Arc<dyn Engine>,
     dataset: Arc<Dataset>,
+    features: Option<(Read, Arc<Features>)>,
     config: &TransformerConfig,
 ) -> Result<Box<dyn BatchEncoder>, Failure> {
     let options = options(settings)?;
@@ -39,18 +42,53 @@ pub fn open(
         tokenizer: settings.data.tokenizer_root.as_deref(),
         vae: encoders.vae_root.as_deref(),
     };
+    let (of_captions, of_moments) = match features {
+        None => (None, None),
+        Some((Read { captions, moments }, features)) => {
+            (captions.then(|| features.clone()), moments.then_some(features))
+        }
+    };
+    // Dropped captions become the empty one, which the official tools do not extract.
+    let drops = options.captions.class_dropout_prob > 0.0;
+    let or = match of_captions {
+        Some(_) => {
+            ", which makes the empty caption that dropped ones become, or drop none: --class_dropout_prob 0"
+        }
+        None => ", or with --cache_dir what `pixart train cache` has made of pictures and captions",
+    };
+    roots.check(of_captions.is_none() || drops, of_moments.is_none(), or)?;
     // Captions are encoded in the precision that the model is computed in, as upstream.
     let precision = settings.precision.dtype.as_deref().map(str::parse);
     let precision = precision.transpose().map_err(Failure::request)?;
-    let or = ", or with --cache_dir what `pixart train cache` has made of pictures and captions";
-    let Folders { text_encoder, tokenizer, vae } = roots.exported(engine, precision, or)?;
-    let captions = CaptionEncoder::new(engine, &text_encoder, &tokenizer, None)?;
-    let pictures = PictureEncoder::open(engine, &vae)?;
-    let width = captions.width().unwrap_or(config.caption_channels);
-    let channels = pictures.folder().architecture.latent_channels;
-    check("text_encoder_root and vae_root", [width, channels], config)?;
-    check_scale(settings, pictures.folder().architecture.scaling_factor)?;
-    let encoder = LiveEncoder::new(dataset, captions, pictures, options, None);
+    let text_encoder = || -> Result<CaptionEncoder, Failure> {
+        let (text_encoder, tokenizer) = roots.text(engine, precision)?;
+        let encoder = CaptionEncoder::new(engine, &text_encoder, &tokenizer, None)?;
+        let width = encoder.width().unwrap_or(config.caption_channels);
+        check("text_encoder_root", [width, config.in_channels], config)?;
+        Ok(encoder)
+    };
+    let moments: MomentSource = match of_moments {
+        Some(features) => MomentSource::Features(features),
+        None => {
+            let encoder = PictureEncoder::open(engine, &roots.vae(engine, precision)?)?;
+            let architecture = &encoder.folder().architecture;
+            check("vae_root", [config.caption_channels, architecture.latent_channels], config)?;
+            check_scale(settings, architecture.scaling_factor)?;
+            encoder.into()
+        }
+    };
+    let captions: CaptionSource = match of_captions {
+        None => text_encoder()?.into(),
+        Some(features) => {
+            let empty = match drops {
+                // The encoder goes with its end.
+                true => Some(empty_caption(&mut text_encoder()?, options.settings)?),
+                false => None,
+            };
+            CaptionSource::Features { features, empty }
+        }
+    };
+    let encoder = LiveEncoder::new(dataset, captions, moments, options);
     Ok(Box::new(encoder.map_err(anyhow::Error::from)?))
 }
 
@@ -61,40 +99,47 @@ pub struct Roots<'a> {
     pub vae: Option<&'a Path>,
 }
 
-/// Where they are, ready to be run.
-pub struct Folders {
-    pub text_encoder: PathBuf,
-    pub tokenizer: PathBuf,
-    pub vae: PathBuf,
-}
-
 impl Roots<'_> {
-    /// Exports what is not exported yet. `or` ends the message about one that was not given.
-    pub fn exported(
+    /// Whether those that are needed are given. `or` ends the message about one that is not.
+    pub fn check(&self, text: bool, vae: bool, or: &str) -> Result<(), Failure> {
+        for (name, given, needed) in [
+            ("text_encoder_root", self.text_encoder, text),
+            ("tokenizer_root", self.tokenizer, text),
+            ("vae_root", self.vae, vae),
+        ] {
+            if needed && given.is_none() {
+                return Err(missing(name, or));
+            }
+        }
+        Ok(())
+    }
+
+    /// The text encoder, exported if it is not yet, and the tokenizer.
+    pub fn text(
         &self,
         engine: &Arc<dyn Engine>,
         precision: Option<Precision>,
-        or: &str,
-    ) -> Result<Folders, Failure> {
-        for (name, given) in [
-            ("text_encoder_root", self.text_encoder),
-            ("tokenizer_root", self.tokenizer),
-            ("vae_root", self.vae),
-        ] {
-            if given.is_none() {
-                return Err(Failure::request(format!(
-                    "{name}: nothing given; name its folder with --{name}{or}"
-                )));
-            }
-        }
+    ) -> Result<(PathBuf, PathBuf), Failure> {
         let providers = Providers::on_processor(engine.name());
         let profile = profile_for(providers.text_encoder);
         let wanted = Wanted::new(precision, providers)?;
-        let (text_encoder, tokenizer) =
-            text_side(None, self.text_encoder, self.tokenizer, profile, wanted)?;
-        let vae = vae_side(None, self.vae, "training", profile, wanted)?;
-        Ok(Folders { text_encoder, tokenizer, vae })
+        text_side(None, self.text_encoder, self.tokenizer, profile, wanted)
     }
+
+    /// The VAE's encoder, exported if it is not yet.
+    pub fn vae(
+        &self,
+        engine: &Arc<dyn Engine>,
+        precision: Option<Precision>,
+    ) -> Result<PathBuf, Failure> {
+        let providers = Providers::on_processor(engine.name());
+        let profile = profile_for(providers.vae);
+        vae_side(None, self.vae, "training", profile, Wanted::new(precision, providers)?)
+    }
+}
+
+fn missing(name: &str, or: &str) -> Failure {
+    Failure::request(format!("{name}: nothing given; name its folder with --{name}{or}"))
 }
 
 /// How batches are encoded.

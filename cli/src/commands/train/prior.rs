@@ -77,13 +77,35 @@ impl Prior {
     /// The pictures of the folder, all with the prompt.
     fn labels(&self) -> Result<Labels, Failure> {
         let mut labels = Labels::read(&Source::Folder, &Columns::default(), &self.folder)?;
-        // As paths that do not lead on from the folder of the other pictures.
-        let folder = std::fs::canonicalize(&self.folder)?;
         for record in &mut labels.records {
-            record.path = folder.join(&record.path);
             record.captions = Captions::new(Some(self.prompt.clone()), None);
         }
         Ok(labels)
+    }
+
+    /// How many pictures the folder has.
+    fn count(&self) -> Result<usize, Failure> {
+        match self.folder.is_dir() {
+            true => Ok(self.labels()?.records.len()),
+            false => Ok(0),
+        }
+    }
+
+    /// Whether the folder has as many as are wanted, for a training that goes on: its model is not the one
+    /// any more that could draw the others.
+    pub fn check_drawn(&self) -> Result<(), Failure> {
+        match self.count()? {
+            there if there >= self.wanted => Ok(()),
+            there => Err(wrong(
+                "num_prior_images",
+                self.wanted,
+                &format!(
+                    "at most the {there} of {}, because a training that goes on draws none: its model has \
+                     changed since; put those back that it began with",
+                    shown(&self.folder)
+                ),
+            )),
+        }
     }
 
     /// Draws what the folder lacks, with the model as it is before training.
@@ -93,10 +115,7 @@ impl Prior {
         engine: &Arc<dyn Engine>,
         start: &StartingPoint,
     ) -> Result<(), Failure> {
-        let there = match self.folder.is_dir() {
-            true => self.labels()?.records.len(),
-            false => 0,
-        };
+        let there = self.count()?;
         if there >= self.wanted {
             return Ok(());
         }
@@ -146,22 +165,11 @@ impl Prior {
         &self,
         settings: &data::Settings,
         own: &Dataset,
-    ) -> Result<(Arc<Dataset>, PriorOptions), Failure> {
-        let (source, columns, image_dir) = settings.source()?;
-        let mut labels = Labels::read(&source, &columns, &image_dir)?;
-        labels.records.extend(self.labels()?.records);
-        let both = Dataset::open(labels, &image_dir, &settings.data(true)?, &mut |_, _| {});
-        let own_count = own.items().len();
-        let paths = |dataset: &Dataset| -> Vec<PathBuf> {
-            dataset.items().iter().take(own_count).map(|item| item.path.clone()).collect()
-        };
-        if paths(&both) != paths(own) {
-            return Err(Failure::Failed(anyhow::anyhow!(
-                "the pictures of {} changed while they were looked at; start again",
-                image_dir.display()
-            )));
-        }
-        let items = own_count..both.items().len();
+    ) -> Result<(Dataset, Option<PriorOptions>), Failure> {
+        let options = settings.data(true)?;
+        let prior = Dataset::open(self.labels()?, &self.folder, &options, &mut |_, _| {});
+        let both = own.and(&prior);
+        let items = own.items().len()..both.items().len();
         if items.is_empty() {
             return Err(wrong(
                 "prior_image_dir",
@@ -169,7 +177,17 @@ impl Prior {
                 "at least one; --num_prior_images draws them",
             ));
         }
-        Ok((Arc::new(both), PriorOptions { items, weight: self.weight }))
+        if let [first, ..] = prior.left_out() {
+            eprintln!(
+                "{} of {} prior pictures are not trained on ({}: {})",
+                prior.left_out().len(),
+                items.len() + prior.left_out().len(),
+                shown(&first.path),
+                first.reason
+            );
+        }
+        let (weight, fingerprint) = (self.weight, prior.fingerprint());
+        Ok((both, Some(PriorOptions { items, weight, fingerprint })))
     }
 }
 

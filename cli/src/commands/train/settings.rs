@@ -51,6 +51,16 @@ pub struct EncoderSettings {
     /// needed then
     #[arg(long = "cache_dir", value_name = "FOLDER")]
     pub cache_dir: Option<PathBuf>,
+    /// Read latents' moments that the official tools have extracted, in the folder
+    /// img_sdxl_vae_features_* beside the labels, in the place of the VAE [default: false]
+    #[arg(long = "load_vae_feat", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub load_vae_feat: Option<bool>,
+    /// Read captions that they have extracted, in caption_features_new and sharegpt4v_caption_features_new
+    /// there, in the place of the text encoder [default: false]
+    #[arg(long = "load_t5_feat", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub load_t5_feat: Option<bool>,
     /// What latents are multiplied by [default: 0.13025]
     #[arg(long = "sd_scale_factor", value_name = "X")]
     pub sd_scale_factor: Option<f32>,

@@ -31,9 +31,11 @@ pub struct Watch {
 /// Pictures that are drawn now and then.
 pub struct Shown {
     validation: Validation,
+    /// How many are drawn.
+    count: usize,
     every: u64,
     folder: PathBuf,
-    /// The step they were drawn after last.
+    /// The step they were drawn after last, all of them.
     last: Option<u64>,
 }
 
@@ -87,19 +89,31 @@ impl Watch {
     fn show(&mut self, learner: &mut Learner) {
         let step = self.step;
         let Some(shown) = &mut self.shown else { return };
-        if step == 0 || shown.last.replace(step) == Some(step) {
+        if step == 0 || shown.last == Some(step) {
             return;
         }
         match shown.draw(step, learner) {
             Ok(pictures) => {
                 let folder = shown.folder.display();
                 let count = pictures.len();
+                if count < shown.count {
+                    // Ctrl-C ended it.
+                    self.reporter.line(&format!(
+                        "drew {count} of {} validation pictures after step {step}, {folder}",
+                        shown.count
+                    ));
+                    return;
+                }
                 self.reporter.line(&format!("drew {count} validation pictures, {folder}"));
+                shown.last = Some(step);
                 self.log(|log| log.pictures(step, &pictures));
             }
-            Err(error) => self.reporter.line(&format!(
-                "warning: validation pictures after step {step}: {error:#}; training goes on without them"
-            )),
+            Err(error) => {
+                shown.last = Some(step);
+                self.reporter.line(&format!(
+                    "warning: validation pictures after step {step}: {error:#}; training goes on without them"
+                ));
+            }
         }
     }
 }
@@ -190,10 +204,10 @@ pub fn shown(
     let Some((request, every)) = settings.validation.request(settings.run.seed())? else {
         return Ok(None);
     };
-    let cancel = Some(cancel.clone());
+    let (count, cancel) = (request.prompts.len(), Some(cancel.clone()));
     let validation = validation(settings, engine, config, request, cancel)?;
     let folder = settings.run.output().join("samples");
-    Ok(Some(Shown { validation, every, folder, last: None }))
+    Ok(Some(Shown { validation, count, every, folder, last: None }))
 }
 
 /// What draws a request with a model in training.

@@ -53,14 +53,6 @@ impl CaptionType {
             Self::F32 => Dtype::F32,
         }
     }
-
-    /// What is left of a caption that was kept in these numbers.
-    pub(in super::super) fn rounded(self, mut caption: CaptionStates) -> CaptionStates {
-        if self == Self::F16 {
-            caption.states.mapv_inplace(|value| half::f16::from_f32(value).to_f32());
-        }
-        caption
-    }
 }
 
 impl CaptionStates {
@@ -120,7 +112,7 @@ impl CaptionCache {
         self.path(text, settings).is_file()
     }
 
-    pub(in super::super) fn put(
+    fn put(
         &self,
         text: &str,
         settings: CaptionSettings,

@@ -2,6 +2,7 @@
 
 use super::super::Sizing;
 use super::{CacheError, entry};
+use crate::files::hex;
 use pixart_runtime::model_folder::{
     ComponentFolder, TextEncoderArchitecture, VaeEncoderArchitecture,
 };
@@ -78,7 +79,7 @@ impl TextDescription {
         Ok(Self {
             origin: text_encoder.origin.clone(),
             precision: text_encoder.precision.clone(),
-            tokenizer: entry::hex(&hash.finalize()[..8]),
+            tokenizer: hex(&hash.finalize()[..8]),
             width: text_encoder.architecture.d_model,
             folder: place(text_encoder),
         })

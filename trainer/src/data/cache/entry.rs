@@ -3,6 +3,7 @@
 //! They are written under a temporary name and renamed, so a process that was killed leaves whole files
 //! only.
 
+use crate::files::hex;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -137,9 +138,4 @@ pub(super) fn floats(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
         }
         _ => None,
     }
-}
-
-/// Lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -7,9 +7,10 @@ use super::super::loader::{Skipped, pixels_of};
 use super::super::picture::read_file;
 use super::super::scan::in_parallel;
 use super::super::{Dataset, PictureError};
-use super::entry::{self, Entry, Lack, floats, hex};
+use super::entry::{self, Entry, Lack, floats};
 use super::{CacheError, Fill};
-use ndarray::{Array3, Array4, Axis};
+use crate::files::hex;
+use ndarray::{Array3, Array4, ArrayView3, Axis};
 use pixart_runtime::error::PipelineError;
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
@@ -17,7 +18,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::SystemTime;
 
 /// Kept means and logarithms of variances of latents, as the encoder gives them: unscaled, before anything
@@ -27,16 +28,16 @@ pub struct MomentCache {
     folder: PathBuf,
     /// Tells its entries from those of other encoders.
     encoder: String,
+    /// Of pictures whose entries are of another time, so that each is read once to be compared.
+    hashed: Arc<Mutex<HashMap<PathBuf, Stamp>>>,
 }
 
 /// Pixels that the encoder is given at once, in pictures of one size; a larger picture goes alone.
 const PIXELS_AT_ONCE: usize = 512 * 512;
-/// Pixels a latent pixel stands for.
-const SCALE: u32 = 8;
 
 impl MomentCache {
     pub(super) fn new(folder: &Path, encoder: String) -> Self {
-        Self { folder: folder.to_owned(), encoder }
+        Self { folder: folder.to_owned(), encoder, hashed: Arc::default() }
     }
 
     /// The moments of a picture, f32 [2 × latent channels, height / 8, width / 8].
@@ -45,8 +46,13 @@ impl MomentCache {
     /// When they are not there, not as they were written, or of a picture that has changed since. A picture
     /// that is gone has not changed.
     pub fn get(&self, dataset: &Dataset, item: usize) -> Result<Array3<f32>, Lack> {
+        Ok(self.read(dataset, item)?.0)
+    }
+
+    /// The moments of a picture, with its stamp of now where that is another one than the entry's.
+    fn read(&self, dataset: &Dataset, item: usize) -> Result<(Array3<f32>, Option<Stamp>), Lack> {
         let Entry { dtype, shape, bytes, notes } = entry::read(&self.path(dataset, item))?;
-        let (height, width) = latent_size(dataset, item);
+        let (height, width) = dataset.latent_size(item);
         let fits = matches!(shape[..], [channels, h, w]
             if channels > 0 && channels % 2 == 0 && (h, w) == (height, width));
         let values = floats(dtype, &bytes).filter(|_| fits && dtype == Dtype::F32);
@@ -58,17 +64,50 @@ impl MomentCache {
                 "found {dtype:?} of {shape:?}, expected {expected}"
             )));
         };
-        match Stamp::is_current(&notes, &dataset.file(item)) {
-            true => Ok(moments),
-            false => Err(Lack::Changed),
+        match self.picture(&notes, &dataset.file(item)) {
+            Picture::Same => Ok((moments, None)),
+            Picture::Copied(stamp) => Ok((moments, Some(stamp))),
+            Picture::Changed => Err(Lack::Changed),
         }
+    }
+
+    /// What has become of the picture that `notes` are of.
+    fn picture(&self, notes: &HashMap<String, String>, file: &Path) -> Picture {
+        let says = |name, value: &str| notes.get(name).is_some_and(|noted| noted == value);
+        let Ok((bytes, changed)) = Stamp::look(file) else {
+            // There is nothing it could have changed to.
+            return Picture::Same;
+        };
+        if !says(BYTES, &bytes.to_string()) {
+            return Picture::Changed;
+        }
+        if says(CHANGED, &changed.to_string()) {
+            return Picture::Same;
+        }
+        match self.hashed(file, bytes, changed) {
+            Ok(stamp) if says(PICTURE, &stamp.hash) => Picture::Copied(stamp),
+            _ => Picture::Changed,
+        }
+    }
+
+    /// The stamp of a picture of this length and time.
+    fn hashed(&self, file: &Path, bytes: u64, changed: u128) -> io::Result<Stamp> {
+        let known = || self.hashed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stamp) = known().get(file)
+            && (stamp.bytes, stamp.changed) == (bytes, changed)
+        {
+            return Ok(stamp.clone());
+        }
+        let stamp = Stamp { bytes, changed, hash: hex(&Sha256::digest(fs::read(file)?)) };
+        known().insert(file.to_owned(), stamp.clone());
+        Ok(stamp)
     }
 
     /// Whether something is kept under this picture's name; nothing but the note of a picture that could
     /// not be read is read.
     pub(super) fn has(&self, dataset: &Dataset, item: usize) -> Result<(), Lack> {
         let path = self.path(dataset, item);
-        let (height, width) = latent_size(dataset, item);
+        let (height, width) = dataset.latent_size(item);
         match fs::metadata(&path) {
             // Two channels at least.
             Ok(metadata) if metadata.len() >= (2 * 4 * height * width) as u64 => Ok(()),
@@ -92,7 +131,14 @@ impl MomentCache {
         fill: &mut Fill<'_>,
     ) -> Result<Vec<Skipped>, CacheError> {
         entry::remove_abandoned(&self.folder);
-        let present = fill.present(dataset.items().len(), |item| self.get(dataset, item).is_ok());
+        let present = fill.present(dataset.items().len(), |item| {
+            let Ok((moments, copied)) = self.read(dataset, item) else { return false };
+            if let Some(stamp) = copied {
+                // So that the next one need not read the picture. Without, all is as right as before.
+                let _ = self.write(dataset, item, moments.view(), stamp);
+            }
+            true
+        });
         let mut batches = Vec::new();
         for bucket in dataset.buckets() {
             let pixels = bucket.size.width as usize * bucket.size.height as usize;
@@ -149,7 +195,7 @@ impl MomentCache {
         let views: Vec<_> = ready.iter().map(|(_, _, pixels)| pixels.view()).collect();
         let pixels = ndarray::stack(Axis(0), &views).expect("pictures of a bucket have one size");
         let moments = encode(pixels)?;
-        let (height, width) = latent_size(dataset, first);
+        let (height, width) = dataset.latent_size(first);
         let fits = matches!(*moments.shape(), [count, channels, h, w]
             if count == ready.len() && channels > 0 && channels % 2 == 0 && (h, w) == (height, width));
         if !fits {
@@ -158,19 +204,29 @@ impl MomentCache {
             return Err(CacheError::Output { file: dataset.file(first), found, expected });
         }
         for ((item, stamp, _), moments) in ready.into_iter().zip(moments.outer_iter()) {
-            let bytes = moments.iter().flat_map(|value| value.to_le_bytes()).collect();
-            let (shape, notes) = (moments.shape().to_vec(), stamp.notes());
-            let path = self.path(dataset, item);
-            entry::write(&path, Entry { dtype: Dtype::F32, shape, bytes, notes })
-                .map_err(unwritten(path))?;
+            let written = self.write(dataset, item, moments, stamp);
+            written.map_err(unwritten(self.path(dataset, item)))?;
             fill.computed();
         }
         Ok(())
     }
 
+    fn write(
+        &self,
+        dataset: &Dataset,
+        item: usize,
+        moments: ArrayView3<'_, f32>,
+        stamp: Stamp,
+    ) -> io::Result<()> {
+        let bytes = moments.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let (shape, notes) = (moments.shape().to_vec(), stamp.notes());
+        let entry = Entry { dtype: Dtype::F32, shape, bytes, notes };
+        entry::write(&self.path(dataset, item), entry)
+    }
+
     /// Where the moments of a picture are.
     fn path(&self, dataset: &Dataset, item: usize) -> PathBuf {
-        let (height, width) = latent_size(dataset, item);
+        let (height, width) = dataset.latent_size(item);
         let mut name = Sha256::new();
         let (encoder, filter) = (&self.encoder, dataset.sizing().filter());
         name.update(format!("moments 2, {encoder}, {height} x {width}, {filter:?}\0"));
@@ -211,7 +267,18 @@ fn decode(
     decoded.into_iter().map(|result| result.expect("every picture was looked at")).collect()
 }
 
+/// What has become of a picture since its entry was written.
+enum Picture {
+    /// It is the same as far as length and time tell, or gone.
+    Same,
+    /// It is the same, and has another time.
+    Copied(Stamp),
+    /// It is another one.
+    Changed,
+}
+
 /// What tells whether a picture is still the same.
+#[derive(Clone, Debug)]
 struct Stamp {
     bytes: u64,
     changed: u128,
@@ -235,27 +302,6 @@ impl Stamp {
         let notes = [(BYTES, bytes.to_string()), (CHANGED, changed.to_string()), (PICTURE, hash)];
         notes.map(|(name, value)| (name.to_owned(), value)).into()
     }
-
-    /// Whether a picture is the one that `notes` are of.
-    fn is_current(notes: &HashMap<String, String>, file: &Path) -> bool {
-        let says = |name, value: String| notes.get(name) == Some(&value);
-        match Self::look(file) {
-            // There is nothing it could have changed to.
-            Err(_) => true,
-            Ok((bytes, changed)) => {
-                says(BYTES, bytes.to_string())
-                    && (says(CHANGED, changed.to_string())
-                        || fs::read(file)
-                            .is_ok_and(|file| says(PICTURE, hex(&Sha256::digest(file)))))
-            }
-        }
-    }
-}
-
-/// Height and width of a picture's latents.
-fn latent_size(dataset: &Dataset, item: usize) -> (usize, usize) {
-    let size = dataset.sizing().bucket(dataset.items()[item].size);
-    ((size.height / SCALE) as usize, (size.width / SCALE) as usize)
 }
 
 #[cfg(test)]

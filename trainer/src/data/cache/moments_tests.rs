@@ -191,6 +191,26 @@ fn copied_and_removed_pictures_are_still_the_same() {
     let file = fs::File::options().write(true).open(dataset.file(0)).expect("opened");
     file.set_modified(SystemTime::now() - Duration::from_secs(3600)).expect("another time");
     assert!(cache.get(&dataset, 0).is_ok());
+    // It was compared once; a second time another content at the same time is not noticed.
+    let time = fs::metadata(dataset.file(0)).and_then(|m| m.modified()).expect("a time");
+    let good = fs::read(dataset.file(0)).expect("a picture");
+    let mut bytes = good.clone();
+    bytes[20] ^= 1;
+    let write = |bytes: &[u8]| {
+        fs::write(dataset.file(0), bytes).expect("written");
+        let file = fs::File::options().write(true).open(dataset.file(0)).expect("opened");
+        file.set_modified(time).expect("the same time");
+    };
+    write(&bytes);
+    assert!(cache.get(&dataset, 0).is_ok());
+    let another_run = self::cache(folder.path());
+    assert_eq!(another_run.get(&dataset, 0), Err(Lack::Changed));
+    write(&good);
+    // Filling again takes the time down, so that nobody has to compare.
+    assert_eq!(fill(&self::cache(folder.path()), &dataset).0.present, 9);
+    write(&bytes);
+    assert!(self::cache(folder.path()).get(&dataset, 0).is_ok());
+    write(&good);
     fs::remove_file(dataset.file(1)).expect("removed");
     assert!(cache.get(&dataset, 1).is_ok());
     // Of the same length, at another time, with another content.

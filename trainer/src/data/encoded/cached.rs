@@ -65,6 +65,6 @@ impl BatchEncoder for CachedEncoder {
         let views: Vec<_> = moments.iter().map(|moments| moments.view()).collect();
         let moments = stack(Axis(0), &views).expect("moments of a bucket have one size");
         let null = (&*null, options.settings);
-        Ok(batch(plan, &moments, &captions, null, skipped))
+        Ok(batch(dataset, plan, &moments, &captions, null, skipped))
     }
 }

@@ -126,6 +126,47 @@ fn a_bucket_without_readable_pictures_ends_the_run_with_an_error() {
 }
 
 #[test]
+fn no_picture_of_another_data_set_stands_for_one_that_is_gone() {
+    let [own_folder, other_folder] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+    let square = |folder: &std::path::Path| {
+        let mut labels = Labels::default();
+        for k in 0..3 {
+            let path = PathBuf::from(format!("{k}.png"));
+            RgbImage::new(64, 64).save(folder.join(&path)).expect("written");
+            let captions = Captions::new(Some("a".into()), None);
+            let place = Place { entry: k + 1, line: None };
+            labels.records.push(Record { place, path, captions, declared: None });
+        }
+        let options = DataOptions::new(Sizing { sample_size: 8, multi_scale: false });
+        Dataset::open(labels, folder, &options, &mut |_, _| {})
+    };
+    let (own, other) = (square(own_folder.path()), square(other_folder.path()));
+    let both = own.and(&other);
+    assert_eq!(both.items().len(), 6);
+    assert_eq!(both.file(4), other_folder.path().join("1.png"));
+    let items: Vec<_> = both.buckets().iter().map(|bucket| bucket.items.clone()).collect();
+    assert_eq!(items, [vec![0, 1, 2], vec![3, 4, 5]]);
+
+    let mut sampler = Sampler::new(&own, BatchOptions::new(3, 1)).expect("a sampler");
+    let mut load = |dataset: &Dataset| {
+        let mut plan = sampler.next_batch();
+        plan.items.extend([3, 4]);
+        self::load(dataset, plan, &LoaderOptions::default(), &mut BTreeMap::new())
+    };
+    fs::remove_file(both.file(1)).expect("removed");
+    fs::remove_file(both.file(3)).expect("removed");
+    let batch = load(&both).expect("others of their kind");
+    let of_own = batch.plan.items.iter().filter(|item| **item < 3).count();
+    assert_eq!((of_own, &batch.plan.items[3..]), (3, &[4, 4][..]));
+    assert!(!batch.plan.items.contains(&1));
+    for item in [0, 2] {
+        fs::remove_file(both.file(item)).expect("removed");
+    }
+    let error = load(&both).expect_err("none of its own").to_string();
+    assert!(error.contains("none of the 3 pictures of 64 × 64"), "{error}");
+}
+
+#[test]
 fn a_loader_nobody_listens_to_stops() {
     let folder = tempfile::tempdir().expect("a folder");
     let dataset = dataset(folder.path());

@@ -39,6 +39,18 @@ impl Sizing {
         plan.map_or(Size { width: self.side(), height: self.side() }, |plan| plan.generated)
     }
 
+    /// What PixArt-α is told of a picture, as the official code tells it in training: height and width before
+    /// it was resized, and the ratio that names its trained size; for squares the trained sides, and 1.
+    pub fn conditions(self, picture: Size) -> ([f32; 2], f32) {
+        match self.multi_scale {
+            false => ([self.side() as f32; 2], 1.0),
+            true => (
+                [picture.height as f32, picture.width as f32],
+                SizePlan::ratio_label(picture, self.sample_size) as f32,
+            ),
+        }
+    }
+
     /// By how much a picture is enlarged to cover its trained size; below 1 it becomes smaller.
     pub fn enlargement(self, picture: Size) -> f64 {
         let bucket = self.bucket(picture);
@@ -135,6 +147,20 @@ mod tests {
         let sizing = Sizing { sample_size: 64, multi_scale: true };
         let bucket = sizing.bucket(Size { width: 40_000, height: 20_000 });
         assert_eq!((bucket.height, bucket.width), (352, 704));
+    }
+
+    #[test]
+    fn conditions_are_those_of_the_official_code() {
+        let buckets = Sizing { sample_size: 128, multi_scale: true };
+        for ((height, width), label) in
+            [((900, 1600), 0.57), ((1000, 1000), 1.0), ((3000, 750), 4.0), ((1024, 960), 1.07)]
+        {
+            let picture = Size { width, height };
+            assert_eq!(buckets.conditions(picture), ([height as f32, width as f32], label));
+        }
+        let squares = Sizing { sample_size: 128, multi_scale: false };
+        let picture = Size { width: 1600, height: 900 };
+        assert_eq!(squares.conditions(picture), ([1024.0; 2], 1.0));
     }
 
     #[test]

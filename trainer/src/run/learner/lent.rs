@@ -70,12 +70,17 @@ impl Session for Lent<'_> {
             let missing = || failed(format!("there is no input \"{wanted}\""));
             found.map(|(_, tensor)| (*tensor).clone().into()).ok_or_else(missing)
         };
+        let is_there = |wanted: &str| inputs.iter().any(|(name, _)| *name == wanted);
+        let conditions = match is_there("resolution") {
+            true => Some([input("resolution")?, input("aspect_ratio")?]),
+            false => None,
+        };
         let inputs = Inputs {
             hidden_states: input("hidden_states")?,
             encoder_hidden_states: input("encoder_hidden_states")?,
             encoder_attention_mask: input("encoder_attention_mask")?,
             timestep: input("timestep")?,
-            conditions: None,
+            conditions,
         };
         let pass = self.model.forward(&self.weights, &inputs);
         let pass = pass.map_err(|error| failed(error.to_string()))?;
