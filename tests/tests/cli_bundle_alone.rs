@@ -37,8 +37,9 @@ exit "$code"
 
 /// Whether this machine lets a test have file systems of its own.
 fn can_mount() -> bool {
-    let tried = Command::new("unshare").args(["-rm", "mount", "-t", "tmpfs", "none", "/mnt"]);
-    let works = { tried }.output().is_ok_and(|output| output.status.success());
+    let mut tried = Command::new("unshare");
+    tried.args(["-rm", "mount", "-t", "tmpfs", "none", "/mnt"]);
+    let works = tried.output().is_ok_and(|output| output.status.success());
     if !works {
         eprintln!("skipped: `unshare -rm` is not allowed here");
     }
