@@ -52,7 +52,10 @@ enum Command {
 fn main() -> std::process::ExitCode {
     let arguments = spelling::normalise(std::env::args_os());
     let (command, arguments) = match bundle::own() {
-        Ok(None) => (Cli::command(), arguments),
+        Ok(None) => match bundled::for_a_bundle(&Cli::command(), &arguments) {
+            Some(failure) => return exit::report(Err(failure)),
+            None => (Cli::command(), arguments),
+        },
         Ok(Some(own)) => {
             (bundled::described(Cli::command(), own), bundled::with_command(arguments))
         }

@@ -168,6 +168,15 @@ pub fn check_model(model: &Path, bytes: &[u8]) -> Result<(), EngineError> {
     model_file::ModelFile::parse(model, bytes).map(drop)
 }
 
+/// Checks the bytes of a `model.onnx` as [`check_model`] does, and as the graph of a bundle besides; gives the
+/// names of the files that hold its weights, which lie in the folder of `model`.
+///
+/// # Errors
+/// As [`check_model`], and when weights lie outside the graph that could not be reached in a bundle.
+pub(crate) fn weight_files(model: &Path, bytes: &[u8]) -> Result<Vec<String>, EngineError> {
+    model_file::ModelFile::parse(model, bytes)?.files_to_bundle()
+}
+
 /// The inputs and outputs that the graph in `model` declares.
 pub(crate) fn signature(model: &Path) -> Result<Signature, EngineError> {
     Ok(model_file::ModelFile::open(model)?.signature)

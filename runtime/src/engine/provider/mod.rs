@@ -44,7 +44,8 @@ pub struct Provider {
     pub obtained: &'static str,
     /// What the machine must have besides.
     pub needs: &'static str,
-    /// Libraries of the system that it loads, on Linux; looked for by `pixart engine doctor`.
+    /// Libraries of the system that it loads, on Linux; looked for by `pixart engine doctor`. Of `A or B` one
+    /// is enough.
     pub system_libraries: &'static [&'static str],
     /// Precisions of exports that it computes, the best proved first.
     pub precisions: &'static [&'static str],
@@ -115,6 +116,11 @@ impl Provider {
     /// tract.
     pub fn tract() -> &'static Self {
         &PROVIDERS[1]
+    }
+
+    /// Whether it computes on the processor, which takes no accelerator in ONNX Runtime.
+    pub fn is_processor(&self) -> bool {
+        self.is_cpu() || self.is_tract()
     }
 
     /// Whether it is the processor itself, through any build of ONNX Runtime.

@@ -53,7 +53,7 @@ pub const PROVIDERS: &[Provider] = &[
         only_on: None,
         obtained: "",
         needs: "an NVIDIA driver, CUDA 12 or 13 as the wheel's version says, cuDNN 9",
-        system_libraries: &["libcuda.so.1", "libcudart.so.12", "libcudart.so.13", "libcudnn.so.9"],
+        system_libraries: &["libcuda.so.1", "libcudart.so.12 or libcudart.so.13", "libcudnn.so.9"],
         precisions: &["fp32", "fp16", "bf16", "int4"],
         profile: "ort",
         suffix: Some("device_id"),
