@@ -28,7 +28,9 @@ pub fn released_config(component: Component, sample_size: usize) -> Value {
     match component {
         Component::Transformer => TransformerConfig::xl2(sample_size).to_json(),
         Component::TextEncoder => text_config(4096, 64, 64, 10240, 24, 32128),
-        Component::VaeDecoder | Component::VaeEncoder => vae_config(&[128, 256, 512, 512], 2, 32, 4),
+        Component::VaeDecoder | Component::VaeEncoder => {
+            vae_config(&[128, 256, 512, 512], 2, 32, 4)
+        }
     }
 }
 

@@ -47,10 +47,10 @@ pub struct BenchArgs {
     precision: Option<Precision>,
     /// How int8 computes, with --random: weight_only or dynamic, which is for the transformer [default:
     /// weight_only]
-    #[arg(long = "int8_mode", value_name = "MODE", help_heading = "Model", requires = "random")]
+    #[arg(long = "int8_mode", value_name = "MODE", help_heading = "Model")]
     int8_mode: Option<Int8Mode>,
     /// Folder for the random weights [default: the system's for temporary files]
-    #[arg(long, value_name = "DIR", help_heading = "Model", requires = "random")]
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
     scratch: Option<PathBuf>,
 
     /// What to measure [default: all that the parts named allow]
@@ -140,6 +140,16 @@ impl BenchArgs {
         if !self.guidance_scale.is_finite() {
             return refuse("guidance_scale", self.guidance_scale.to_string(), "a finite number");
         }
+        // The parser does not enforce this beside flags that exclude --random.
+        for (flag, given) in
+            [("int8_mode", self.int8_mode.is_some()), ("scratch", self.scratch.is_some())]
+        {
+            if given && self.random.is_none() {
+                return Err(Failure::request(format!(
+                    "{flag}: it is for weights that are made here; add --random CONFIG or leave it out"
+                )));
+            }
+        }
         // Found out now rather than after the work.
         for (flag, path) in [("json", &self.json), ("chart", &self.chart)] {
             let Some(path) = path.as_ref().filter(|path| path.as_os_str() != "-") else { continue };
@@ -196,12 +206,16 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
     };
     let interrupted = on_ctrl_c()?;
     let half = args.precision == Some(Precision::Fp16) && !is_processor(provider);
-    eprintln!("measuring matrix products on {}", engine.describe());
-    let peak = matmul_peak(engine.as_ref(), half)?;
+    if args.operators && engine.name() != "ort" {
+        return Err(Failure::request(format!(
+            "operators: {} does not tell them; leave the flag out or take --engine ort",
+            engine.describe()
+        )));
+    }
 
-    let mut report = Report::new(&args, &parts, &engine.describe(), threads, peak, half);
+    let mut report = Report::new(&args, &parts, &engine.describe(), threads);
     let (profile, on_processor) = (profile_for(provider), is_processor(provider));
-    let bench = Bench::new(&args, engine, profile, on_processor, peak, interrupted.clone());
+    let bench = Bench::new(&args, engine.clone(), profile, on_processor, interrupted.clone());
     for stage in stages {
         // What a part takes on the disk is gone before the next one is made.
         let part: Part = parts.resolve(stage, provider, &args)?;
@@ -210,6 +224,11 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
         if interrupted.is_cancelled() {
             break;
         }
+    }
+    if !interrupted.is_cancelled() && report.is_measured() {
+        // The last, so that its memory is not that of a stage.
+        eprintln!("measuring matrix products on {}", engine.describe());
+        report.note_peak(matmul_peak(engine.as_ref(), half)?, half);
     }
     for warning in opened.left_to_the_processor() {
         eprintln!("warning: {warning}");
@@ -229,7 +248,7 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
     if interrupted.is_cancelled() {
         return Err(Failure::Interrupted("what was measured by then is told".to_owned()));
     }
-    match report.rows.iter().any(|row| row.skipped.is_none()) {
+    match report.is_measured() {
         true => Ok(()),
         false => Err(Failure::Failed(anyhow::anyhow!(
             "nothing was measured: this machine has too little memory for all that was asked for"

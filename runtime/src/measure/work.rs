@@ -97,8 +97,8 @@ impl TransformerShape {
             let kept = self.keys(layer, grid);
             // Queries, keys, values and the output of both attentions; scores, and sums by them.
             let own = 4.0 * positions * inner * inner + 2.0 * positions * kept * inner;
-            let caption = (2.0 * positions + 2.0 * tokens) * inner * inner
-                + 2.0 * positions * tokens * inner;
+            let caption =
+                (2.0 * positions + 2.0 * tokens) * inner * inner + 2.0 * positions * tokens * inner;
             let feed_forward = 8.0 * positions * inner * inner;
             blocks += own + caption + feed_forward;
         }
@@ -146,15 +146,9 @@ impl TextEncoderShape {
 
     /// Operations for `rows` texts of `tokens`.
     pub fn operations(&self, rows: usize, tokens: usize) -> f64 {
-        let [rows, tokens, width, layers, inner, ff] = [
-            rows,
-            tokens,
-            self.d_model,
-            self.num_layers,
-            self.num_heads * self.d_kv,
-            self.d_ff,
-        ]
-        .map(|n| n as f64);
+        let [rows, tokens, width, layers, inner, ff] =
+            [rows, tokens, self.d_model, self.num_layers, self.num_heads * self.d_kv, self.d_ff]
+                .map(|n| n as f64);
         let token = 4.0 * width * inner + 2.0 * tokens * inner + 3.0 * width * ff;
         2.0 * rows * tokens * layers * token
     }
@@ -190,7 +184,8 @@ impl VaeDecoderShape {
     /// Operations for `rows` latents of `height` × `width`, as a whole.
     pub fn operations(&self, rows: usize, [height, width]: [usize; 2]) -> f64 {
         let mut positions = (height * width) as f64;
-        let conv = |positions: f64, from: f64, to: f64, side: f64| positions * from * to * side * side;
+        let conv =
+            |positions: f64, from: f64, to: f64, side: f64| positions * from * to * side * side;
         let unit = |positions: f64, from: f64, to: f64| {
             let shortcut = if from == to { 0.0 } else { conv(positions, from, to, 1.0) };
             conv(positions, from, to, 3.0) + conv(positions, to, to, 3.0) + shortcut

@@ -43,13 +43,7 @@ pub fn size(text: &str, scale: u32) -> (u32, u32) {
 }
 
 /// Draws a text with its upper left corner at `(x, y)`; what lies outside of the picture is left out.
-pub fn write(
-    picture: &mut RgbImage,
-    text: &str,
-    (x, y): (u32, u32),
-    scale: u32,
-    color: Rgb<u8>,
-) {
+pub fn write(picture: &mut RgbImage, text: &str, (x, y): (u32, u32), scale: u32, color: Rgb<u8>) {
     for (index, rows) in text.chars().map(glyph).enumerate() {
         let left = x + index as u32 * ADVANCE * scale;
         for (row, bits) in rows.into_iter().flatten().enumerate() {

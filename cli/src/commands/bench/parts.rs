@@ -249,4 +249,3 @@ pub fn stored_bytes(folder: &Path) -> u64 {
     };
     size("model.onnx") + size("model.onnx_data")
 }
-

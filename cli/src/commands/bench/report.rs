@@ -108,20 +108,13 @@ pub struct Report {
     steps: usize,
     warmup: usize,
     repeats: usize,
-    matmul_peak: MatmulPeak,
+    /// Absent after an interruption.
+    matmul_peak: Option<MatmulPeak>,
     pub rows: Vec<Row>,
 }
 
 impl Report {
-    pub fn new(
-        args: &BenchArgs,
-        parts: &Parts,
-        engine: &str,
-        threads: usize,
-        peak: Peak,
-        half: bool,
-    ) -> Self {
-        let precision = if half { "fp16" } else { "fp32" };
+    pub fn new(args: &BenchArgs, parts: &Parts, engine: &str, threads: usize) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             model: parts.describe(),
@@ -134,7 +127,7 @@ impl Report {
             steps: args.steps,
             warmup: args.warmup,
             repeats: args.repeats,
-            matmul_peak: MatmulPeak { gflops: peak.gflops, side: peak.side, precision },
+            matmul_peak: None,
             rows: Vec::new(),
         }
     }
@@ -144,7 +137,22 @@ impl Report {
         self.precision.insert(stage, precision.to_owned());
     }
 
-    /// Seconds with and without loading of a row that was measured.
+    /// Whether there is anything to tell.
+    pub fn is_measured(&self) -> bool {
+        self.rows.iter().any(|row| row.skipped.is_none())
+    }
+
+    /// The machine's matrix products, in 16-bit floats or in 32-bit ones, and the rows held against them.
+    pub fn note_peak(&mut self, peak: Peak, half: bool) {
+        let Peak { gflops, side } = peak;
+        let precision = if half { "fp16" } else { "fp32" };
+        self.matmul_peak = Some(MatmulPeak { gflops, side, precision });
+        for row in &mut self.rows {
+            row.share_of_peak = row.gflops.map(|row| row / gflops);
+        }
+    }
+
+    /// Seconds of a row that was measured, and those of its loading.
     fn of(&self, stage: StageName, pixels: Option<u32>) -> Option<(f64, f64)> {
         let row = self.rows.iter().find(|row| row.stage == stage && row.pixels == pixels)?;
         Some((row.seconds?, row.load_seconds?))
@@ -164,7 +172,13 @@ impl Report {
                 text.0 + decode.0 + (steps_seconds + loads) / pictures
             });
             let steps_per_second = 1.0 / seconds;
-            Whole { pixels, seconds_per_step: seconds, steps_per_second, steps_seconds, picture_seconds }
+            Whole {
+                pixels,
+                seconds_per_step: seconds,
+                steps_per_second,
+                steps_seconds,
+                picture_seconds,
+            }
         };
         measured.map(whole).collect()
     }
@@ -188,11 +202,16 @@ impl Report {
             self.batch_size,
             self.tokens
         ));
-        let MatmulPeak { gflops, side, precision } = &self.matmul_peak;
-        line(format!(
-            "matrix products: at best {gflops:.0} GFLOP/s ({side} × {side}, {precision})\n"
-        ));
-        line("| stage | seconds | loading | peak memory | GFLOP | GFLOP/s | of the best |".to_owned());
+        if let Some(MatmulPeak { gflops, side, precision }) = &self.matmul_peak {
+            line(format!(
+                "matrix products: at best {gflops:.0} GFLOP/s ({side} × {side}, {precision})"
+            ));
+        }
+        line(String::new());
+        line(
+            "| stage | seconds | loading | peak memory | GFLOP | GFLOP/s | of the best |"
+                .to_owned(),
+        );
         line("|---|---|---|---|---|---|---|".to_owned());
         for row in &self.rows {
             let name = row.name();
@@ -200,9 +219,9 @@ impl Report {
                 line(format!("| {name} | not measured: {reason} | | | | | |"));
                 continue;
             }
-            let memory = row.peak_memory_bytes.map_or("?".to_owned(), |bytes| {
-                format!("{} GB", digits(bytes as f64 / 1e9))
-            });
+            let memory = row
+                .peak_memory_bytes
+                .map_or("?".to_owned(), |bytes| format!("{} GB", digits(bytes as f64 / 1e9)));
             let number = |value: Option<f64>| value.map_or(String::new(), digits);
             let share = row.share_of_peak.map_or(String::new(), |s| format!("{:.0} %", 100.0 * s));
             let tiles = if row.tiled { ", in tiles" } else { "" };
@@ -276,7 +295,8 @@ pub fn digits(value: f64) -> String {
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let context = || format!("cannot write {}", path.display());
-    let file = tempfile::Builder::new().prefix(".pixart-").tempfile_in(folder.unwrap_or(".".as_ref()));
+    let file =
+        tempfile::Builder::new().prefix(".pixart-").tempfile_in(folder.unwrap_or(".".as_ref()));
     let mut file = file.with_context(context)?;
     file.write_all(bytes).with_context(context)?;
     file.persist(path).map_err(|error| error.error).with_context(context)?;

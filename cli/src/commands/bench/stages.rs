@@ -8,10 +8,12 @@ use crate::progress::{Progress, Unit};
 use ndarray::ArrayD;
 use pixart_exporter::{Component, ExportOptions, Profile, random};
 use pixart_runtime::engine::Engine;
-use pixart_runtime::measure::{Peak, TextEncoderShape, TransformerShape, VaeDecoderShape};
+use pixart_runtime::measure::{TextEncoderShape, TransformerShape, VaeDecoderShape};
 use pixart_runtime::memory;
 use pixart_runtime::noise::TorchGenerator;
-use pixart_runtime::pipeline::{Cancel, Event, ModelPaths, Pipeline, PipelineOptions, Request, Stage};
+use pixart_runtime::pipeline::{
+    Cancel, Event, ModelPaths, Pipeline, PipelineOptions, Request, Stage,
+};
 use pixart_runtime::tensor::Tensor;
 use pixart_runtime::text::{CaptionEncoder, LENGTH_MULTIPLE};
 use pixart_runtime::vae::PictureDecoder;
@@ -36,7 +38,6 @@ pub struct Bench<'a> {
     profile: Profile,
     /// Whether weights lie in the processor's memory.
     on_processor: bool,
-    peak: Peak,
     interrupted: Cancel,
 }
 
@@ -53,10 +54,9 @@ impl<'a> Bench<'a> {
         engine: Arc<dyn Engine>,
         profile: Profile,
         on_processor: bool,
-        peak: Peak,
         interrupted: Cancel,
     ) -> Self {
-        Self { args, engine, profile, on_processor, peak, interrupted }
+        Self { args, engine, profile, on_processor, interrupted }
     }
 
     /// Measures one stage at every size.
@@ -290,7 +290,7 @@ impl<'a> Bench<'a> {
             peak_memory_bytes: timed.memory,
             gflop: Some(operations / 1e9),
             gflops: Some(gflops),
-            share_of_peak: Some(gflops / self.peak.gflops),
+            share_of_peak: None,
             tiled: false,
             operators: None,
             skipped: None,
