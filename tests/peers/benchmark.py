@@ -148,8 +148,8 @@ def main():
             shutil.rmtree(options.scratch)
         text, figures = measured if isinstance(measured, tuple) else (measured, {})
         minutes = (time.perf_counter() - start) / 60
-        how = (f"{datetime.date.today()}, {machine()}, {options.threads} threads, {options.rounds} rounds, "
-               f"{minutes:.0f} minutes.")
+        how = (f"{datetime.date.today()}, {machine()}, {options.threads} threads, rounds: {options.rounds}, "
+               f"minutes: {minutes:.0f}.")
         # Others may have been measured meanwhile.
         known = json.loads(data.read_text()) if data.is_file() else {}
         known[name] = {"text": text, "figures": figures, "how": how}
