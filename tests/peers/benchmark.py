@@ -130,7 +130,8 @@ def main():
     known = json.loads(data.read_text()) if data.is_file() else {}
     if options.render:
         return write(target, page(known))
-    wanted = options.only or [name for name, (_, _, quick) in rows.ROWS.items() if quick or not options.quick]
+    wanted = options.only or [name for name, (_, _, quick) in rows.ROWS.items()
+                              if quick or not options.quick and name != "step-cuda"]
     base = options.scratch
     failed = []
     for name in wanted:
@@ -148,9 +149,11 @@ def main():
             shutil.rmtree(options.scratch)
         text, figures = measured if isinstance(measured, tuple) else (measured, {})
         minutes = (time.perf_counter() - start) / 60
-        how = (f"{datetime.date.today()}, {machine()}, {options.threads} threads, rounds: {options.rounds}, "
+        how = (f"{datetime.date.today()}, {machine()}, {options.threads} threads, at most {options.rounds} rounds, "
                f"minutes: {minutes:.0f}.")
         # Others may have been measured meanwhile.
+        if (options.layers, options.text_layers) != (28, 24):
+            how += f" Not full size: {options.layers} blocks of XL/2, {options.text_layers} of T5."
         known = json.loads(data.read_text()) if data.is_file() else {}
         known[name] = {"text": text, "figures": figures, "how": how}
         write(data, json.dumps(known, indent=1, ensure_ascii=False) + "\n")

@@ -38,13 +38,14 @@ class Result:
         return statistics.median(self.seconds) if self.seconds else math.nan
 
 
-def ours(options, name, component, folder, stage, pixels=None, engine="ort", factor=1.0):
+def ours(options, name, component, folder, stage, pixels=None, engine="ort", device="cpu"):
     """`pixart bench` of one exported part."""
     flag = {"transformer": "--checkpoint", "text_encoder": "--text_encoder_root", "vae_decoder": "--vae_root"}[component]
-    command = [options.pixart, "bench", flag, folder, "--stages", stage, "--engine", engine, "--threads",
+    command = [options.pixart, "bench", flag, folder, "--stages", stage, "--device", device, "--threads",
                options.threads, "--tokens", options.tokens, "--warmup", 1, "--repeats", options.repeats, "--json", "-"]
     command += ["--sizes", pixels] if pixels else []
-    return Contender(name, command, our_seconds, factor)
+    command += ["--engine", engine] if device == "cpu" else []
+    return Contender(name, command, our_seconds)
 
 
 def our_seconds(report):
@@ -54,10 +55,10 @@ def our_seconds(report):
     return row["runs"]
 
 
-def peer(options, name, kind, model, inputs, output=None, factor=1.0):
+def peer(options, name, kind, model, inputs, output=None, factor=1.0, **more):
     """A run of worker.py."""
     spec = {"model": str(model), "inputs": str(inputs), "threads": options.threads, "warmup": 1,
-            "repeats": options.repeats, "output": str(output) if output else None}
+            "repeats": options.repeats, "output": str(output) if output else None, **more}
     command = [sys.executable, HERE / "worker.py", kind, json.dumps(spec)]
     return Contender(name, command, lambda report: report["seconds"], factor)
 

@@ -1,5 +1,6 @@
 """The rows of issue 7's table: each makes its models, lets the contenders take turns, and gives a section's text."""
 
+import argparse
 import math
 import re
 import shutil
@@ -42,6 +43,16 @@ def against(ratio, target):
     return f"{ratio:.2f}× (target {target}×{'' if ratio >= target else ', missed'})"
 
 
+def shorter(options, pixels):
+    """Fewer runs where each takes long, so that a row takes minutes."""
+    options = argparse.Namespace(**vars(options))
+    if pixels >= 512:
+        options.repeats = 1
+    if pixels >= 1024:
+        options.rounds = min(2, options.rounds)
+    return options
+
+
 def inputs_of_step(path, side, tokens, length):
     """Two rows as guidance makes them: an empty prompt and one of so many tokens, padded to a length."""
     import numpy
@@ -53,6 +64,12 @@ def inputs_of_step(path, side, tokens, length):
     save_file({"hidden_states": draw.standard_normal((2, 4, side, side), dtype="float32"),
                "encoder_hidden_states": numpy.ascontiguousarray(captions), "encoder_attention_mask": mask,
                "timestep": numpy.full(2, 500, dtype="float32")}, path)
+
+
+def random_transformer(options, folder, side):
+    script("import sys, pathlib, random_models as r; "
+           "r.transformer(pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))",
+           folder, side, max(side / 64, 0.5), options.layers)
 
 
 def error(options, graph, inputs, expected):
@@ -74,12 +91,10 @@ def share(report):
 
 def step(options, pixels):
     """One guided step of DiT-XL/2."""
+    options = shorter(options, pixels)
     side, length = pixels // 8, -(-options.tokens // 8) * 8
     source = options.scratch / "transformer"
-    scale = max(side / 64, 0.5)
-    script("import sys, pathlib, random_models as r; "
-           "r.transformer(pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))",
-           source, side, scale, options.layers)
+    random_transformer(options, source, side)
     padded, trimmed = options.scratch / "padded.safetensors", options.scratch / "trimmed.safetensors"
     inputs_of_step(padded, side, options.tokens, 300)
     inputs_of_step(trimmed, side, options.tokens, length)
@@ -116,6 +131,28 @@ def step(options, pixels):
     return text, figures(results)
 
 
+def step_cuda(options):
+    """The same on a graphics card in fp16 at the seed's four sizes; pixart needs `pixart engine install cuda`."""
+    parts = []
+    for pixels, seed in ((256, 18.04), (512, 15.95), (1024, 4.96), (2048, 0.57)):
+        side, source = pixels // 8, options.scratch / "transformer"
+        random_transformer(options, source, side)
+        fp16 = export(options, "transformer", source, options.scratch / "fp16", "--precision", "fp16", "--force")
+        padded = options.scratch / "padded.safetensors"
+        inputs_of_step(padded, side, options.tokens, 300)
+        half = {"device": "cuda", "dtype": "float16"}
+        results, _ = take_turns([
+            peer(options, "diffusers", "diffusers-step", source, padded, **half),
+            peer(options, "diffusers, compiled", "diffusers-step", source, padded, compile=True, **half),
+            ours(options, "pixart", "transformer", fp16, "denoise", pixels, device="cuda"),
+        ], options.rounds)
+        rates = {name: number(1 / result.median) for name, result in results.items()}
+        parts.append(f"{pixels} px; the seed published {seed} steps a second.\n\n"
+                     + table(results, "diffusers", {"steps a second": rates}))
+        shutil.rmtree(source)
+    return "\n\n".join(parts)
+
+
 def text(options):
     """T5-XXL in 8 bits, prompt and negative prompt."""
     import numpy
@@ -150,6 +187,7 @@ def text(options):
 
 def decode(options, pixels):
     """The SDXL auto-encoder's decoder."""
+    options = shorter(options, pixels)
     import numpy
     from safetensors.numpy import save_file
     source = options.scratch / "vae"
@@ -204,12 +242,13 @@ def output(command):
     return re.sub(r"\n{3,}", "\n\n", told.stdout.strip())
 
 
-# Name, heading, what is done, and whether `--quick` has it.
+# Name, heading, what is done, and whether `--quick` has it. `step-cuda` has to be asked for.
 ROWS = {
     "demo": ("The demo model, from start of the program to the written picture", demo, True),
     "step-256": ("One guided step of DiT-XL/2, 256 px", lambda options: step(options, 256), True),
     "step-512": ("One guided step of DiT-XL/2, 512 px", lambda options: step(options, 512), False),
     "step-1024": ("One guided step of DiT-XL/2, 1024 px", lambda options: step(options, 1024), False),
+    "step-cuda": ("One guided step of DiT-XL/2 on a graphics card, fp16", step_cuda, False),
     "text": ("T5 v1.1 XXL, a prompt and an empty negative prompt", text, True),
     "decode-256": ("The SDXL auto-encoder's decoder, 256 px", lambda options: decode(options, 256), True),
     "decode-512": ("The SDXL auto-encoder's decoder, 512 px", lambda options: decode(options, 512), False),

@@ -4,7 +4,7 @@
 
 KIND is `diffusers-step`, `diffusers-decode`, `transformers-text` or `openvino`; JSON has `model`, `inputs` (safetensors
 under the names of the exported graph's inputs), `threads`, `warmup` and `repeats`, and perhaps `output`, a file for the
-result.
+result. `diffusers-step` also takes `device`, `dtype` and `compile`.
 """
 
 import json
@@ -32,13 +32,19 @@ def torch_inputs(spec):
 def diffusers_step(spec):
     import torch
     from diffusers import PixArtTransformer2DModel
-    inputs = torch_inputs(spec)
-    model = PixArtTransformer2DModel.from_pretrained(spec["model"]).eval()
+    device, dtype = spec.get("device", "cpu"), getattr(torch, spec.get("dtype", "float32"))
+    inputs = {name: value.to(device, dtype if value.is_floating_point() else None)
+              for name, value in torch_inputs(spec).items()}
+    mask = inputs["encoder_attention_mask"].to(dtype)
+    model = PixArtTransformer2DModel.from_pretrained(spec["model"], torch_dtype=dtype).eval().to(device)
+    if spec.get("compile"):
+        model = torch.compile(model)
     with torch.inference_mode():
+        # The copy waits for the device.
         return timed(lambda: model(
             inputs["hidden_states"], inputs["encoder_hidden_states"], inputs["timestep"],
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-            encoder_attention_mask=inputs["encoder_attention_mask"].float(), return_dict=False)[0].numpy(), spec)
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None}, encoder_attention_mask=mask,
+            return_dict=False)[0].float().cpu().numpy(), spec)
 
 
 def diffusers_decode(spec):

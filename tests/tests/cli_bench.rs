@@ -66,8 +66,11 @@ fn the_demo_model_is_measured_stage_by_stage() {
     // Four times the tokens are four times the work, and more in the attention.
     let work = |row: usize| rows[row]["gflop"].as_f64().expect("GFLOP");
     assert!(work(2) / work(1) > 3.5 && (work(4) / work(3) - 4.0).abs() < 0.1, "{report}");
-    let operators = rows[1]["operators"].as_array().expect("operators");
-    assert!(operators.len() > 5, "{operators:?}");
+    for (row, operator) in [(0, "MatMul"), (1, "MatMul"), (3, "Conv")] {
+        let operators = rows[row]["operators"].as_array().expect("operators");
+        let named = operators.iter().any(|entry| entry[0] == operator);
+        assert!(operators.len() > 5 && named, "{operators:?}");
+    }
     let whole = &report["extrapolated"][0];
     let step = rows[1]["seconds"].as_f64().expect("seconds");
     assert!((whole["steps_seconds"].as_f64().expect("steps") - 20.0 * step).abs() < 1e-9);

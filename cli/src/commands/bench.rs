@@ -78,7 +78,8 @@ pub struct BenchArgs {
     /// Runs before them that do not count, the first of which loads
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Work")]
     warmup: usize,
-    /// Also tell how the time of a step divides among the operators of the graph (ONNX Runtime only)
+    /// Also tell how the time of each stage divides among the operators of its graph, not in tiles (ONNX Runtime
+    /// only)
     #[arg(long, help_heading = "Work")]
     operators: bool,
 

@@ -259,7 +259,7 @@ impl Report {
         for row in &self.rows {
             let Some(operators) = &row.operators else { continue };
             let all: f64 = operators.iter().map(|(_, seconds)| seconds).sum();
-            line(format!("\n| {} | seconds | of the step |", row.name()));
+            line(format!("\n| {} | seconds | of all |", row.name()));
             line("|---|---|---|".to_owned());
             for (operator, seconds) in operators {
                 let share = 100.0 * seconds / all;

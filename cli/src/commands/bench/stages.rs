@@ -5,7 +5,7 @@ use super::report::Row;
 use super::{BenchArgs, StageName};
 use crate::exit::Failure;
 use crate::progress::{Progress, Unit};
-use ndarray::ArrayD;
+use ndarray::{Array2, ArrayD};
 use pixart_exporter::{Component, ExportOptions, Profile, random};
 use pixart_runtime::engine::Engine;
 use pixart_runtime::measure::{TextEncoderShape, TransformerShape, VaeDecoderShape};
@@ -93,7 +93,16 @@ impl<'a> Bench<'a> {
             Ok(())
         })?;
         let operations = shape.operations(halves, length);
-        if let Some(row) = self.row(StageName::Text, None, &timed, operations) {
+        encoder.unload();
+        if let Some(mut row) = self.row(StageName::Text, None, &timed, operations) {
+            let ids = |b: usize, i: usize| rows[b].get(i).copied().unwrap_or(0);
+            let own = |b: usize, i: usize| i64::from(i < rows[b].len());
+            let size = (halves, length);
+            let inputs = [
+                ("input_ids", Array2::from_shape_fn(size, |(b, i)| ids(b, i)).into()),
+                ("attention_mask", Array2::from_shape_fn(size, |(b, i)| own(b, i)).into()),
+            ];
+            row.operators = self.operators(part, &inputs)?;
             tell(row);
         }
         Ok(())
@@ -117,9 +126,7 @@ impl<'a> Bench<'a> {
             let operations = shape.operations(rows, latent, self.length());
             let row = self.row(StageName::Denoise, Some(pixels), &timed, operations);
             let Some(mut row) = row else { continue };
-            if self.args.operators {
-                row.operators = self.operators(&part.folder, &shape, latent)?;
-            }
+            row.operators = self.operators(part, &self.step_inputs(&shape, latent)?)?;
             tell(row);
         }
         Ok(())
@@ -179,33 +186,20 @@ impl<'a> Bench<'a> {
         Ok(timed)
     }
 
-    /// How the time of a step divides among the operators, the longest first; seconds.
+    /// How the time of one run divides among the operators, the longest first, in seconds; nothing where it is
+    /// not asked for.
     fn operators(
         &self,
-        folder: &Path,
-        shape: &TransformerShape,
-        [height, width]: [usize; 2],
+        part: &Part,
+        inputs: &[(&str, Tensor)],
     ) -> Result<Option<Vec<(String, f64)>>, Failure> {
-        let (rows, length) = (self.halves() * self.args.batch_size, self.length());
-        let noise = |shape: Vec<usize>| {
-            let numbers = TorchGenerator::new(0).randn(shape.iter().product());
-            Ok::<_, Failure>(Tensor::F32(ArrayD::from_shape_vec(shape, numbers)?))
-        };
-        let inputs = [
-            ("hidden_states", noise(vec![rows, shape.in_channels, height, width])?),
-            ("encoder_hidden_states", noise(vec![rows, length, shape.caption_channels])?),
-            ("encoder_attention_mask", Tensor::I64(ArrayD::ones(vec![rows, length]))),
-            ("timestep", Tensor::F32(ArrayD::from_elem(vec![rows], 500.0))),
-        ];
+        if !self.args.operators || self.interrupted.is_cancelled() {
+            return Ok(None);
+        }
         let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
-        let Some(shares) = self.engine.time_shares(&folder.join("model.onnx"), &inputs)? else {
-            return Err(Failure::request(format!(
-                "operators: {} does not tell; leave the flag out or take --engine ort",
-                self.engine.describe()
-            )));
-        };
+        let shares = self.engine.time_shares(&part.folder.join("model.onnx"), &inputs)?;
         let mut operators: Vec<(String, f64)> = Vec::new();
-        for ((_, operator), seconds) in shares.times {
+        for ((_, operator), seconds) in shares.map(|shares| shares.times).unwrap_or_default() {
             match operators.iter_mut().find(|(known, _)| *known == operator) {
                 Some((_, sum)) => *sum += seconds,
                 None => operators.push((operator, seconds)),
@@ -213,6 +207,21 @@ impl<'a> Bench<'a> {
         }
         operators.sort_by(|a, b| b.1.total_cmp(&a.1));
         Ok(Some(operators))
+    }
+
+    /// What goes into the transformer for one step.
+    fn step_inputs(
+        &self,
+        shape: &TransformerShape,
+        [height, width]: [usize; 2],
+    ) -> Result<[(&'static str, Tensor); 4], Failure> {
+        let (rows, length) = (self.halves() * self.args.batch_size, self.length());
+        Ok([
+            ("hidden_states", noise(vec![rows, shape.in_channels, height, width])?.into()),
+            ("encoder_hidden_states", noise(vec![rows, length, shape.caption_channels])?.into()),
+            ("encoder_attention_mask", Tensor::I64(ArrayD::ones(vec![rows, length]))),
+            ("timestep", Tensor::F32(ArrayD::from_elem(vec![rows], 500.0))),
+        ])
     }
 
     fn decode(&self, part: &Part, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
@@ -231,8 +240,7 @@ impl<'a> Bench<'a> {
             }
             let latent = [pixels as usize / side; 2];
             let sides = vec![1, channels, latent[0], latent[1]];
-            let numbers = TorchGenerator::new(0).randn(sides.iter().product());
-            let latents = ArrayD::from_shape_vec(sides, numbers)?.mapv_into(|x| x / factor);
+            let latents = noise(sides)?.mapv_into(|x| x / factor);
             let mut tiled = false;
             let timed = self.timed(&format!("decode, {pixels} px"), &mut || {
                 let tiling = TilingOptions::default();
@@ -243,8 +251,12 @@ impl<'a> Bench<'a> {
             decoder.unload();
             // Tiles overlap, so it is more than this then.
             let operations = shape.operations(1, latent);
-            if let Some(row) = self.row(StageName::Decode, Some(pixels), &timed, operations) {
-                tell(Row { tiled, ..row });
+            if let Some(mut row) = self.row(StageName::Decode, Some(pixels), &timed, operations) {
+                row.tiled = tiled;
+                if !tiled {
+                    row.operators = self.operators(part, &[("latent_sample", latents.into())])?;
+                }
+                tell(row);
             }
         }
         Ok(())
@@ -324,6 +336,12 @@ impl<'a> Bench<'a> {
     fn length(&self) -> usize {
         self.args.tokens.next_multiple_of(LENGTH_MULTIPLE)
     }
+}
+
+/// The same numbers each time, normally distributed.
+fn noise(shape: Vec<usize>) -> Result<ArrayD<f32>, Failure> {
+    let numbers = TorchGenerator::new(0).randn(shape.iter().product());
+    Ok(ArrayD::from_shape_vec(shape, numbers)?)
 }
 
 fn median(runs: &[f64]) -> f64 {
