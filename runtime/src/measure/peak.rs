@@ -28,8 +28,10 @@ pub struct Peak {
 const SIDES: [usize; 6] = [512, 1024, 1536, 2048, 4096, 8192];
 /// Products in a row, so that what surrounds them counts little.
 const CHAIN: usize = 4;
-/// Runs of each size after the first; the fastest counts.
+/// Runs of each size after the first, at least; the fastest counts.
 const RUNS: usize = 3;
+/// Seconds that are spent on each size, at least: other work on the machine comes and goes.
+const SPENT: f64 = 0.5;
 /// A size that took longer than this, in seconds, is the last one, but for the smallest.
 const LONG_ENOUGH: f64 = 0.3;
 
@@ -52,7 +54,8 @@ pub fn matmul_peak(engine: &dyn Engine, half: bool) -> Result<Peak, EngineError>
         let input = ArrayD::from_elem(vec![side, side], 0.5f32);
         let input: Value = engine.to_device(Tensor::F32(input))?;
         let mut fastest = f64::INFINITY;
-        for run in 0..=RUNS {
+        let (begin, mut run) = (Instant::now(), 0);
+        while run <= RUNS || begin.elapsed().as_secs_f64() < SPENT {
             let start = Instant::now();
             let outputs = session.run_values(&[("x", &input)])?;
             // An accelerator may still be at work; a copy of one number waits for it.
@@ -62,6 +65,7 @@ pub fn matmul_peak(engine: &dyn Engine, half: bool) -> Result<Peak, EngineError>
             if run > 0 {
                 fastest = fastest.min(start.elapsed().as_secs_f64());
             }
+            run += 1;
         }
         let operations = (CHAIN * 2 * side.pow(3)) as f64;
         let gflops = operations / fastest / 1e9;
