@@ -38,6 +38,8 @@ enum Command {
     Train(Box<commands::train::TrainArgs>),
     /// Look at pictures and captions before training on them
     Dataset(commands::dataset::DatasetArgs),
+    /// Measure how fast a model runs here, and how near that is to what the machine can do
+    Bench(Box<commands::bench::BenchArgs>),
     /// List and install the engines that run the graphs
     Engine(commands::engine::EngineArgs),
     /// Make one executable of this program, ONNX Runtime and a model; look into one
@@ -72,6 +74,7 @@ fn main() -> std::process::ExitCode {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Train(args) => commands::train::run(*args),
         Command::Dataset(args) => commands::dataset::run(args),
+        Command::Bench(args) => commands::bench::run(*args),
         Command::Engine(args) => commands::engine::run(args),
         Command::Bundle(args) => commands::bundle::run(args),
         Command::Completions(args) => commands::completions::completions(args, Cli::command()),

@@ -244,6 +244,39 @@ pub fn text_side(
     Ok((text_encoder, part("tokenizer_root", tokenizer, "tokenizer")?))
 }
 
+/// One exported part alone, from its own folder or file, or a whole pipeline's; from the model folder where
+/// `given` is nothing, and from the demo where that is nothing either.
+pub fn part(
+    component: Component,
+    model: Option<&Path>,
+    given: Option<&Path>,
+    profile: Profile,
+    wanted: Wanted,
+) -> Result<PathBuf, Failure> {
+    let setting = match component {
+        Component::Transformer => "checkpoint",
+        Component::TextEncoder => "text_encoder_root",
+        Component::VaeDecoder | Component::VaeEncoder => "vae_root",
+    };
+    let root = match (given, model) {
+        (Some(given), _) if component == Component::Transformer && given.is_file() => {
+            given.to_owned()
+        }
+        (Some(given), _) => folder(setting, given)?,
+        (None, Some(model)) => folder("model", model)?,
+        (None, None) => default_model()?,
+    };
+    let inner = [component.as_str(), component.source_folder()].map(|name| root.join(name));
+    let found = inner.into_iter().find(|inner| store::is_dir(inner));
+    let whole = given.is_none();
+    let source = match found {
+        Some(inner) => inner,
+        None if whole => folder("model", &root.join(component.source_folder()))?,
+        None => root,
+    };
+    exported(&source, component, profile, wanted, &VariantFlags::default())
+}
+
 /// The precision in which what is not exported yet is exported.
 #[derive(Clone, Copy)]
 pub struct Wanted(Option<Precision>);
