@@ -20,7 +20,7 @@ const INTEGER: usize = 8;
 fn a_step_moves_no_captions() {
     let export = Export::pipeline(&fixtures::tiny(), Profile::Portable);
     for inner in engines::both() {
-        // As many steps guided as not; two pictures at once, whose captions have 8 and 16 tokens.
+        // As many steps guided as not; two pictures at once, whose captions have 8 and 24 tokens.
         let request = Request {
             prompts: vec!["a".to_owned(), "a house with a garden, seen from the street".to_owned()],
             sampling_steps: STEPS,
@@ -53,7 +53,7 @@ fn a_step_moves_no_captions() {
         let rows = 4 * STEPS / 2 + 2 * STEPS / 2;
         let latents = FLOAT * channels * (64 / 8) * (96 / 8);
         let steps = rows * (latents + FLOAT);
-        let tokens = 16;
+        let tokens = 24;
         // Once for the guided and once for the other steps.
         let captions = (4 + 2) * tokens * (FLOAT * width + INTEGER);
         assert_eq!(into, steps + captions, "{case}: in");

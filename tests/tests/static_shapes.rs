@@ -103,7 +103,7 @@ fn tract_cannot_do_without() {
     assert!(matches!(error, EngineError::StaticShapes), "{error}");
 }
 
-/// On a device that keeps compiled graphs (`PIXART_TEST_DEVICE=openvino`), they are found again and dropped when
+/// On a device that keeps compiled graphs (named in `PIXART_TEST_DEVICE`), they are found again, and made anew when
 /// they are damaged; on others, nothing is written.
 #[test]
 fn compiled_graphs_are_found_again() {
@@ -138,7 +138,16 @@ fn compiled_graphs_are_found_again() {
             assert!(!cache.path().join("compiled").exists());
             continue;
         }
-        let Some(Outcome::Made(entry)) = run() else { panic!("nothing was made") };
+        let entry = match run() {
+            Some(Outcome::Made(entry)) => entry,
+            // OpenVINO 2025.4 on processors does not read its own files. That is noticed once.
+            Some(Outcome::NotKept(reason)) => {
+                assert!(reason.contains("does not read"), "{reason}");
+                assert_eq!(run(), Some(Outcome::NotKept(reason)));
+                continue;
+            }
+            other => panic!("{other:?}"),
+        };
         assert_eq!(run(), Some(Outcome::Found(entry.clone())));
         let blob = std::fs::read_dir(&entry.folder)
             .expect("an entry")

@@ -87,19 +87,15 @@ impl OpenEngines {
     }
 
     /// Warnings about work that was left to the processor though another device was asked for, and about
-    /// compiled graphs that were no good or could not be kept.
+    /// compiled graphs that were no good.
     pub fn warnings(&self) -> Vec<String> {
         let placements = self.each().into_iter().flat_map(|engine| engine.placements());
         let mut warnings: Vec<String> = placements.filter_map(|each| left_over(&each)).collect();
         warnings.extend(self.compiled().iter().filter_map(|compiled| match &compiled.outcome {
-            Outcome::Found(_) | Outcome::Made(_) => None,
             Outcome::Remade(_, reason) => {
                 Some(format!("{}: compiled anew, because {reason}", part_of(&compiled.model)))
             }
-            Outcome::NotKept(reason) => Some(format!(
-                "{}: what was compiled is not kept: {reason}",
-                part_of(&compiled.model)
-            )),
+            _ => None,
         }));
         warnings.dedup();
         warnings

@@ -8,7 +8,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
@@ -98,6 +98,30 @@ struct Description {
     /// The graph, for people.
     model: String,
     files: Vec<KeptFile>,
+    /// Why there is nothing, and why it is in vain to try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
+}
+
+impl Description {
+    fn new(
+        model: &Path,
+        identity: &Identity,
+        files: Vec<KeptFile>,
+        refused: Option<String>,
+    ) -> Self {
+        let (identity, model) = (identity.as_str().to_owned(), model.display().to_string());
+        Self { format: 1, identity, model, files, refused }
+    }
+}
+
+/// What is found in the place of an entry.
+enum State {
+    Absent,
+    /// All of it, of so many bytes.
+    Whole(u64),
+    /// A note that the provider has no use for it.
+    Refused(String),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -151,17 +175,25 @@ impl Cache {
             whole.add("size", format!("{name} {size}"));
         }
         let folder = self.folder.join(format!("{}-{}", self.provider, whole.hash()));
-        let mut bad = None;
-        match check(&folder, &whole) {
-            Ok(None) => {}
-            Ok(Some(bytes)) => match make(&self.using(&folder)) {
-                Ok(session) => return Ok((session, Outcome::Found(Entry { folder, bytes }))),
-                Err(error) => bad = Some(error.to_string()),
+        let bad = match check(&folder, &whole) {
+            Ok(State::Absent) => None,
+            Ok(State::Refused(reason)) => return without(reason),
+            Ok(State::Whole(bytes)) => match self.open(&folder, &whole, wanted.model, make) {
+                Ok((session, None)) => {
+                    return Ok((session, Outcome::Found(Entry { folder, bytes })));
+                }
+                Ok((session, Some(refused))) => return Ok((session, Outcome::NotKept(refused))),
+                Err(error) => Some(error.to_string()),
             },
-            Err(reason) => bad = Some(reason),
-        }
-        match self.build(&folder, wanted.model, &whole, make) {
-            Ok((session, bytes)) => {
+            Err(reason) => Some(reason),
+        };
+        let made = self.build(&folder, wanted.model, &whole, make);
+        let bytes = match made {
+            Ok(bytes) => bytes,
+            Err(reason) => return without(reason),
+        };
+        match self.open(&folder, &whole, wanted.model, make) {
+            Ok((session, None)) => {
                 let entry = Entry { folder, bytes };
                 let outcome = match bad {
                     Some(reason) => Outcome::Remade(entry, reason),
@@ -169,24 +201,48 @@ impl Cache {
                 };
                 Ok((session, outcome))
             }
-            Err(reason) => without(reason),
+            Ok((session, Some(refused))) => Ok((session, Outcome::NotKept(refused))),
+            Err(error) => {
+                let reason = format!("what was kept cannot be used: {}", error.to_string());
+                refuse(&folder, wanted.model, &whole, &reason);
+                without(reason)
+            }
         }
     }
 
-    /// Makes an entry and a session that uses it, or says why that cannot be.
+    /// A session that is told of an entry, and why it took no notice of it, if it did not. Then the entry is
+    /// noted as one that need not be made again.
+    fn open<S, E>(
+        &self,
+        folder: &Path,
+        identity: &Identity,
+        model: &Path,
+        make: &Make<'_, S, E>,
+    ) -> Result<(S, Option<String>), E> {
+        let before = stamps(folder);
+        let session = make(&self.using(folder))?;
+        if stamps(folder) == before {
+            return Ok((session, None));
+        }
+        let reason = "the provider does not read what it has written itself, but compiles anew";
+        refuse(folder, model, identity, reason);
+        Ok((session, Some(reason.to_owned())))
+    }
+
+    /// Makes an entry and says how many bytes it has, or why that cannot be.
     fn build<S, E: ToString>(
         &self,
         folder: &Path,
         model: &Path,
         identity: &Identity,
         make: &Make<'_, S, E>,
-    ) -> Result<(S, u64), String> {
+    ) -> Result<u64, String> {
         let text = |error: io::Error| format!("{}: {error}", self.folder.display());
         fs::create_dir_all(&self.folder).map_err(text)?;
         let unfinished =
             tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.folder).map_err(text)?;
         let session = make(&self.building(unfinished.path()));
-        // Some write when the session ends. What comes next shows that what was kept is of use.
+        // Some write when the session ends. What comes next shows whether what was kept is of use.
         drop(session.map_err(|error| error.to_string())?);
         let bytes = seal(unfinished.path(), model, identity).map_err(text)?;
         let bytes = bytes.ok_or("the provider wrote nothing that could be kept")?;
@@ -197,15 +253,12 @@ impl Cache {
         if let Err(error) = fs::rename(&unfinished, folder) {
             let _ = fs::remove_dir_all(&unfinished);
             // Another process may have been faster; its entry is as good as this one if it is whole.
-            match check(folder, identity) {
-                Ok(Some(_)) => {}
-                _ => return Err(text(error)),
-            }
+            return match check(folder, identity) {
+                Ok(State::Whole(bytes)) => Ok(bytes),
+                _ => Err(text(error)),
+            };
         }
-        make(&self.using(folder)).map(|session| (session, bytes)).map_err(|error| {
-            let _ = fs::remove_dir_all(folder);
-            format!("what was kept cannot be used: {}", error.to_string())
-        })
+        Ok(bytes)
     }
 
     fn using(&self, folder: &Path) -> Using {
@@ -238,7 +291,7 @@ impl Cache {
     }
 }
 
-/// Writes what an entry is and how many bytes it has; `None` if there is nothing in it.
+/// Writes what an entry is, and says how many bytes it has; `None` if there is nothing in it.
 fn seal(folder: &Path, model: &Path, identity: &Identity) -> io::Result<Option<u64>> {
     let mut files = Vec::new();
     for name in list(folder)? {
@@ -250,24 +303,41 @@ fn seal(folder: &Path, model: &Path, identity: &Identity) -> io::Result<Option<u
     if bytes == 0 {
         return Ok(None);
     }
-    let (identity, model) = (identity.as_str().to_owned(), model.display().to_string());
-    let description = Description { format: 1, identity, model, files };
-    write_atomically(&folder.join(ENTRY), |writer| {
-        serde_json::to_writer_pretty(writer, &description).map_err(io::Error::other)
-    })?;
+    describe_entry(folder, Description::new(model, identity, files, None))?;
     Ok(Some(bytes))
 }
 
-/// How many bytes an entry has; `None` if there is none. An error says what is wrong with it.
-fn check(folder: &Path, identity: &Identity) -> Result<Option<u64>, String> {
+/// Puts a note in the place of an entry that nobody needs. A note that cannot be written means that it is tried
+/// again the next time.
+fn refuse(folder: &Path, model: &Path, identity: &Identity, reason: &str) {
+    let note = Description::new(model, identity, Vec::new(), Some(reason.to_owned()));
+    let write = || {
+        fs::remove_dir_all(folder)?;
+        fs::create_dir_all(folder)?;
+        describe_entry(folder, note)
+    };
+    let _: io::Result<()> = write();
+}
+
+fn describe_entry(folder: &Path, description: Description) -> io::Result<()> {
+    write_atomically(&folder.join(ENTRY), |writer| {
+        serde_json::to_writer_pretty(writer, &description).map_err(io::Error::other)
+    })
+}
+
+/// What an entry is good for. An error says what is wrong with it.
+fn check(folder: &Path, identity: &Identity) -> Result<State, String> {
     if !folder.exists() {
-        return Ok(None);
+        return Ok(State::Absent);
     }
     let text = fs::read(folder.join(ENTRY)).map_err(|error| format!("{ENTRY}: {error}"))?;
     let description: Description =
         serde_json::from_slice(&text).map_err(|error| format!("{ENTRY}: {error}"))?;
     if description.format != 1 || description.identity != identity.as_str() {
         return Err("it belongs to something else".to_owned());
+    }
+    if let Some(reason) = description.refused {
+        return Ok(State::Refused(reason));
     }
     let found = list(folder).map_err(|error| error.to_string())?;
     if !found.iter().eq(description.files.iter().map(|file| &file.name)) {
@@ -283,7 +353,17 @@ fn check(folder: &Path, identity: &Identity) -> Result<Option<u64>, String> {
             return Err(format!("{name} is not as it was written"));
         }
     }
-    Ok(Some(description.files.iter().map(|file| file.bytes).sum()))
+    Ok(State::Whole(description.files.iter().map(|file| file.bytes).sum()))
+}
+
+/// Names, sizes and times of change of all files, which tell whether somebody wrote.
+fn stamps(folder: &Path) -> Vec<(String, u64, Option<SystemTime>)> {
+    let stamp = |name: String| {
+        let metadata = fs::metadata(folder.join(&name)).ok();
+        let time = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
+        (name, metadata.map_or(0, |metadata| metadata.len()), time)
+    };
+    list(folder).unwrap_or_default().into_iter().map(stamp).collect()
 }
 
 /// Every file below a folder but its description, in order, with `/` between folders.

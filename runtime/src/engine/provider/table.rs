@@ -102,7 +102,10 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "cann",
         suffix: Some("device_id"),
         compiles_per_size: true,
-        keeps: Keeps::Folder(&[("nv_runtime_cache_path", "FOLDER")]),
+        keeps: Keeps::Nothing(
+            "its cache changes with every run, so that it cannot be checked; `nv_runtime_cache_path` names a \
+             folder that it is kept in unchecked",
+        ),
         options: options::TENSORRT_RTX,
         source: page!("TensorRTRTX-ExecutionProvider"),
         proof: Proof::Unproved,

@@ -9,12 +9,14 @@ struct Toy {
     did: RefCell<Vec<&'static str>>,
     /// Refuses to read what it has written.
     fussy: bool,
+    /// Writes it again.
+    forgetful: bool,
 }
 
 impl Toy {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        Self { folder, did: RefCell::default(), fussy: false }
+        Self { folder, did: RefCell::default(), fussy: false, forgetful: false }
     }
 
     fn cache(&self, provider: &str, machine: &str) -> Cache {
@@ -33,6 +35,11 @@ impl Toy {
         let blob = Path::new(folder).join("a/blob");
         match fs::read_to_string(&blob) {
             Ok(_) if self.fussy => Err("no, thanks".to_owned()),
+            Ok(text) if self.forgetful => {
+                self.did.borrow_mut().push("wrote");
+                fs::write(&blob, format!("{text} ")).expect("written");
+                Ok("compiled".to_owned())
+            }
             Ok(text) => {
                 self.did.borrow_mut().push("read");
                 Ok(text)
@@ -97,7 +104,8 @@ fn what_was_made_is_found_and_nothing_else_is() {
 
 #[test]
 fn damaged_entries_are_made_anew() {
-    let damages: [(&str, fn(&Path)); 7] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 7] = [
         ("is not as it was written", |entry| {
             fs::write(entry.join("a/blob"), "compiles").expect("")
         }),
@@ -127,12 +135,23 @@ fn damaged_entries_are_made_anew() {
 #[test]
 fn a_cache_never_stands_in_the_way() {
     // A provider that does not take its own back.
-    let toy = Toy { fussy: true, ..Toy::new() };
-    let (did, outcome) = toy.load(&toy.cache("openvino", "a"), "g", 64);
-    assert_eq!(did, ["wrote", "without"]);
-    let Outcome::NotKept(reason) = outcome else { panic!("{outcome:?}") };
-    assert!(reason.contains("no, thanks"), "{reason}");
-    assert!(toy.entries().is_empty(), "nothing is left behind");
+    for (toy, did, said) in [
+        (Toy { fussy: true, ..Toy::new() }, ["wrote", "without"], "no, thanks"),
+        (Toy { forgetful: true, ..Toy::new() }, ["wrote", "wrote"], "does not read"),
+    ] {
+        let cache = toy.cache("openvino", "a");
+        // It is tried once, and known the next time.
+        for did in [&did[..], &["without"]] {
+            let (found, outcome) = toy.load(&cache, "g", 64);
+            assert_eq!(found, did, "{said}");
+            let Outcome::NotKept(reason) = outcome else { panic!("{outcome:?}") };
+            assert!(reason.contains(said), "{reason}");
+        }
+        let [entry] = &toy.entries()[..] else { panic!("{said}") };
+        assert_eq!(fs::read_dir(entry).expect("a folder").count(), 1, "only the note");
+        // For another machine, it is tried again.
+        assert_eq!(toy.load(&toy.cache("openvino", "b"), "g", 64).0, did, "{said}");
+    }
     // A folder that cannot be made.
     let toy = Toy::new();
     fs::write(toy.folder.path().join("compiled"), "a file").expect("written");
