@@ -58,9 +58,11 @@ fn pictures_of_several_sizes_are_the_same() {
         pipeline.sample(&request, &mut |_| ()).expect("pictures")
     };
     let (expected, found) = (draw(fixed(false)), draw(fixed(true)));
+    // Some devices have other kernels for sizes that they know.
+    let allowed = if engines::test_device().is_some() { 2e-4 } else { 1e-5 };
     assert_eq!(found.len(), 5);
     for (k, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        assert_close(&format!("picture {k}"), &found.latents, &expected.latents, 1e-5);
+        assert_close(&format!("picture {k}"), &found.latents, &expected.latents, allowed);
         let ratio = psnr(&format!("picture {k}"), &found.image, &expected.image);
         assert!(ratio > 50.0, "picture {k}: {ratio:.1} dB");
     }
