@@ -89,6 +89,10 @@ fn each_size_has_a_session_that_takes_no_other() {
         let [found, expected] = [found, expected].map(|t| t.into_f32("").expect("floats"));
         assert_close(&format!("{tokens} tokens"), &found, &expected, 1e-5);
     }
+    // Times are measured with fixed sizes, too.
+    let values = inputs(4);
+    let values: Vec<_> = values.iter().map(|(name, value)| (*name, value)).collect();
+    assert!(fixed.time_shares(&model, &values).expect("a profile").is_some());
     // What does not fit is told before anything is compiled.
     let values =
         [("input_ids", inputs(4)[0].1.clone()), ("attention_mask", inputs(5)[1].1.clone())];

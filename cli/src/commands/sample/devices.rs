@@ -9,6 +9,7 @@ use pixart_runtime::engine::provider::{
 };
 use pixart_runtime::engine::{self, Engine, EngineChoice, EngineError, EngineOptions, Opened};
 use pixart_runtime::pipeline::Engines;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -97,7 +98,9 @@ impl OpenEngines {
             }
             _ => None,
         }));
-        warnings.dedup();
+        // Several sizes of one network say the same.
+        let mut known = HashSet::new();
+        warnings.retain(|warning| known.insert(warning.clone()));
         warnings
     }
 }

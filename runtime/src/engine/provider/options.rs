@@ -105,7 +105,7 @@ pub(super) const CANN: &[OptionSpec] = &[
     set(
         "dump_om_model",
         SWITCH,
-        "keep compiled graphs in the working folder, and take what lies there under their names",
+        "keep compiled graphs in the working folder; its own default is to do so",
         "0",
     ),
     set(

@@ -124,8 +124,8 @@ pub const PROVIDERS: &[Provider] = &[
         suffix: Some("device_id"),
         compiles_per_size: true,
         keeps: Keeps::Nothing(
-            "it writes compiled graphs (.om) into the working folder and takes what has their name, whatever \
-             the weights are, so that `dump_om_model` is off",
+            "it would write compiled graphs (.om) into the working folder, where nothing can be checked, so that \
+             `dump_om_model` is off",
         ),
         options: options::CANN,
         source: page!("community-maintained/CANN-ExecutionProvider"),
