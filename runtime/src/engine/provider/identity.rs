@@ -145,7 +145,8 @@ fn sampled(file: &Path) -> io::Result<String> {
     let last = size.saturating_sub(SAMPLE as u64);
     let count = SAMPLES.min(size.div_ceil(SAMPLE as u64)).max(1);
     for k in 0..count {
-        opened.seek(SeekFrom::Start(last / (count - 1).max(1) * k))?;
+        // From the first byte to the last.
+        opened.seek(SeekFrom::Start(last * k / (count - 1).max(1)))?;
         let read = opened.by_ref().take(SAMPLE as u64).read(&mut block)?;
         hash.update(&block[..read]);
     }
