@@ -39,7 +39,7 @@ impl DeviceArgs {
                 device,
                 options: split_options(&self.device_option)?,
                 plugin: self.device_plugin.clone(),
-                allow_cpu_fallback: false,
+                ..DeviceOptions::default()
             },
             ..EngineOptions::default()
         };

@@ -4,9 +4,13 @@ use super::settings::{Settings, parsed};
 use crate::commands::engine::devices::{idle_plugin, split_options};
 use crate::exit::Failure;
 use pixart_exporter::Profile;
-use pixart_runtime::engine::provider::{Device, DeviceOptions, Placement, Provider};
+use pixart_runtime::engine::provider::{
+    Compiled, Device, DeviceOptions, Keeps, Outcome, Placement, Provider,
+};
 use pixart_runtime::engine::{self, Engine, EngineChoice, EngineError, EngineOptions, Opened};
 use pixart_runtime::pipeline::Engines;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Engines that are open, one for each part; parts may share one.
@@ -67,20 +71,44 @@ impl OpenEngines {
         names.join(", ")
     }
 
-    /// Warnings about work that was left to the processor though another device was asked for.
-    pub fn left_to_the_processor(&self) -> Vec<String> {
-        let mut told: Vec<Arc<dyn Engine>> = Vec::new();
-        let mut warnings = Vec::new();
+    /// Each engine once.
+    fn each(&self) -> Vec<&Arc<dyn Engine>> {
+        let mut each: Vec<&Arc<dyn Engine>> = Vec::new();
         for engine in [&self.text_encoder, &self.transformer, &self.vae] {
-            if told.iter().any(|known| Arc::ptr_eq(known, engine)) {
-                continue;
+            if !each.iter().any(|known| Arc::ptr_eq(known, engine)) {
+                each.push(engine);
             }
-            told.push(engine.clone());
-            warnings.extend(engine.placements().iter().filter_map(left_over));
         }
-        warnings.dedup();
+        each
+    }
+
+    /// What was compiled so far, where compiled graphs are kept.
+    pub fn compiled(&self) -> Vec<Compiled> {
+        self.each().into_iter().flat_map(|engine| engine.compiled()).collect()
+    }
+
+    /// Warnings about work that was left to the processor though another device was asked for, and about
+    /// compiled graphs that were no good.
+    pub fn warnings(&self) -> Vec<String> {
+        let placements = self.each().into_iter().flat_map(|engine| engine.placements());
+        let mut warnings: Vec<String> = placements.filter_map(|each| left_over(&each)).collect();
+        warnings.extend(self.compiled().iter().filter_map(|compiled| match &compiled.outcome {
+            Outcome::Remade(_, reason) => {
+                Some(format!("{}: compiled anew, because {reason}", part_of(&compiled.model)))
+            }
+            _ => None,
+        }));
+        // Several sizes of one network say the same.
+        let mut known = HashSet::new();
+        warnings.retain(|warning| known.insert(warning.clone()));
         warnings
     }
+}
+
+/// The part of the model that a graph is, by its folder.
+pub fn part_of(model: &Path) -> String {
+    let part = model.parent().and_then(|folder| folder.file_name());
+    part.unwrap_or(model.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// A warning where the processor does much of the work.
@@ -90,8 +118,7 @@ fn left_over(placement: &Placement) -> Option<String> {
     if placement.heavy_on_cpu().is_empty() && !all {
         return None;
     }
-    let part = placement.model.parent().and_then(|folder| folder.file_name());
-    let part = part.unwrap_or(placement.model.as_os_str()).to_string_lossy();
+    let part = part_of(&placement.model);
     Some(format!("{part}: {placement}; an export in another --profile may suit the device better"))
 }
 
@@ -204,6 +231,11 @@ impl Settings {
                 options: if is_main { split_options(&self.device_option)? } else { Vec::new() },
                 plugin: self.device_plugin.clone().filter(|_| is_main),
                 allow_cpu_fallback: self.allow_cpu_fallback.unwrap_or(false),
+                static_shapes: self.static_shapes,
+                compiled: match device.provider.keeps {
+                    Keeps::Nothing(_) => None,
+                    _ => self.compiled_cache()?,
+                },
                 device,
             },
             ..EngineOptions::default()
@@ -222,6 +254,20 @@ impl Settings {
             )),
             error => error.into(),
         })
+    }
+
+    /// Where compiled graphs are kept, if they are.
+    pub fn compiled_cache(&self) -> Result<Option<PathBuf>, Failure> {
+        if self.no_compiled_cache == Some(true) {
+            return Ok(None);
+        }
+        match (&self.compiled_cache_dir, crate::model::cache_folder()) {
+            (Some(folder), _) => Ok(Some(folder.clone())),
+            (None, Ok(folder)) => Ok(Some(folder.join("compiled"))),
+            // A bundle runs where nobody has a home.
+            (None, Err(_)) if crate::model::is_bundle() => Ok(None),
+            (None, Err(failure)) => Err(failure),
+        }
     }
 
     /// How many threads to compute with.
