@@ -231,7 +231,7 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
         eprintln!("measuring matrix products on {}", engine.describe());
         report.note_peak(matmul_peak(engine.as_ref(), half)?, half);
     }
-    for warning in opened.left_to_the_processor() {
+    for warning in opened.warnings() {
         eprintln!("warning: {warning}");
     }
     let printed = args.json.as_deref().is_some_and(|path| path.as_os_str() == "-");
