@@ -48,17 +48,6 @@ def make_transformer(folder, side, depth, compressed):
         save_file(tensors, file)
 
 
-def make_vae(folder):
-    import torch
-    from diffusers import AutoencoderKL
-    torch.manual_seed(0)
-    levels = (128, 256, 512, 512)
-    model = AutoencoderKL(block_out_channels=levels, down_block_types=["DownEncoderBlock2D"] * 4,
-                          up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=4,
-                          sample_size=512, scaling_factor=0.13025)
-    model.save_pretrained(folder)
-
-
 def peak(series, start, end):
     return max((megabytes for time, megabytes in series if start <= time <= end), default=0.0)
 
@@ -104,7 +93,7 @@ def main():
     if options.make:
         part, folder, *rest = options.make
         if part == "vae":
-            return make_vae(pathlib.Path(folder))
+            return random_models.vae(pathlib.Path(folder))
         return make_transformer(pathlib.Path(folder), *map(int, rest))
 
     options.scratch, options.pixart = options.scratch.resolve(), options.pixart.resolve()

@@ -36,6 +36,7 @@ with open(partial, "wb") as file, gzip.GzipFile("", "wb", 9, file, mtime=0) as p
             archive.add(path, name, recursive=False, filter=plain)
 partial.replace(arguments.archive)
 digest = hashlib.sha256(arguments.archive.read_bytes()).hexdigest()
-arguments.archive.with_name(arguments.archive.name + ".sha256").write_text(
-    f"{digest}  {arguments.archive.name}\n"
+arguments.archive.with_name(arguments.archive.name + ".sha256").write_bytes(
+    # Tools that compare hashes take no other line ends.
+    f"{digest}  {arguments.archive.name}\n".encode()
 )

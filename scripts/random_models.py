@@ -31,6 +31,17 @@ def transformer(folder, side=32, interpolation_scale=0.5, layers=28, seed=0):
     model.save_pretrained(folder)
 
 
+def vae(folder, seed=0):
+    """An auto-encoder of the SDXL VAE's shape, saved by diffusers' own class into `folder`."""
+    import torch
+    from diffusers import AutoencoderKL
+    torch.manual_seed(seed)
+    model = AutoencoderKL(block_out_channels=(128, 256, 512, 512), down_block_types=["DownEncoderBlock2D"] * 4,
+                          up_block_types=["UpDecoderBlock2D"] * 4, layers_per_block=2, latent_channels=4,
+                          sample_size=512, scaling_factor=0.13025)
+    model.save_pretrained(folder)
+
+
 def text_encoder_tensors(layers):
     """Names and shapes of T5 v1.1 XXL's encoder, in the order of the released files."""
     yield "shared.weight", (32128, 4096)

@@ -59,29 +59,41 @@ def texts(package):
 
 
 def expression(package):
-    # The old way to write "or".
-    return (package["license"] or "").replace("/", " OR ").replace("  ", " ")
+    # A stroke is the old way to write "or", with blanks around it or without.
+    return " OR ".join(part.strip() for part in (package["license"] or "").split("/"))
+
+
+def own_text(package):
+    """What is said of a package whose licence has no SPDX name."""
+    return f"see {Path(package['license_file']).name} in the package"
+
+
+def licence(package):
+    if package["license"]:
+        return {"expression": expression(package)}
+    return {"license": {"name": own_text(package)}}
 
 
 def write_licences(packages, path):
-    by_text = {}
+    by_text, named = {}, {}
     without = []
     for package in packages:
         name = f"{package['name']} {package['version']}"
+        named[name] = expression(package) or own_text(package)
         files = texts(package)
         if not files:
-            without.append(f"{name} ({expression(package)}): {package['repository'] or 'no address'}")
+            without.append(f"{name} ({named[name]}): {package['repository'] or 'no address'}")
         for file in files:
             text = file.read_text(encoding="utf-8", errors="replace").strip()
             by_text.setdefault(text, []).append(name)
     lines = ["pixart is made from the crates below. Texts that several share stand once.", ""]
-    for package in packages:
-        lines.append(f"{package['name']} {package['version']}: {expression(package)}")
+    lines += [f"{name}: {terms}" for name, terms in named.items()]
+    lines += ["the standard library of Rust: MIT OR Apache-2.0 (https://github.com/rust-lang/rust)"]
     if without:
         lines += ["", "Without a licence text in the package:", *without]
     for text, names in by_text.items():
         lines += ["", "=" * 100, ", ".join(dict.fromkeys(names)), "=" * 100, "", text]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 
 def write_sbom(packages, edges, own, path):
@@ -95,7 +107,7 @@ def write_sbom(packages, edges, own, path):
             "name": package["name"],
             "version": package["version"],
             "purl": reference[package["id"]],
-            "licenses": [{"expression": expression(package)}],
+            "licenses": [licence(package)],
         }
         checksum = hashes.get((package["name"], package["version"]))
         if checksum:
@@ -115,7 +127,7 @@ def write_sbom(packages, edges, own, path):
             for key, values in edges.items()
         ],
     }
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 def main():

@@ -1,6 +1,7 @@
 //! What differs when the program was started from a bundle: it samples without being told to, from the model
 //! inside, and its help says what it is.
 
+use crate::exit::Failure;
 use clap::Command;
 use pixart_runtime::bundle::Bundle;
 use std::ffi::OsString;
@@ -18,6 +19,24 @@ pub fn with_command(mut arguments: Vec<OsString>) -> Vec<OsString> {
         arguments.insert(1, "sample".into());
     }
     arguments
+}
+
+/// What to say when a program without a model gets the flags that a bundle takes without a command; some of
+/// these programs were bundles once.
+pub fn for_a_bundle(command: &Command, arguments: &[OsString]) -> Option<Failure> {
+    let typed = arguments.get(1)?.to_string_lossy();
+    let sample = command.find_subcommand("sample")?;
+    let meant = sample.get_arguments().any(|known| match typed.strip_prefix("--") {
+        Some(name) => known.get_long() == name.split('=').next(),
+        None => known.get_short().is_some_and(|short| *typed == format!("-{short}")),
+    });
+    (meant && !PROGRAM.contains(&&*typed)).then(|| {
+        Failure::request(format!(
+            "found {typed} without a command, expected `pixart sample {typed} …`; only a bundle samples \
+             without being told to, and this file holds no model: if it was a bundle, its end is lost, copy it \
+             again"
+        ))
+    })
 }
 
 /// The help of a bundle: the commands' own, with what is inside before it.
@@ -50,6 +69,24 @@ pub fn described(command: Command, bundle: &Bundle) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_without_a_model_says_so() {
+        let command = Command::new("pixart").subcommand(
+            Command::new("sample")
+                .arg(clap::Arg::new("prompt").short('p').long("prompt"))
+                .arg(clap::Arg::new("seed").long("seed")),
+        );
+        let told = |typed: &str| for_a_bundle(&command, &["pixart".into(), typed.into()]);
+        for typed in ["--prompt", "-p", "--seed=3"] {
+            let Some(Failure::Request(error)) = told(typed) else { panic!("nothing on {typed}") };
+            assert!(error.to_string().contains("holds no model"), "{error}");
+        }
+        for typed in ["--help", "-V", "--pro", "sample", "-x", "--", "-"] {
+            assert!(told(typed).is_none(), "{typed}");
+        }
+        assert!(for_a_bundle(&command, &["pixart".into()]).is_none());
+    }
 
     #[test]
     fn flags_without_a_command_are_for_sampling() {

@@ -67,6 +67,7 @@ fn is_request(error: &Error) -> bool {
                     | EngineError::DeviceEngine { .. }
                     | EngineError::UnknownOption { .. }
                     | EngineError::OptionValue { .. }
+                    | EngineError::StaticShapes
             )
         )
         || matches!(

@@ -39,6 +39,8 @@ enum Command {
     Train(Box<commands::train::TrainArgs>),
     /// Look at pictures and captions before training on them
     Dataset(commands::dataset::DatasetArgs),
+    /// Measure how fast a model runs here, and how near that is to what the machine can do
+    Bench(Box<commands::bench::BenchArgs>),
     /// List and install the engines that run the graphs
     Engine(commands::engine::EngineArgs),
     /// Make one executable of this program, ONNX Runtime and a model; look into one
@@ -53,7 +55,10 @@ enum Command {
 fn main() -> std::process::ExitCode {
     let arguments = spelling::normalise(std::env::args_os());
     let (command, arguments) = match bundle::own() {
-        Ok(None) => (Cli::command(), arguments),
+        Ok(None) => match bundled::for_a_bundle(&Cli::command(), &arguments) {
+            Some(failure) => return exit::report(Err(failure)),
+            None => (Cli::command(), arguments),
+        },
         Ok(Some(own)) => {
             (bundled::described(Cli::command(), own), bundled::with_command(arguments))
         }
@@ -70,6 +75,7 @@ fn main() -> std::process::ExitCode {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Train(args) => commands::train::run(*args),
         Command::Dataset(args) => commands::dataset::run(args),
+        Command::Bench(args) => commands::bench::run(*args),
         Command::Engine(args) => commands::engine::run(args),
         Command::Bundle(args) => commands::bundle::run(args),
         Command::Completions(args) => commands::completions::completions(args, Cli::command()),

@@ -181,11 +181,11 @@ pub fn vae_side(
     let root = match (vae, model) {
         (Some(vae), _) => folder("vae_root", vae)?,
         (None, Some(model)) => folder("model", model)?,
-        (None, None) => demo()?,
+        (None, None) => default_model()?,
     };
     // A whole pipeline folder may stand for its part.
     let parts = ["vae_encoder", "vae_decoder", "vae"].map(|part| root.join(part));
-    let vae = parts.into_iter().find(|part| part.is_dir()).unwrap_or(root);
+    let vae = parts.into_iter().find(|part| store::is_dir(part)).unwrap_or(root);
     vae_encoder(&vae, why, profile, wanted)
 }
 
@@ -196,7 +196,7 @@ pub fn vae_decoder(root: &Path, profile: Profile, wanted: Wanted) -> Result<Path
     let beside = root.with_file_name("vae_decoder");
     let beside = (root.ends_with("vae_encoder") && is_exported(&root)).then_some(beside);
     let parts = ["vae_decoder", "vae"].map(|part| root.join(part)).into_iter().chain(beside);
-    let vae = parts.into_iter().find(|part| part.is_dir()).unwrap_or(root);
+    let vae = parts.into_iter().find(|part| store::is_dir(part)).unwrap_or(root);
     exported(&vae, Component::VaeDecoder, profile, wanted, &VariantFlags::default())
 }
 
@@ -208,7 +208,7 @@ pub fn text_parts(
     profile: Profile,
     wanted: Wanted,
 ) -> Result<(PathBuf, PathBuf), Failure> {
-    match text_encoder.is_dir() {
+    match store::is_dir(text_encoder) {
         true => text_side(None, Some(text_encoder), Some(tokenizer), profile, wanted),
         false => Ok((text_encoder.to_owned(), folder("tokenizer_root", tokenizer)?)),
     }
@@ -242,6 +242,39 @@ pub fn text_side(
     let none = VariantFlags::default();
     let text_encoder = exported(&text_encoder, Component::TextEncoder, profile, wanted, &none)?;
     Ok((text_encoder, part("tokenizer_root", tokenizer, "tokenizer")?))
+}
+
+/// One exported part alone, from its own folder or file, or a whole pipeline's; from the model folder where
+/// `given` is nothing, and from the demo where that is nothing either.
+pub fn part(
+    component: Component,
+    model: Option<&Path>,
+    given: Option<&Path>,
+    profile: Profile,
+    wanted: Wanted,
+) -> Result<PathBuf, Failure> {
+    let setting = match component {
+        Component::Transformer => "checkpoint",
+        Component::TextEncoder => "text_encoder_root",
+        Component::VaeDecoder | Component::VaeEncoder => "vae_root",
+    };
+    let root = match (given, model) {
+        (Some(given), _) if component == Component::Transformer && given.is_file() => {
+            given.to_owned()
+        }
+        (Some(given), _) => folder(setting, given)?,
+        (None, Some(model)) => folder("model", model)?,
+        (None, None) => default_model()?,
+    };
+    let inner = [component.as_str(), component.source_folder()].map(|name| root.join(name));
+    let found = inner.into_iter().find(|inner| store::is_dir(inner));
+    let whole = given.is_none();
+    let source = match found {
+        Some(inner) => inner,
+        None if whole => folder("model", &root.join(component.source_folder()))?,
+        None => root,
+    };
+    exported(&source, component, profile, wanted, &VariantFlags::default())
 }
 
 /// The precision in which what is not exported yet is exported.

@@ -26,6 +26,7 @@ pub mod naming;
 mod options;
 pub mod precision;
 pub mod profile;
+pub mod random;
 mod source;
 mod trainable;
 pub mod write;

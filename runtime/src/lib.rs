@@ -31,6 +31,7 @@ pub mod error;
 mod files;
 pub mod image;
 pub mod lora;
+pub mod measure;
 pub mod memory;
 pub mod model_folder;
 pub mod noise;

@@ -20,6 +20,19 @@ fn free_below(root: &Path) -> Option<u64> {
     Some(limits.fold(system, u64::min))
 }
 
+/// The most memory that this process has had at once since it began, or since [`reset_peak`], in bytes: its
+/// resident pages, those of mapped files among them.
+///
+/// `None` where the system does not tell, which is everywhere but on Linux.
+pub fn peak() -> Option<u64> {
+    Some(line(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")? << 10)
+}
+
+/// Lets [`peak`] count from now on; whether the system allows that.
+pub fn reset_peak() -> bool {
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// The first number of the line that starts with `name`.
 fn line(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -105,6 +118,20 @@ mod tests {
             ("sys/fs/cgroup/memory/memory.stat", "total_inactive_file 20000\n"),
         ];
         assert_eq!(system(&old), Some(10_000));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_peak_counts_anew_after_a_reset() {
+        let large = vec![1u8; 256 << 20];
+        let with = peak().expect("known on Linux");
+        assert!(with > large.iter().map(|byte| u64::from(*byte)).sum(), "{with}");
+        drop(large);
+        // Some containers do not allow it. Other tests of this process take memory meanwhile, but less.
+        if reset_peak() {
+            let without = peak().expect("known on Linux");
+            assert!(without < with - (128 << 20), "{without} of {with}");
+        }
     }
 
     #[cfg(target_os = "linux")]

@@ -274,6 +274,19 @@ fn a_damaged_bundle_says_so_once() {
     refuses(&sandbox.pixart(&model), 1, &["cut is a bundle that was cut short"]);
     refuses(&sandbox.pixart(&["bundle", "--check", "cut"]), 1, &["cut short"]);
 
+    // Without all that is behind the program, and without the end of the program, too.
+    let program = Bundle::open(&bundle).expect("readable").expect("a bundle").index().program.bytes;
+    for (name, bytes, said) in
+        [("plain", program, "is no bundle"), ("part", program / 2, "was cut short")]
+    {
+        let file = File::options().write(true).open(changed(name)).expect("the copy");
+        file.set_len(bytes).expect("shorter");
+        let code = if name == "plain" { 2 } else { 1 };
+        refuses(&sandbox.pixart(&["bundle", "--check", name]), code, &[said]);
+    }
+    let plain = alone(&sandbox, &sandbox.path().join("plain"), &SHORT);
+    refuses(&plain, 2, &["--prompt without a command", "this file holds no model"]);
+
     // The end is the index.
     let index = changed("index");
     flip(&index, size - 20);
@@ -295,6 +308,95 @@ fn a_damaged_bundle_says_so_once() {
     drop(file);
     succeeds(alone(&sandbox, &signed, &["bundle", "--check"]));
     succeeds(alone(&sandbox, &signed, &SHORT));
+}
+
+/// What reads models takes a bundle in place of their folder.
+#[test]
+fn a_bundle_is_looked_at_and_trained_with_as_a_folder_is() {
+    let (sandbox, bundle) = bundled(&[]);
+    let run = succeeds(sandbox.pixart(&["engine", "doctor", "--device", "cpu", "--model", "tiny"]));
+    assert_eq!(run.stdout.matches("100.0 % of the time on cpu").count(), 3, "{run:?}");
+    let selftest = ["engine", "selftest", "cpu", "--dtype", "fp32", "--threads", "2"];
+    for run in [
+        sandbox.pixart(&[&selftest[..], &["--model", "tiny"]].concat()),
+        // Its own model is what it tests.
+        alone(&sandbox, &bundle, &selftest),
+    ] {
+        let run = succeeds(run);
+        assert!(run.stdout.contains("fp32      transformer"), "{run:?}");
+        assert!(run.stdout.contains("dB from tract's"), "{run:?}");
+    }
+
+    let images = sandbox.path().join("images");
+    fs::create_dir(&images).expect("a folder");
+    fs::copy(fixtures::root().join("img2img/photo.png"), images.join("a.png")).expect("a picture");
+    let labels = r#"[{"path": "a.png", "prompt": "a photo"}]"#;
+    fs::write(sandbox.path().join("labels.json"), labels).expect("labels");
+    succeeds(sandbox.pixart(&["bundle", "--extract", "out", "tiny"]));
+    let mut kept = Vec::new();
+    for (from, folder) in [("out", "kept-folder"), ("tiny", "kept-bundle")] {
+        let data = ["--json_path", "labels.json", "--image_dir", "images", "--sample_size", "8"];
+        let parts = ["--text_encoder_root", from, "--tokenizer_root", from, "--vae_root", from];
+        let cache = ["train", "cache", "--cache_dir", folder, "--threads", "2"];
+        succeeds(sandbox.pixart(&[&cache[..], &data, &parts].concat()));
+        let below = |name: PathBuf| name.strip_prefix(folder).ok().map(Path::to_owned);
+        // The description says where the parts were.
+        let mut names: Vec<_> = sandbox.files().into_iter().filter_map(below).collect();
+        names.retain(|name| !name.ends_with("cache.json"));
+        assert!(names.iter().any(|name| name.starts_with("moments")), "{names:?}");
+        // Only the values: what is told of them stands in any order.
+        let read = |name: &PathBuf| {
+            let bytes = fs::read(sandbox.path().join(folder).join(name)).expect("a file");
+            let Some((length, rest)) = bytes.split_first_chunk() else { return Vec::new() };
+            rest[u64::from_le_bytes(*length) as usize..].to_vec()
+        };
+        kept.push(names.iter().map(|name| (name.clone(), read(name))).collect::<Vec<_>>());
+    }
+    assert!(kept[0] == kept[1], "what is kept differs");
+}
+
+/// A manifest that names a file twice, and weights that it does not name.
+#[test]
+fn all_files_of_a_graph_are_bundled_each_once() {
+    let sandbox = Sandbox::with_tiny_model();
+    succeeds(sandbox.pixart(&["export", "all", "--source", "model", "--output", "exported"]));
+    let folder = sandbox.path().join("exported/vae_decoder");
+    let path = folder.join("manifest.json");
+    let mut manifest: Value =
+        serde_json::from_slice(&fs::read(&path).expect("a manifest")).expect("JSON");
+    let files = manifest["files"].as_array_mut().expect("files");
+    files.retain(|file| file["name"] != "model.onnx_data");
+    let graph = files[0].clone();
+    assert_eq!(graph["name"], "model.onnx");
+    files.push(graph);
+    fs::write(&path, manifest.to_string()).expect("written");
+    succeeds(sandbox.pixart(&["bundle", "--model", "exported", "--output", "whole"]));
+    let bundle = Bundle::open(&sandbox.path().join("whole")).expect("readable").expect("a bundle");
+    let names: Vec<&str> =
+        bundle.index().files("vae_decoder").map(|entry| entry.path.as_str()).collect();
+    let count = |name: &str| names.iter().filter(|known| **known == name).count();
+    assert_eq!(count("vae_decoder/model.onnx"), 1, "{names:?}");
+    assert_eq!(count("vae_decoder/model.onnx_data"), 1, "{names:?}");
+    let whole = sandbox.path().join("whole");
+    succeeds(alone(&sandbox, &whole, &SHORT));
+
+    // Weights in a folder below are refused there as they are by every engine.
+    let mut model = ModelProto::decode(&fs::read(folder.join("model.onnx")).expect("a graph")[..])
+        .expect("ONNX");
+    let tensors = &mut model.graph.as_mut().expect("a graph").initializer;
+    for entry in tensors.iter_mut().flat_map(|tensor| &mut tensor.external_data) {
+        if entry.key == "location" {
+            entry.value = "below/model.onnx_data".to_owned();
+        }
+    }
+    let bytes = model.encode_to_vec();
+    manifest["files"] =
+        serde_json::json!([{ "name": "model.onnx", "bytes": bytes.len(), "sha256": "" }]);
+    fs::write(folder.join("model.onnx"), bytes).expect("written");
+    fs::write(&path, manifest.to_string()).expect("written");
+    let run = sandbox.pixart(&["bundle", "--model", "exported", "--output", "none"]);
+    refuses(&run, 1, &["below/model.onnx_data", "not a plain file name"]);
+    assert!(!sandbox.path().join("none").exists());
 }
 
 /// Changes one byte.

@@ -141,6 +141,25 @@ fn plugins_that_are_none() {
 }
 
 #[test]
+fn a_plugin_or_an_option_without_its_device_is_a_wrong_request() {
+    let sandbox = Sandbox::with_tiny_model();
+    fs::write(sandbox.path().join("text.so"), "no library").expect("written");
+    let plugin = ["--device_plugin", "text.so"];
+    for flags in [&[][..], &["--device", "cpu"], &["--devices", "cpu,tract"]] {
+        let run = draw(&sandbox, &[&["--prompt", "a"], flags, &plugin].concat());
+        says(&run, REQUEST, &["device_plugin: found text.so without a device"]);
+    }
+    for (command, said) in [
+        (&["doctor"][..], "these are for one device; name it with --device"),
+        (&["doctor", "--device", "tract"], "text.so without a device"),
+        (&["selftest", "cpu"], "text.so without a device"),
+    ] {
+        let run = sandbox.pixart(&[&["engine"], command, &plugin].concat());
+        says(&run, REQUEST, &["device_plugin", said]);
+    }
+}
+
+#[test]
 fn the_list_tells_all_about_a_device() {
     let sandbox = Sandbox::new();
     let all = sandbox.pixart(&["engine", "list"]);

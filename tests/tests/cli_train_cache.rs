@@ -8,7 +8,9 @@ use pixart_tests::binary::{Run, Sandbox, copy_folder};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+#[cfg(unix)]
+use std::process::Command;
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 

@@ -4,6 +4,7 @@ pub(crate) mod devices;
 mod doctor;
 mod list;
 mod selftest;
+mod warm;
 
 use crate::exit::{Failure, print_line};
 use clap::{Args, Subcommand};
@@ -42,6 +43,8 @@ enum EngineCommand {
     Doctor(doctor::DoctorArgs),
     /// Compute the demo model on a device and compare it with tract
     Selftest(selftest::SelftestArgs),
+    /// Compile what sampling with these settings needs, and keep it for the next start
+    Warm(Box<warm::WarmArgs>),
 }
 
 fn devices_help() -> String {
@@ -75,5 +78,6 @@ pub fn run(args: EngineArgs) -> Result<(), Failure> {
         }
         EngineCommand::Doctor(args) => doctor::run(&args),
         EngineCommand::Selftest(args) => selftest::run(&args),
+        EngineCommand::Warm(args) => warm::run(*args),
     }
 }

@@ -126,7 +126,7 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         many => sample_shared(many, &request, &mut on_event),
     };
     reporter.clear();
-    for warning in opened.iter().flat_map(OpenEngines::left_to_the_processor) {
+    for warning in opened.iter().flat_map(OpenEngines::warnings) {
         eprintln!("warning: {warning}");
     }
     if let Some(failure) = unwritten {

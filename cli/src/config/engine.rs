@@ -8,7 +8,7 @@ use anyhow::bail;
 use serde_yaml::{Mapping, Value};
 
 /// What may stand under `engine:`, and the setting that it is.
-const KEYS: [(&str, &str); 8] = [
+const KEYS: [(&str, &str); 11] = [
     ("name", "engine"),
     ("device", "device"),
     ("devices", "devices"),
@@ -17,6 +17,9 @@ const KEYS: [(&str, &str); 8] = [
     ("allow_cpu_fallback", "allow_cpu_fallback"),
     ("text_encoder_device", "text_encoder_device"),
     ("vae_device", "vae_device"),
+    ("static_shapes", "static_shapes"),
+    ("compiled_cache_dir", "compiled_cache_dir"),
+    ("no_compiled_cache", "no_compiled_cache"),
 ];
 
 /// Brings the settings under `engine:` to the top, where flags have their names. Says whether there were

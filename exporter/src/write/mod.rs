@@ -10,6 +10,7 @@ mod manifest;
 pub(crate) mod onnx;
 mod pipe;
 pub(crate) mod safetensors;
+mod space;
 mod staged_file;
 mod staging;
 
@@ -23,6 +24,7 @@ pub(crate) use copy::{copy_file, copy_plain_files, create_folder};
 pub use error::WriteError;
 pub use hash::FileRecord;
 pub use safetensors::{Floats, write_floats};
+pub use space::free_space;
 pub(crate) use staged_file::StagedFile;
 pub use staging::{Kind, Staging, remove_all_abandoned, sync_folder};
 

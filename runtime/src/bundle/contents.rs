@@ -7,8 +7,9 @@ use serde_json::Value;
 use super::{BundleError, BundledEngine, store};
 use crate::{
     engine::{
-        EngineError, check_model,
+        EngineError,
         library::{self, Library, Origin},
+        weight_files,
     },
     model_folder::{
         Component, ComponentFolder, ModelPaths, TextEncoderArchitecture, TransformerArchitecture,
@@ -164,7 +165,7 @@ impl Contents {
             std::fs::read(file)
                 .map_err(|source| BundleError::Read { file: file.to_owned(), source })
         };
-        check_model(&model, &read(&model)?)?;
+        let weights = weight_files(&model, &read(&model)?)?;
         let manifest = folder.join("manifest.json");
         let listed: Value = serde_json::from_slice(&read(&manifest)?).unwrap_or_default();
         let below = |name: &str| format!("{component}/{name}");
@@ -175,27 +176,32 @@ impl Contents {
             let sha256 = file["sha256"].as_str().filter(|hash| !hash.is_empty());
             self.add(below(name), folder.join(name), sha256.map(str::to_owned))?;
         }
-        if !self.files.iter().any(|source| source.path == below("model.onnx")) {
-            self.add(below("model.onnx"), model, None)?;
+        self.add(below("model.onnx"), model, None)?;
+        // A manifest may not know of all weights.
+        for name in weights {
+            self.add(below(&name), folder.join(&name), None)?;
         }
         self.optional(&component.to_string(), folder, "config.json")
     }
 
     fn optional(&mut self, part: &str, folder: &Path, name: &str) -> Result<(), BundleError> {
         let (path, file) = (format!("{part}/{name}"), folder.join(name));
-        let known = self.files.iter().any(|source| source.path == path);
-        match file.is_file() && !known {
+        match file.is_file() {
             true => self.add(path, file, None),
             false => Ok(()),
         }
     }
 
+    /// Adds a file; one that is there already is there once.
     fn add(
         &mut self,
         path: String,
         file: PathBuf,
         sha256: Option<String>,
     ) -> Result<(), BundleError> {
+        if self.files.iter().any(|source| source.path == path) {
+            return Ok(());
+        }
         let unreadable = |source| BundleError::Read { file: file.clone(), source };
         let place = store::place(&file).map_err(unreadable)?;
         match place {

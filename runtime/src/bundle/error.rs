@@ -29,6 +29,17 @@ pub enum BundleError {
         /// Its size when it was written.
         expected: u64,
     },
+    /// The end is missing, and what says how much of it.
+    #[error(
+        "{} was cut short: found {found} bytes, which end within the program or right behind it; copy it again",
+        file.display()
+    )]
+    CutEarly {
+        /// The file.
+        file: PathBuf,
+        /// Its size.
+        found: u64,
+    },
     /// What says where everything lies cannot be used.
     #[error("{} is a damaged bundle: {reason}; copy it again", file.display())]
     Damaged {
@@ -91,6 +102,14 @@ pub enum BundleError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// What was to be written could not be opened again.
+    #[error("{} is not written, since it could not be opened: {reason}", path.display())]
+    Unusable {
+        /// The bundle.
+        path: PathBuf,
+        /// What a reader would say.
+        reason: String,
     },
     /// A component that cannot be used.
     #[error(transparent)]

@@ -32,7 +32,7 @@ pub(super) const PAGE: u64 = 4 << 10;
 pub(super) const HEADER: usize = 88;
 
 /// No program comes near, so nothing is looked for behind.
-const LONGEST_PROGRAM: u64 = 1 << 30;
+pub(super) const LONGEST_PROGRAM: u64 = 1 << 30;
 
 /// No index comes near.
 const LONGEST_INDEX: u64 = 16 << 20;
@@ -154,14 +154,24 @@ impl Bundle {
     /// # Errors
     /// When the file cannot be read, was cut short, or is a damaged bundle or one of another format.
     pub fn open(file: &Path) -> Result<Option<Self>, BundleError> {
+        let opened = File::open(file)
+            .map_err(|source| BundleError::Read { file: file.to_owned(), source })?;
+        Self::read(&opened, file)
+    }
+
+    /// The same of an open file that is, or will be, called `file`.
+    pub(super) fn read(opened: &File, file: &Path) -> Result<Option<Self>, BundleError> {
         let unreadable = |source| BundleError::Read { file: file.to_owned(), source };
-        let opened = File::open(file).map_err(unreadable)?;
         let metadata = opened.metadata().map_err(unreadable)?;
-        if !metadata.is_file() || !is_program(&opened).map_err(unreadable)? {
+        if !metadata.is_file() || !is_program(opened).map_err(unreadable)? {
             return Ok(None);
         }
-        let Some((format, header)) = find(&opened, metadata.len()).map_err(unreadable)? else {
-            return Ok(None);
+        let Some((format, header)) = find(opened, metadata.len()).map_err(unreadable)? else {
+            let (file, found) = (file.to_owned(), metadata.len());
+            return match ends_early(opened, found).map_err(unreadable)? {
+                true => Err(BundleError::CutEarly { file, found }),
+                false => Ok(None),
+            };
         };
         if format != FORMAT {
             let file = file.to_owned();
@@ -183,7 +193,7 @@ impl Bundle {
             return Err(damaged("its index is too long"));
         }
         let mut bytes = vec![0; header.index_bytes as usize];
-        if read_at(&opened, header.index, &mut bytes).map_err(unreadable)? < bytes.len() {
+        if read_at(opened, header.index, &mut bytes).map_err(unreadable)? < bytes.len() {
             return Err(damaged("its index ends early"));
         }
         if Sha256::digest(&bytes)[..] != header.index_sha256 {
@@ -276,6 +286,23 @@ fn find(file: &File, size: u64) -> io::Result<Option<(u32, Header)>> {
         }
     }
     Ok(None)
+}
+
+/// Whether a file in which no header was found is the beginning of another one: it ends within a header, or,
+/// as far as that is told (ELF of 64 bits), within the program.
+fn ends_early(file: &File, size: u64) -> io::Result<bool> {
+    let mut last = [0; HEADER];
+    let place = size.saturating_sub(1) / BLOCK * BLOCK;
+    let count = read_at(file, place, &mut last)?;
+    let mut first = [0; 64];
+    let is_elf =
+        read_at(file, 0, &mut first)? == first.len() && first.starts_with(b"\x7fELF\x02\x01");
+    // The table of sections is what comes last in a program.
+    let number = |at: usize, bytes: usize| {
+        first[at..at + bytes].iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte))
+    };
+    let end = number(40, 8).saturating_add(number(58, 2) * number(60, 2));
+    Ok(count < HEADER && last[..count].starts_with(&MAGIC) || is_elf && end > size)
 }
 
 /// Reads from `offset` until `bytes` is full or the file ends; how much it was.

@@ -24,6 +24,10 @@ pub(crate) fn library() -> Option<Result<PathBuf, String>> {
     let engine = bundle.index().engine.as_ref()?;
     let entry = bundle.entry(&engine.library)?;
     let loadable = LOADABLE.get_or_init(|| {
+        // Its releases from 1.3x on find the real names of files with weights there.
+        if cfg!(target_os = "linux") && !Path::new("/proc/self/fd").exists() {
+            return Err(format!("{} needs /proc, and there is none", engine.library));
+        }
         in_memory(bundle, entry).or_else(|memory| {
             let folder = data_folder().map_err(io::Error::other);
             folder.and_then(|folder| unpacked(&folder, bundle, entry)).map_err(|disk| {
@@ -52,8 +56,6 @@ pub(super) fn in_memory(bundle: &Bundle, entry: &Entry) -> io::Result<PathBuf> {
     // The system copies; hashes are compared when somebody asks for it.
     io::copy(&mut file.take(entry.bytes), &mut memory)?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", memory.as_raw_fd()));
-    // Without /proc there is no path to it.
-    std::fs::metadata(&path)?;
     // It stays open as long as the process lives, as the library does.
     let _ = memory.into_raw_fd();
     Ok(path)

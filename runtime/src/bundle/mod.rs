@@ -21,7 +21,7 @@ pub use format::{Bundle, BundledEngine, Entry, Index, Program, platform};
 pub(crate) use library::library;
 pub use write::write;
 
-use std::sync::OnceLock;
+use std::{path::PathBuf, sync::OnceLock};
 
 /// The bundle that this process was started from; `None` for a program without one.
 ///
@@ -29,16 +29,35 @@ use std::sync::OnceLock;
 /// When the file was cut short or is damaged.
 pub fn own() -> Result<Option<&'static Bundle>, &'static BundleError> {
     static OWN: OnceLock<Result<Option<Bundle>, BundleError>> = OnceLock::new();
-    let open = || match std::env::current_exe() {
-        Ok(file) => match Bundle::open(&file) {
-            // A program that may be run but not read, or was replaced just now, runs as it is.
-            Err(BundleError::Read { .. }) => Ok(None),
+    let open = || match started() {
+        Some(file) => match Bundle::open(&file) {
+            // A program that may be run but not read, was replaced just now, or has lost everything behind it
+            // runs as it is.
+            Err(BundleError::Read { .. } | BundleError::CutEarly { .. }) => Ok(None),
             opened => opened,
         },
         // Without a path there is nothing to look into.
-        Err(_) => Ok(None),
+        None => Ok(None),
     };
     OWN.get_or_init(open).as_ref().map(Option::as_ref)
+}
+
+/// The file that this process was started from.
+fn started() -> Option<PathBuf> {
+    std::env::current_exe().ok().or_else(without_proc)
+}
+
+/// The name by which Linux was told to start it, which it keeps where there is no /proc, too.
+#[cfg(target_os = "linux")]
+fn without_proc() -> Option<PathBuf> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let name = std::ffi::OsStr::from_bytes(rustix::param::linux_execfn().to_bytes());
+    std::path::absolute(name).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn without_proc() -> Option<PathBuf> {
+    None
 }
 
 #[cfg(test)]

@@ -129,8 +129,49 @@ fn wherever_it_is_cut_behind_the_header_it_is_told() {
         let expected = format!("cut short: found {end} bytes, expected {}", bytes.len());
         assert!(message.contains(&expected), "{message}");
     }
+    let within = refusal(&sample.with(&bytes[..header + HEADER - 1]));
+    assert!(within.contains("was cut short") && within.contains("right behind it"), "{within}");
     // Without a header it is a program like any other.
     assert!(Bundle::open(&sample.with(&bytes[..header])).expect("readable").is_none());
+}
+
+#[test]
+fn a_program_says_where_it_ends() {
+    let sample = Sample::new();
+    // Ten sections of 64 bytes at 4000.
+    let mut program = b"\x7fELF\x02\x01".to_vec();
+    program.resize(4000 + 640, 0);
+    program[40..48].copy_from_slice(&4000u64.to_le_bytes());
+    program[58..62].copy_from_slice(&[64, 0, 10, 0]);
+    assert!(Bundle::open(&sample.with(&program)).expect("readable").is_none());
+    let message = refusal(&sample.with(&program[..4639]));
+    assert!(message.contains("cut short: found 4639 bytes"), "{message}");
+}
+
+#[test]
+fn what_no_reader_would_open_is_not_written() {
+    let sample = Sample::new();
+    let at = |name: &str| sample.folder.path().join(name);
+    let source =
+        |path: &str| Source { path: path.to_owned(), file: at("source-0"), bytes: 3, sha256: None };
+    let engine = BundledEngine {
+        name: "cpu".to_owned(),
+        version: "1.32.0".to_owned(),
+        library: "engine/none".to_owned(),
+    };
+    for (program, paths, engine, said) in [
+        ("program", &["a/../b"][..], None, "no path below"),
+        ("program", &["a/b", "a/b"], None, "there twice"),
+        ("program", &["a/b"], Some(engine), "\"engine/none\" is missing"),
+        ("source-1", &["a/b"], None, "source-1 is no program"),
+    ] {
+        let files = paths.iter().map(|path| source(path)).collect();
+        let contents = Contents { files, engine };
+        let error = write(&at("new"), &at(program), &contents, false, &mut |_, _| ());
+        let error = error.expect_err(said).to_string();
+        assert!(error.contains(said) && error.contains("new is not written"), "{error}");
+        assert!(!at("new").exists());
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Bundle, BundleError, Contents, Entry, Index, Program,
     contents::Source,
-    format::{BLOCK, HEADER, Header, PAGE, aligned, platform, portions, put},
+    format::{BLOCK, HEADER, Header, LONGEST_PROGRAM, PAGE, aligned, platform, portions, put},
 };
 use crate::files::{write_atomically, write_new_atomically};
 
@@ -19,8 +19,8 @@ use crate::files::{write_atomically, write_new_atomically};
 /// `progress` is told how many bytes of how many are written.
 ///
 /// # Errors
-/// When `output` exists, `program` is a bundle, a file differs from its manifest, or something cannot be read
-/// or written. Then nothing is left behind.
+/// When `output` exists, `program` is a bundle, a file differs from its manifest, something cannot be read
+/// or written, or the result could not be opened. Then nothing is left behind.
 pub fn write(
     output: &Path,
     program: &Path,
@@ -74,7 +74,7 @@ impl Writer<'_> {
     fn bundle(mut self, program: &Path, contents: &Contents) -> Result<Index, BundleError> {
         let bytes = std::fs::metadata(program).map_err(|source| unreadable(program, source))?.len();
         let sha256 = self.copy(program, bytes)?;
-        let program = Program {
+        let described = Program {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             platform: platform(),
             bytes,
@@ -86,10 +86,21 @@ impl Writer<'_> {
         for source in &contents.files {
             entries.push(self.entry(source)?);
         }
-        let index = Index { program, engine: contents.engine.clone(), entries };
+        let engine = contents.engine.clone();
+        let index = Index { program: described, engine, entries };
         let place = aligned(self.position, PAGE);
         self.finish(own, place, &index).map_err(|source| self.unwritten(source))?;
-        Ok(index)
+        let unusable = |reason| BundleError::Unusable { path: self.output.to_owned(), reason };
+        match Bundle::read(self.file, self.output) {
+            Ok(Some(read)) if *read.index() == index => Ok(index),
+            Ok(_) => Err(unusable(format!(
+                "{} is no program, or longer than {} MiB",
+                program.display(),
+                LONGEST_PROGRAM >> 20
+            ))),
+            Err(BundleError::Damaged { reason, .. }) => Err(unusable(reason)),
+            Err(error) => Err(error),
+        }
     }
 
     fn entry(&mut self, source: &Source) -> Result<Entry, BundleError> {

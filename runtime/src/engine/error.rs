@@ -46,6 +46,10 @@ pub enum EngineError {
         known: Vec<&'static str>,
     },
 
+    /// tract is to take all sizes with one preparation.
+    #[error("static_shapes: tract prepares itself for each size, always; leave the setting out")]
+    StaticShapes,
+
     /// A value that an option cannot have.
     #[error("the option {option} of {device}: found \"{found}\", expected {expected}")]
     OptionValue {
@@ -324,6 +328,17 @@ pub enum EngineError {
     Unreadable {
         /// Where they lie.
         device: String,
+    },
+
+    /// Values could not be copied to a device or back.
+    #[error(
+        "values could not be copied between the processor's memory and that of {device}: {reason}"
+    )]
+    Transfer {
+        /// The device.
+        device: String,
+        /// What the engine says.
+        reason: String,
     },
 
     /// No folder for the user's data can be determined.

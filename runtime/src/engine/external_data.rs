@@ -31,6 +31,7 @@ use tract_onnx::pb::{
     tensor_proto::{DataLocation, DataType},
 };
 
+use super::EngineError;
 use crate::bundle::store::{self, Place};
 
 /// The keys of the ONNX specification. `basepath`, which some tools use while they write, would move
@@ -55,10 +56,33 @@ pub(super) struct Refused {
     pub reason: String,
 }
 
+impl Refused {
+    pub fn in_model(self, model: &Path) -> EngineError {
+        let Self { tensor, reason } = self;
+        EngineError::ExternalData { model: model.to_owned(), tensor, reason }
+    }
+}
+
 /// Checks every tensor of `model`, in all its graphs, and says where those initializers of the main
 /// graph lie that are not inline.
 pub(super) fn check(model: &ModelProto, folder: &Path) -> Result<Vec<(String, Stored)>, Refused> {
-    let mut rules = Rules { folder, places: HashMap::new(), inner: false };
+    check_as(model, folder, false)
+}
+
+/// The same with the rules for bundles, where the graph is to go.
+pub(super) fn check_to_bundle(
+    model: &ModelProto,
+    folder: &Path,
+) -> Result<Vec<(String, Stored)>, Refused> {
+    check_as(model, folder, true)
+}
+
+fn check_as(
+    model: &ModelProto,
+    folder: &Path,
+    to_bundle: bool,
+) -> Result<Vec<(String, Stored)>, Refused> {
+    let mut rules = Rules { folder, places: HashMap::new(), inner: false, to_bundle };
     let mut stored = Vec::new();
     if let Some(graph) = &model.graph {
         for tensor in &graph.initializer {
@@ -92,6 +116,8 @@ struct Rules<'a> {
     places: HashMap<String, Place>,
     /// Whether the tensors are others than the initializers of the main graph.
     inner: bool,
+    /// Whether the rules of bundles hold for files outside of one.
+    to_bundle: bool,
 }
 
 impl Rules<'_> {
@@ -177,7 +203,7 @@ impl Rules<'_> {
         };
         let file = self.folder.join(location);
         let place = self.stored_at(location, &file)?;
-        if place.bundled && self.inner {
+        if (place.bundled || self.to_bundle) && self.inner {
             return Err(
                 "in a bundle, only initializers of the main graph can lie outside of it".to_owned()
             );

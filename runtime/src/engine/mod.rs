@@ -38,7 +38,7 @@ pub use weights::{GraphWeight, GraphWeights, Layout, Override, WeightType};
 
 use self::{
     library::Places,
-    provider::{DeviceOptions, Placement, Provider, TimeShares},
+    provider::{Compiled, DeviceOptions, Placement, Provider, TimeShares},
 };
 use crate::tensor::Tensor;
 
@@ -91,6 +91,17 @@ pub trait Engine: Send + Sync {
     /// When there is no room, or the device fails.
     fn to_device(&self, tensor: Tensor) -> Result<Value, EngineError> {
         Ok(tensor.into())
+    }
+
+    /// Whether a size of inputs that was not seen before costs so much time that callers should see to it that
+    /// few occur.
+    fn compiles_per_size(&self) -> bool {
+        false
+    }
+
+    /// What was compiled for the sessions made so far, and what of it came out of a cache, the latest last.
+    fn compiled(&self) -> Vec<Compiled> {
+        Vec::new()
     }
 
     /// Whether matrices of this type are multiplied by kernels of its own. Other types may still be
@@ -156,6 +167,19 @@ pub trait Session: Send {
         let results = self.run(&inputs)?.into_iter();
         Ok(results.map(|(name, tensor)| (name, tensor.into())).collect())
     }
+
+    /// As [`Session::run_values`], but the results come into the processor's memory: for results that are
+    /// read at once, from inputs some of which stay where they are from run to run.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    fn run_to_tensors(
+        &mut self,
+        inputs: &[(&str, &Value)],
+    ) -> Result<Vec<(String, Tensor)>, EngineError> {
+        let results = self.run_values(inputs)?.into_iter();
+        results.map(|(name, value)| Ok((name, value.into_tensor()?))).collect()
+    }
 }
 
 /// Checks the bytes of a `model.onnx` as every engine's `load` does before it builds anything: that
@@ -166,6 +190,15 @@ pub trait Session: Send {
 /// When the bytes are no usable model, or its external data is missing or refused.
 pub fn check_model(model: &Path, bytes: &[u8]) -> Result<(), EngineError> {
     model_file::ModelFile::parse(model, bytes).map(drop)
+}
+
+/// Checks the bytes of a `model.onnx` as [`check_model`] does, and as the graph of a bundle besides; gives the
+/// names of the files that hold its weights, which lie in the folder of `model`.
+///
+/// # Errors
+/// As [`check_model`], and when weights lie outside the graph that could not be reached in a bundle.
+pub(crate) fn weight_files(model: &Path, bytes: &[u8]) -> Result<Vec<String>, EngineError> {
+    model_file::ModelFile::parse(model, bytes)?.files_to_bundle()
 }
 
 /// The inputs and outputs that the graph in `model` declares.
@@ -254,13 +287,19 @@ fn open_device(
     let provider = options.device.provider;
     let refuse =
         |engine| Err(EngineError::DeviceEngine { engine, device: options.device.to_string() });
+    let tract = provider.is_tract() || choice == EngineChoice::Tract;
     match choice {
         EngineChoice::Ort if provider.is_tract() => return refuse("ort"),
         EngineChoice::Tract if !provider.is_tract() && !provider.is_cpu() => {
             return refuse("tract");
         }
-        _ if provider.is_tract() => return open_from(EngineChoice::Tract, places, threads),
-        _ if provider.is_cpu() => return open_from(choice, places, threads),
+        _ if tract && options.static_shapes == Some(false) => {
+            return Err(EngineError::StaticShapes);
+        }
+        _ if provider.is_tract() => {
+            return open_from(EngineChoice::Tract, options, places, threads);
+        }
+        _ if provider.is_cpu() => return open_from(choice, options, places, threads),
         _ => {}
     }
     let opened = library::find_for(options, places)
@@ -268,7 +307,7 @@ fn open_device(
     match opened {
         Ok(engine) => Ok(Opened { engine: Arc::new(engine), provider, note: None }),
         Err(error) if options.allow_cpu_fallback => {
-            let opened = open_from(choice, places, threads)?;
+            let opened = open_from(choice, options, places, threads)?;
             let instead = opened.engine.describe();
             let note = format!("computing on {instead} instead, because {error}");
             Ok(Opened { note: Some(note), ..opened })
@@ -277,7 +316,12 @@ fn open_device(
     }
 }
 
-fn open_from(choice: EngineChoice, places: &Places, threads: usize) -> Result<Opened, EngineError> {
+fn open_from(
+    choice: EngineChoice,
+    options: &DeviceOptions,
+    places: &Places,
+    threads: usize,
+) -> Result<Opened, EngineError> {
     let tract = |note| Opened {
         engine: Arc::new(tract::TractEngine::new(threads)),
         provider: Provider::tract(),
@@ -293,7 +337,7 @@ fn open_from(choice: EngineChoice, places: &Places, threads: usize) -> Result<Op
     };
     match found {
         Ok(library) => {
-            let engine = Arc::new(ort::OrtEngine::start(library, threads)?);
+            let engine = Arc::new(ort::OrtEngine::start(library, threads, options)?);
             Ok(Opened { engine, provider: Provider::cpu(), note: None })
         }
         Err(EngineError::NoLibrary { broken, .. }) if choice == EngineChoice::Auto => {
@@ -339,18 +383,21 @@ mod tests {
     fn without_onnx_runtime_auto_takes_tract_and_tells_what_is_faster() {
         let folder = tempfile::tempdir().expect("folder");
         let places = nowhere(folder.path());
-        let opened = open_from(EngineChoice::Auto, &places, 2).expect("tract");
+        let opened =
+            open_from(EngineChoice::Auto, &DeviceOptions::default(), &places, 2).expect("tract");
         assert_eq!(opened.engine.name(), "tract");
         let note = opened.note.expect("a note");
         assert!(note.contains("pixart engine install cpu") && !note.contains('\n'), "{note}");
-        let opened = open_from(EngineChoice::Tract, &places, 2).expect("tract");
+        let opened =
+            open_from(EngineChoice::Tract, &DeviceOptions::default(), &places, 2).expect("tract");
         assert!(opened.note.is_none(), "asked for, so nothing to tell");
     }
 
     #[test]
     fn without_onnx_runtime_ort_is_an_error_that_tells_what_to_type() {
         let folder = tempfile::tempdir().expect("folder");
-        let opened = open_from(EngineChoice::Ort, &nowhere(folder.path()), 2);
+        let opened =
+            open_from(EngineChoice::Ort, &DeviceOptions::default(), &nowhere(folder.path()), 2);
         let error = opened.err().expect("refused").to_string();
         assert!(error.contains("pixart engine install cpu"), "{error}");
     }
@@ -359,7 +406,9 @@ mod tests {
     fn a_damaged_installation_is_told_of_when_tract_takes_over() {
         let folder = tempfile::tempdir().expect("folder");
         std::fs::create_dir_all(folder.path().join("engines/cpu-1.32.0")).expect("folder");
-        let opened = open_from(EngineChoice::Auto, &nowhere(folder.path()), 1).expect("tract");
+        let opened =
+            open_from(EngineChoice::Auto, &DeviceOptions::default(), &nowhere(folder.path()), 1)
+                .expect("tract");
         let note = opened.note.expect("a note");
         assert!(note.contains("damaged") && note.contains("engine.json"), "{note}");
     }

@@ -94,14 +94,24 @@ impl ModelFile {
             ));
         }
         wiring::check(graph).map_err(unusable)?;
-        // A path without a folder part means the current folder.
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let stored =
-            external_data::check(&proto, folder).map_err(|refused| EngineError::ExternalData {
-                model: path.to_path_buf(),
-                tensor: refused.tensor,
-                reason: refused.reason,
-            })?;
+        let stored = external_data::check(&proto, folder_of(path))
+            .map_err(|refused| refused.in_model(path))?;
         Ok(Self { path: path.to_path_buf(), proto, signature, stored, bundled: None })
     }
+
+    /// Names of the files that hold its weights, if all of them can be reached in a bundle.
+    pub fn files_to_bundle(&self) -> Result<Vec<String>, EngineError> {
+        let stored = external_data::check_to_bundle(&self.proto, folder_of(&self.path))
+            .map_err(|refused| refused.in_model(&self.path))?;
+        let names = stored.iter().filter_map(|(_, stored)| stored.file.file_name()?.to_str());
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+/// Where the weights of a graph lie. A path without a folder part means the current folder.
+fn folder_of(model: &Path) -> &Path {
+    model.parent().unwrap_or(Path::new(""))
 }

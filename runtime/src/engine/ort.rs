@@ -1,38 +1,38 @@
 //! ONNX Runtime behind the engine traits.
 
+mod binding;
 mod profile;
+mod session;
+mod source;
+mod specialised;
+mod transfer;
 
 use std::{
-    fmt::Debug,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use half::{bf16, f16};
-use ndarray::{ArrayD, IxDyn};
 use ort::{
     environment::{Environment, GlobalThreadPoolOptions},
     ep::CPU,
     logging::LogLevel,
-    session::{
-        SessionInputValue,
-        builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder},
-    },
-    value::{DynTensor, PrimitiveTensorElementType, TensorElementType, TensorRef},
+    session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder},
 };
-use prost::Message as _;
+pub(super) use transfer::Transfer;
 
 use super::{
     Engine, EngineError, GraphPart, Session,
     library::Library,
     model_file::ModelFile,
-    ort_value, part,
-    provider::{Accelerator, DeviceOptions, Placement, TimeShares},
-    signature::{Described, Signature, describe_all},
+    part,
+    provider::{Accelerator, Compiled, DeviceOptions, Placement, TimeShares, Using, Wanted},
     value::Value,
-    weights::{self, Override, WeightType},
+    weights::{self, Override},
 };
 use crate::tensor::Tensor;
+use session::{OrtSession, run_failed};
+use source::Source;
+use specialised::Specialised;
 
 const NAME: &str = "ort";
 
@@ -50,15 +50,31 @@ pub(super) struct OrtEngine {
     repack: bool,
     /// What computes instead of the processor.
     accelerator: Option<Arc<Accelerator>>,
+    /// Each size of a graph's inputs has a session of its own.
+    per_size: bool,
 }
 
 impl OrtEngine {
     /// Starts ONNX Runtime from a library that has been looked at.
-    pub fn start(library: Library, threads: usize) -> Result<Self, EngineError> {
+    pub fn start(
+        library: Library,
+        threads: usize,
+        options: &DeviceOptions,
+    ) -> Result<Self, EngineError> {
         let Started { environment, threads: shared, .. } = started(&library, threads)?;
         let own_threads = threads != shared;
         let (plain, repack, accelerator) = (false, true, None);
-        Ok(Self { environment, library, threads, own_threads, plain, repack, accelerator })
+        let per_size = options.fixes_sizes();
+        Ok(Self {
+            environment,
+            library,
+            threads,
+            own_threads,
+            plain,
+            repack,
+            accelerator,
+            per_size,
+        })
     }
 
     /// The same with a device other than the processor, and with the plugin that brings it, if one does.
@@ -68,7 +84,7 @@ impl OrtEngine {
         options: &DeviceOptions,
         plugin: Option<PathBuf>,
     ) -> Result<Self, EngineError> {
-        let engine = Self::start(library, threads)?;
+        let engine = Self::start(library, threads, options)?;
         let accelerator =
             Accelerator::start(&engine.environment, &engine.library, options, plugin)?;
         Ok(Self { accelerator: Some(Arc::new(accelerator)), ..engine })
@@ -95,27 +111,28 @@ impl Engine for OrtEngine {
         let mut file = ModelFile::open(model)?;
         weights::check(&file, &overrides)?;
         let (overrides, changed) = weights::place_inline(&mut file, overrides);
-        let ModelFile { path, proto, signature, bundled, .. } = file;
-        // ONNX Runtime replaces what lies outside the graph; for the rest, it gets a changed graph.
-        let graph = (changed || bundled.is_some()).then(|| proto.encode_to_vec());
-        drop(proto);
-        let folder = bundled.as_deref();
-        let session = self.build(&path, folder, graph, overrides).map_err(|error| {
-            EngineError::Load { engine: NAME, model: path.clone(), reason: error.to_string() }
-        })?;
-        Ok(Box::new(OrtSession { model: path, signature, session }))
+        self.load_source(file, changed, overrides)
     }
 
     fn load_part(&self, model: &Path, part: &GraphPart) -> Result<Box<dyn Session>, EngineError> {
         let mut file = ModelFile::open(model)?;
         part::cut(&mut file, part)?;
-        let ModelFile { path, proto, signature, bundled, .. } = file;
-        let graph = proto.encode_to_vec();
-        let session =
-            self.build(&path, bundled.as_deref(), Some(graph), Vec::new()).map_err(|error| {
-                EngineError::Load { engine: NAME, model: path.clone(), reason: error.to_string() }
-            })?;
-        Ok(Box::new(OrtSession { model: path, signature, session }))
+        self.load_source(file, true, Vec::new())
+    }
+
+    fn to_device(&self, tensor: Tensor) -> Result<Value, EngineError> {
+        match self.transfer() {
+            Some(transfer) => transfer.send(tensor),
+            None => Ok(tensor.into()),
+        }
+    }
+
+    fn compiles_per_size(&self) -> bool {
+        self.per_size
+    }
+
+    fn compiled(&self) -> Vec<Compiled> {
+        self.accelerator.iter().flat_map(|accelerator| accelerator.compiled()).collect()
     }
 
     fn plain(&self, repack: bool) -> Option<Arc<dyn Engine>> {
@@ -136,32 +153,74 @@ impl Engine for OrtEngine {
 }
 
 impl OrtEngine {
-    /// A session of `graph`, or of the file `model` without one. The weights lie beside `model`, or in a
-    /// `folder` of their own.
-    fn build(
+    fn load_source(
         &self,
-        model: &Path,
-        folder: Option<&Path>,
-        graph: Option<Vec<u8>>,
+        file: ModelFile,
+        changed: bool,
         overrides: Vec<Override>,
-    ) -> ort::Result<ort::session::Session> {
-        self.build_profiled(model, folder, graph, overrides, None)
+    ) -> Result<Box<dyn Session>, EngineError> {
+        let path = file.path.clone();
+        let hashed = self.accelerator.as_ref().is_some_and(|accelerator| accelerator.caches());
+        let source = Source::new(file, changed, overrides, hashed)
+            .map_err(|error| load_failed(&path, error))?;
+        Ok(match self.per_size {
+            true => Box::new(Specialised::new(self.clone(), source)),
+            false => Box::new(self.session(&source, &[])?),
+        })
     }
 
-    /// The same with a profile written to a file whose name begins like `profile`.
-    fn build_profiled(
+    /// A session of a graph whose open sizes are fixed as far as they are given.
+    fn session(
         &self,
-        model: &Path,
-        folder: Option<&Path>,
-        graph: Option<Vec<u8>>,
-        overrides: Vec<Override>,
-        profile: Option<PathBuf>,
+        source: &Source,
+        sizes: &[(String, usize)],
+    ) -> Result<OrtSession, EngineError> {
+        let session = match self.accelerator.as_deref() {
+            None => self.builder(sizes, None).and_then(|builder| source.commit(builder, None)),
+            Some(accelerator) => accelerator.load(
+                &Wanted { model: &source.model, sizes, changed: source.is_changed() },
+                &|| source.identity(),
+                &|using| self.make(source, sizes, None, using),
+            ),
+        };
+        let session = session.map_err(|error| load_failed(&source.model, error))?;
+        let (model, signature) = (source.model.clone(), source.signature.clone());
+        Ok(OrtSession { model, signature, session, transfer: self.transfer() })
+    }
+
+    /// The same, for a provider that uses its cache in this way.
+    fn make(
+        &self,
+        source: &Source,
+        sizes: &[(String, usize)],
+        profile: Option<&Path>,
+        using: &Using,
     ) -> ort::Result<ort::session::Session> {
+        let builder = self.builder(sizes, profile)?;
+        let commit = |builder| source.commit(builder, using.graph.as_deref());
+        match self.accelerator.as_deref() {
+            None => commit(builder),
+            Some(accelerator) => {
+                accelerator.commit(builder, &self.environment, &source.model, using, commit)
+            }
+        }
+    }
+
+    /// Copies to and from the device, where it has a memory of its own.
+    fn transfer(&self) -> Option<Arc<Transfer>> {
+        self.accelerator.as_ref()?.transfer(&self.environment)
+    }
+
+    /// A session to be, with a profile written to a file whose name begins like `profile`.
+    fn builder(
+        &self,
+        sizes: &[(String, usize)],
+        profile: Option<&Path>,
+    ) -> ort::Result<SessionBuilder> {
         let level = match self.plain {
             true => GraphOptimizationLevel::Disable,
             false => GraphOptimizationLevel::All,
         };
-        let accelerator = self.accelerator.as_deref();
         let mut builder = ort::session::Session::builder(&self.environment)?;
         if self.plain {
             // Memory goes back to the system as soon as a node is done with it.
@@ -183,152 +242,16 @@ impl OrtEngine {
         if let Some(profile) = profile {
             builder = builder.with_profiling(profile)?;
         }
-        for new in overrides {
-            let tensor = owned_tensor(&new)?.into_dyn();
-            builder = builder.with_external_initializer(&new.name, tensor)?;
+        for (name, size) in sizes {
+            let size = i64::try_from(*size).map_err(|error| ort::Error::new(error.to_string()))?;
+            builder = builder.with_dimension_override(name, size)?;
         }
-        let commit = |mut builder: SessionBuilder| {
-            let Some(graph) = graph else { return builder.commit_from_file(model) };
-            let folder = folder.or(model.parent()).filter(|folder| !folder.as_os_str().is_empty());
-            let folder = folder.unwrap_or(Path::new(".")).to_string_lossy();
-            builder.with_config_entry(EXTERNAL_DATA_FOLDER, folder)?.commit_from_memory(&graph)
-        };
-        match accelerator {
-            Some(accelerator) => accelerator.commit(builder, &self.environment, model, commit),
-            None => commit(builder),
-        }
+        Ok(builder)
     }
 }
 
-/// Where the external data of a graph lies that does not come from a file.
-const EXTERNAL_DATA_FOLDER: &str = "session.model_external_initializers_file_folder_path";
-
-/// The elements of an override as a value that owns them: ONNX Runtime reads them where they lie.
-fn owned_tensor(new: &Override) -> ort::Result<DynTensor> {
-    fn numbers<T: PrimitiveTensorElementType + Debug + Clone + 'static, const N: usize>(
-        new: &Override,
-        read: fn([u8; N]) -> T,
-    ) -> ort::Result<DynTensor> {
-        let (bytes, _) = new.data.as_chunks();
-        let numbers: Vec<T> = bytes.iter().map(|&bytes| read(bytes)).collect();
-        Ok(ort::value::Tensor::from_array((new.shape.clone(), numbers))?.upcast())
-    }
-    match &new.dtype {
-        WeightType::F32 => numbers(new, f32::from_le_bytes),
-        WeightType::F16 => numbers(new, f16::from_le_bytes),
-        WeightType::Bf16 => numbers(new, bf16::from_le_bytes),
-        WeightType::Other(name) => Err(ort::Error::new(format!("{name} weights"))),
-    }
-}
-
-struct OrtSession {
-    model: PathBuf,
-    signature: Signature,
-    session: ort::session::Session,
-}
-
-/// A run of `model` that failed.
-fn run_failed<T: Described>(
-    model: &Path,
-    inputs: &[(&str, &T)],
-    reason: impl ToString,
-) -> EngineError {
-    EngineError::Run {
-        engine: NAME,
-        model: model.to_path_buf(),
-        inputs: describe_all(inputs),
-        reason: reason.to_string(),
-    }
-}
-
-impl Session for OrtSession {
-    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
-        let values =
-            self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
-        let failed = |error: ort::Error| run_failed(&self.model, inputs, error);
-        // ONNX Runtime reads a value where it lies if its elements lie in order.
-        let ordered: Vec<Ordered> = values.into_iter().map(Ordered::of).collect();
-        let named = self
-            .signature
-            .inputs
-            .iter()
-            .zip(&ordered)
-            .map(|(input, value)| Ok((input.name.as_str(), value.view()?)));
-        let named = named.collect::<ort::Result<Vec<_>>>().map_err(failed)?;
-        let outputs = self.session.run(named).map_err(failed)?;
-        let mut results = Vec::with_capacity(outputs.len());
-        for (name, value) in &outputs {
-            results.push((name.to_owned(), copy_out(name, &value)?));
-        }
-        Ok(results)
-    }
-
-    fn run_values(
-        &mut self,
-        inputs: &[(&str, &Value)],
-    ) -> Result<Vec<(String, Value)>, EngineError> {
-        let values =
-            self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
-        let failed = |error: ort::Error| run_failed(&self.model, inputs, error);
-        let values = values.into_iter().map(ort_value::readable).collect::<Result<Vec<_>, _>>()?;
-        let named = self.signature.inputs.iter().zip(&values);
-        let named = named.map(|(input, value)| Ok((&*input.name, ort_value::view(value)?)));
-        let named = named.collect::<ort::Result<Vec<_>>>().map_err(failed)?;
-        let mut outputs = self.session.run(named).map_err(failed)?;
-        let mut results = Vec::with_capacity(self.signature.outputs.len());
-        for name in &self.signature.outputs {
-            if let Some(value) = outputs.remove(name) {
-                results.push((name.clone(), ort_value::held(name, value)?));
-            }
-        }
-        Ok(results)
-    }
-}
-
-/// An input whose elements lie in order; borrowed where they already did.
-enum Ordered<'a> {
-    F32(ndarray::CowArray<'a, f32, IxDyn>),
-    I64(ndarray::CowArray<'a, i64, IxDyn>),
-}
-
-impl<'a> Ordered<'a> {
-    fn of(tensor: &'a Tensor) -> Self {
-        match tensor {
-            Tensor::F32(array) => Self::F32(array.as_standard_layout()),
-            Tensor::I64(array) => Self::I64(array.as_standard_layout()),
-        }
-    }
-
-    fn view(&self) -> ort::Result<SessionInputValue<'_>> {
-        Ok(match self {
-            Self::F32(array) => TensorRef::from_array_view(array.view())?.into(),
-            Self::I64(array) => TensorRef::from_array_view(array.view())?.into(),
-        })
-    }
-}
-
-fn copy_out(name: &str, value: &ort::value::DynValue) -> Result<Tensor, EngineError> {
-    let wrong = |found: String| EngineError::OutputType {
-        output: name.to_owned(),
-        found,
-        expected: "f32 or int64",
-    };
-    match value.dtype().tensor_type() {
-        Some(TensorElementType::Float32) => value
-            .try_extract_array::<f32>()
-            .map(|array| Tensor::F32(own(array)))
-            .map_err(|error| wrong(error.to_string())),
-        Some(TensorElementType::Int64) => value
-            .try_extract_array::<i64>()
-            .map(|array| Tensor::I64(own(array)))
-            .map_err(|error| wrong(error.to_string())),
-        Some(other) => Err(wrong(other.to_string())),
-        None => Err(wrong(value.dtype().to_string())),
-    }
-}
-
-fn own<T: Clone>(array: ndarray::ArrayViewD<'_, T>) -> ArrayD<T> {
-    array.to_owned()
+fn load_failed(model: &Path, error: ort::Error) -> EngineError {
+    EngineError::Load { engine: NAME, model: model.to_path_buf(), reason: error.to_string() }
 }
 
 /// ONNX Runtime at work in this process.

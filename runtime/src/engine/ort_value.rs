@@ -1,88 +1,119 @@
 //! Values that ONNX Runtime has computed and keeps.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, ptr, sync::Arc};
 
 use ort::{
-    session::SessionInputValue,
-    value::{
-        DynTensor, DynTensorValueType, DynValue, Shape, TensorElementType, TensorRef, TensorRefMut,
-    },
+    AsPointer as _,
+    memory::Allocator,
+    session::{SessionInputValue, SharedSessionInner},
+    sys,
+    value::{DynTensor, DynTensorValueType, DynValue, TensorElementType, TensorRef},
 };
 
 use super::{
     EngineError,
+    ort::Transfer,
     value::{Buffer, Elements, Value},
 };
 use crate::tensor::Tensor;
 
+/// What brings a value back from a device, and the session that it comes from: the device's memory may belong
+/// to it.
+pub(super) type Home = (Arc<Transfer>, Arc<SharedSessionInner>);
+
 /// A tensor of ONNX Runtime.
 #[derive(Debug)]
-struct Held(DynTensor);
+struct Held {
+    tensor: DynTensor,
+    /// Where it lies, if that is no memory of the processor. Goes after the tensor.
+    home: Option<Home>,
+}
 
 impl Held {
     fn shape(&self) -> Vec<usize> {
-        self.0.shape().iter().map(|&size| usize::try_from(size).unwrap_or_default()).collect()
+        let sizes = self.tensor.shape().iter();
+        sizes.map(|&size| usize::try_from(size).unwrap_or_default()).collect()
+    }
+
+    fn is_readable(&self) -> bool {
+        self.tensor.memory_info().is_cpu_accessible()
     }
 
     /// The tensor as an input, under a shape of as many elements.
     fn view(&self, shape: &[usize]) -> ort::Result<SessionInputValue<'_>> {
         if self.shape() == shape {
-            return Ok((&self.0).into());
+            return Ok((&self.tensor).into());
         }
-        let memory = self.0.memory_info().to_owned();
-        let start = self.0.data_ptr().cast_mut();
-        let shape = Shape::new(shape.iter().map(|&size| size as i64));
-        // SAFETY: the elements lie where the tensor says, as many as the shape has and of the type that
-        // is looked at here; they live as long as `self`, which the view borrows. It is an input, so
-        // ONNX Runtime only reads them.
-        Ok(unsafe {
-            match self.0.data_type() {
-                TensorElementType::Int64 => {
-                    TensorRefMut::<i64>::from_raw(memory, start, shape)?.into()
-                }
-                _ => TensorRefMut::<f32>::from_raw(memory, start, shape)?.into(),
-            }
-        })
+        let bytes = match self.tensor.data_type() {
+            TensorElementType::Int64 => 8,
+            _ => 4,
+        } * shape.iter().product::<usize>();
+        let shape: Vec<i64> = shape.iter().map(|&size| size as i64).collect();
+        let mut view = ptr::null_mut();
+        // SAFETY: the elements lie where the tensor says, as many as the shape has and of the tensor's type;
+        // they live as long as `self`, which the view borrows. It is an input, so ONNX Runtime only reads them.
+        unsafe {
+            ort::Error::result_from_status((ort::api().CreateTensorWithDataAsOrtValue)(
+                self.tensor.memory_info().ptr(),
+                self.tensor.data_ptr().cast_mut(),
+                bytes,
+                shape.as_ptr(),
+                shape.len(),
+                sys::ONNXTensorElementDataType::from(*self.tensor.data_type()),
+                &mut view,
+            ))?;
+        }
+        let view = ptr::NonNull::new(view).ok_or_else(|| ort::Error::new("no view was made"))?;
+        // SAFETY: it was made above and belongs to nobody else. Its elements are not the allocator's, which
+        // is asked for because values in general are.
+        Ok(unsafe { DynValue::from_ptr(view, Some(&Allocator::default())) }.into())
     }
 }
 
 impl Buffer for Held {
     fn dtype(&self) -> &'static str {
-        match self.0.data_type() {
+        match self.tensor.data_type() {
             TensorElementType::Int64 => "int64",
             _ => "f32",
         }
     }
 
     fn elements(&self) -> Option<Elements<'_>> {
-        if !self.0.memory_info().is_cpu_accessible() {
+        if !self.is_readable() {
             return None;
         }
-        match self.0.data_type() {
+        match self.tensor.data_type() {
             TensorElementType::Int64 => {
-                self.0.try_extract_tensor().ok().map(|(_, integers)| Elements::I64(integers))
+                self.tensor.try_extract_tensor().ok().map(|(_, integers)| Elements::I64(integers))
             }
-            _ => self.0.try_extract_tensor().ok().map(|(_, floats)| Elements::F32(floats)),
+            _ => self.tensor.try_extract_tensor().ok().map(|(_, floats)| Elements::F32(floats)),
         }
     }
 
     fn floats_mut(&mut self) -> Option<&mut [f32]> {
-        if !self.0.memory_info().is_cpu_accessible() {
+        if !self.is_readable() {
             return None;
         }
-        self.0.try_extract_tensor_mut().ok().map(|(_, floats)| floats)
+        self.tensor.try_extract_tensor_mut().ok().map(|(_, floats)| floats)
     }
 
     fn to_tensor(&self, shape: &[usize]) -> Result<Tensor, EngineError> {
-        self.elements().map(|elements| elements.to_tensor(shape)).ok_or_else(|| {
-            let device = self.0.memory_info().allocation_device().as_str().to_owned();
-            EngineError::Unreadable { device }
-        })
+        if let Some(elements) = self.elements() {
+            return Ok(elements.to_tensor(shape));
+        }
+        let device = self.tensor.memory_info().allocation_device().as_str().to_owned();
+        let Some((transfer, _)) = &self.home else {
+            return Err(EngineError::Unreadable { device });
+        };
+        let flat = self.view(&[shape.iter().product()]);
+        let flat =
+            flat.map_err(|error| EngineError::Transfer { device, reason: error.to_string() })?;
+        transfer.fetch(self.dtype(), &flat, shape)
     }
 }
 
-/// A result of a session, kept where it is.
-pub(super) fn held(name: &str, value: DynValue) -> Result<Value, EngineError> {
+/// A result of a session, kept where it is. `home` brings it back if that is no memory of the processor.
+pub(super) fn held(name: &str, value: DynValue, home: Option<Home>) -> Result<Value, EngineError> {
     let kind = value.dtype().to_string();
     let wrong = |found: String| EngineError::OutputType {
         output: name.to_owned(),
@@ -94,16 +125,27 @@ pub(super) fn held(name: &str, value: DynValue) -> Result<Value, EngineError> {
     };
     match tensor.data_type() {
         TensorElementType::Float32 | TensorElementType::Int64 => {
-            let held = Held(tensor);
+            let mut held = Held { tensor, home: None };
+            if !held.is_readable() {
+                held.home = home;
+            }
             Ok(Value::new(held.shape(), Arc::new(held)))
         }
         other => Err(wrong(other.to_string())),
     }
 }
 
-/// The value itself if ONNX Runtime can read it where it lies, else a copy.
-pub(super) fn readable(value: &Value) -> Result<Cow<'_, Value>, EngineError> {
-    if value.elements().is_some() || value.buffer::<Held>().is_some() {
+/// The value itself if a session on the device of `transfer` can read it where it lies, else a copy.
+pub(super) fn readable<'a>(
+    value: &'a Value,
+    transfer: Option<&Arc<Transfer>>,
+) -> Result<Cow<'a, Value>, EngineError> {
+    let home = value.buffer::<Held>().and_then(|held| held.home.as_ref());
+    let is_here = match (home, transfer) {
+        (Some((home, _)), Some(transfer)) => Arc::ptr_eq(home, transfer),
+        _ => false,
+    };
+    if is_here || value.elements().is_some() {
         return Ok(Cow::Borrowed(value));
     }
     Ok(Cow::Owned(value.to_tensor()?.into()))

@@ -124,6 +124,21 @@ impl Signature {
         }
         Ok(sorted)
     }
+
+    /// The sizes that the graph leaves open, each by its name, as these inputs in the graph's order have them.
+    pub fn sizes<T: Described>(&self, sorted: &[&T]) -> Vec<(String, usize)> {
+        let mut sizes: Vec<(String, usize)> = Vec::new();
+        for (input, value) in self.inputs.iter().zip(sorted) {
+            for (dim, &size) in input.dims.iter().flatten().zip(value.shape()) {
+                if let Dim::Symbol(name) = dim
+                    && !sizes.iter().any(|(known, _)| known == name)
+                {
+                    sizes.push((name.clone(), size));
+                }
+            }
+        }
+        sizes
+    }
 }
 
 impl Input {

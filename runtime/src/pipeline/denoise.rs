@@ -11,6 +11,7 @@ use super::{
     start::{Kept, Start},
 };
 use crate::{
+    engine::Value,
     error::{PipelineError, RequestError},
     model_folder::TransformerArchitecture,
     noise::TorchGenerator,
@@ -99,20 +100,28 @@ impl Pipeline {
         let (pictures, timesteps) = (drawings.len(), drawings[0].solver.timesteps().to_vec());
         let (steps, guided) = (request.sampling_steps, request.guided_steps());
         let first = request.first_step();
-        let mut inputs = Vec::new();
+        let sizes = conditions.then_some((height, width));
+        let least = if transformer.compiles_per_size() { request.max_length } else { 0 };
+        // On the device, where there is one: only latents and time go there in every step.
+        let mut constant: Vec<(&str, Value)> = Vec::new();
         for (i, timestep) in timesteps.into_iter().enumerate().skip(first) {
             if cancel.is_cancelled() {
                 return Ok(None);
             }
             let halves = if i < guided { 2 } else { 1 };
             if i == first || i == guided {
-                inputs = constant_inputs(&captions, halves, conditions.then_some((height, width)));
+                let inputs = constant_inputs(&captions, halves, sizes, least).into_iter();
+                let placed = inputs.map(|(name, tensor)| Ok((name, transformer.place(tensor)?)));
+                constant = placed.collect::<Result<_, PipelineError>>()?;
             }
             let latents = (0..halves).flat_map(|_| &drawings).map(|drawing| drawing.latents.view());
             let latents = concatenate(Axis(0), &latents.collect::<Vec<_>>());
-            inputs[0].1 = latents.expect("pictures of a batch have one shape").into();
-            inputs[1].1 = ArrayD::from_elem(vec![halves * pictures], timestep).into();
-            let output = transformer.run(&inputs, "out_hidden_states")?;
+            let latents = Value::from(latents.expect("pictures of a batch have one shape"));
+            let timesteps = Value::from(ArrayD::from_elem(vec![halves * pictures], timestep));
+            let changing = [("hidden_states", &latents), ("timestep", &timesteps)].into_iter();
+            let inputs = changing.chain(constant.iter().map(|(name, value)| (*name, value)));
+            let inputs: Vec<_> = inputs.collect();
+            let output = transformer.run_values(&inputs, "out_hidden_states")?;
             transformer.check_shape(&output, &[halves * pictures, out_channels, height, width])?;
 
             for (k, drawing) in drawings.iter_mut().enumerate() {

@@ -4,18 +4,19 @@ use ndarray::{ArrayD, ArrayViewD, Axis, Slice, concatenate};
 
 use crate::{tensor::Tensor, text::Conditioning};
 
-/// The transformer's inputs for `halves` rows a picture: first all unconditional ones, if there are two,
-/// then all prompts. The first two inputs, latents and time, are to be replaced in every step.
+/// What stays the same from step to step of the transformer's inputs, for `halves` rows a picture: first all
+/// unconditional ones, if there are two, then all prompts.
 ///
-/// Captions of different lengths are padded with zeros, to which nobody attends.
+/// Captions of different lengths, and of less than `least` tokens, are padded with zeros, to which nobody attends.
 pub(super) fn constant_inputs(
     captions: &[&Conditioning],
     halves: usize,
     latent_size: Option<(usize, usize)>,
+    least: usize,
 ) -> Vec<(&'static str, Tensor)> {
     let batch = halves * captions.len();
-    let nothing = || Tensor::F32(ArrayD::zeros(vec![batch]));
-    let length = captions.iter().map(|caption| caption.mask.shape()[1]).max().unwrap_or(0);
+    let longest = captions.iter().map(|caption| caption.mask.shape()[1]).max().unwrap_or(0);
+    let length = longest.max(least);
     let mut embeddings = Vec::with_capacity(batch);
     let mut masks = Vec::with_capacity(batch);
     for half in (0..halves).rev() {
@@ -25,8 +26,6 @@ pub(super) fn constant_inputs(
         }
     }
     let mut inputs = vec![
-        ("hidden_states", nothing()),
-        ("timestep", nothing()),
         ("encoder_hidden_states", stacked(&embeddings).into()),
         ("encoder_attention_mask", stacked(&masks).into()),
     ];

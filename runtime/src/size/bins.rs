@@ -151,6 +151,19 @@ pub(super) fn nearest_label(ratio: f64, sample_size: u32) -> f64 {
     nearest_row(listed, |row| row.0, ratio).0
 }
 
+/// Every size of a model of this latent side, the widest first.
+pub(super) fn all(sample_size: u32) -> Vec<Size> {
+    let labels: Vec<f64> = match sample_size {
+        360 => BINS_2880.iter().map(|row| row.0).collect(),
+        _ => BINS.iter().map(|row| row.0).collect(),
+    };
+    let mut sizes: Vec<Size> =
+        labels.into_iter().map(|ratio| nearest_ratio(ratio, sample_size)).collect();
+    // A label that the model's table lacks gives the size of a neighbour.
+    sizes.dedup();
+    sizes
+}
+
 /// The row whose label is nearest to `ratio`, the first of two that are as near.
 fn nearest_row<'a, T>(
     rows: impl Iterator<Item = &'a T>,
@@ -164,6 +177,18 @@ fn nearest_row<'a, T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_sizes_are_those_of_the_table() {
+        for (side, count) in [(32, 33), (128, 33), (256, 40), (360, 40), (512, 33)] {
+            let sizes = all(side);
+            assert_eq!(sizes.len(), count, "{side}: {sizes:?}");
+            for size in sizes {
+                assert!(size.width % 16 == 0 && size.height % 16 == 0, "{side}: {size:?}");
+            }
+        }
+        assert_eq!(all(128)[0], Size { width: 2048, height: 512 });
+    }
 
     fn bin(width: u32, height: u32, sample_size: u32) -> (u32, u32) {
         let size = nearest(Size { width, height }, sample_size);

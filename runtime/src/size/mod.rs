@@ -111,6 +111,11 @@ impl SizePlan {
     }
 }
 
+/// The sizes that a model whose latent side is `sample_size` was trained at, the widest first.
+pub fn trained_sizes(sample_size: u32) -> Vec<Size> {
+    bins::all(sample_size)
+}
+
 /// Checks what can be checked of a size without the model.
 pub(crate) fn check_sides(
     width: Option<u32>,

@@ -103,7 +103,8 @@ impl CaptionEncoder {
             return Err(ModelError::MissingFolder { folder, component }.into());
         };
         let shape = [rows.len(), length, encoder.folder.architecture.d_model];
-        let states = encode::embed(&mut encoder.load()?, rows, self.tokenizer.pad_id(), length)?;
+        let pad = self.tokenizer.pad_id();
+        let states = encode::embed(&mut encoder.load()?, rows, pad, length, length)?;
         encoder.check_shape(&states, &shape)?;
         Ok(states.into_dimensionality().expect("three axes were checked"))
     }
@@ -213,7 +214,8 @@ impl CaptionEncoder {
                 Found::Nothing => {}
             }
         }
-        let embeddings = encode::embed(&mut encoder.load()?, &rows, pad, length)?;
+        let embeddings =
+            encode::embed(&mut encoder.load()?, &rows, pad, length, request.max_length)?;
         if let Some(problem) =
             self.cache.as_mut().and_then(|cache| cache.put(&identity, &key, &embeddings))
         {

@@ -1,6 +1,6 @@
 //! From ids to what the transformer attends to.
 
-use ndarray::{Array2, ArrayD};
+use ndarray::{Array2, ArrayD, Axis, Slice};
 
 use super::PromptIds;
 use crate::{error::PipelineError, pipeline::LoadedComponent, sampler::UncondMask, tensor::Tensor};
@@ -40,7 +40,8 @@ pub(super) fn mask(ids: &PromptIds, length: usize, uncond_mask: UncondMask) -> T
     Array2::from_shape_fn((lengths.len(), length), |(b, i)| i64::from(i < lengths[b])).into()
 }
 
-/// Runs the text encoder on rows of ids, padded with `pad` to `length`: f32 [rows, length, width].
+/// Runs the text encoder on rows of ids, padded with `pad` to `length`: f32 [rows, length, width]. An encoder for
+/// which few sizes should occur computes `most` tokens, of which the rest is cut off again.
 ///
 /// # Errors
 /// When the engine fails, or the embeddings are not finite.
@@ -49,12 +50,17 @@ pub(super) fn embed(
     rows: &[&[i64]],
     pad: i64,
     length: usize,
+    most: usize,
 ) -> Result<ArrayD<f32>, PipelineError> {
-    let shape = (rows.len(), length);
+    let computed = if encoder.compiles_per_size() { most.max(length) } else { length };
+    let shape = (rows.len(), computed);
     let input_ids = Array2::from_shape_fn(shape, |(b, i)| rows[b].get(i).copied().unwrap_or(pad));
     let own_mask = Array2::from_shape_fn(shape, |(b, i)| i64::from(i < rows[b].len()));
     let inputs = [("input_ids", input_ids.into()), ("attention_mask", own_mask.into())];
-    let embeddings = encoder.run(&inputs, "last_hidden_state")?;
+    let mut embeddings = encoder.run(&inputs, "last_hidden_state")?;
+    if computed > length && embeddings.ndim() == 3 && embeddings.shape()[1] == computed {
+        embeddings = embeddings.slice_axis(Axis(1), Slice::from(..length)).to_owned();
+    }
     encoder.check_finite(&embeddings, None)?;
     Ok(embeddings)
 }

@@ -1,16 +1,12 @@
 //! What verification reads of a manifest.
 
-use std::{
-    fs::File,
-    io::Read as _,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::VerifyError;
-use crate::engine::is_plain_file_name;
+use crate::{bundle::store, engine::is_plain_file_name};
 
 /// Name of the file.
 pub(super) const MANIFEST: &str = "manifest.json";
@@ -41,18 +37,13 @@ impl Manifest {
     /// Reads `folder/manifest.json`; `None` if there is no such file.
     pub fn read(folder: &Path) -> Result<Option<Self>, VerifyError> {
         let path = folder.join(MANIFEST);
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let unreadable = |source| VerifyError::Read { path: path.clone(), source };
-        let mut text = Vec::new();
-        File::open(&path)
-            .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut text))
-            .map_err(unreadable)?;
+        let Some(place) = store::place(&path).ok().flatten() else { return Ok(None) };
         let invalid = |reason: String| VerifyError::Manifest { path: path.clone(), reason };
-        if text.len() as u64 > MOST_BYTES {
+        if place.bytes > MOST_BYTES {
             return Err(invalid(format!("it has more than {MOST_BYTES} bytes")));
         }
+        let text =
+            place.read().map_err(|source| VerifyError::Read { path: path.clone(), source })?;
         let manifest: Self =
             serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
         if manifest.format != FORMAT {

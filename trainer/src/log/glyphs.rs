@@ -1,4 +1,4 @@
-//! The few characters that stand beside a curve, five pixels wide and seven high, so that no font is needed.
+//! The few characters that stand beside a curve or a bar, five pixels wide and seven high, so that no font is needed.
 
 use image::{Rgb, RgbImage};
 
@@ -22,30 +22,28 @@ fn glyph(character: char) -> Option<[u8; 7]> {
         '9' => [0b01110, 0b10001, 0b10001, 0b01111, 0b00001, 0b00010, 0b01100],
         '.' => [0, 0, 0, 0, 0, 0b01100, 0b01100],
         '-' => [0, 0, 0, 0b11111, 0, 0, 0],
+        'c' => [0, 0, 0b01110, 0b10000, 0b10000, 0b10001, 0b01110],
+        'd' => [0b00001, 0b00001, 0b01101, 0b10011, 0b10001, 0b10001, 0b01111],
         'e' => [0, 0, 0b01110, 0b10001, 0b11111, 0b10000, 0b01110],
         'l' => [0b01100, 0b00100, 0b00100, 0b00100, 0b00100, 0b00100, 0b01110],
+        'n' => [0, 0, 0b10110, 0b11001, 0b10001, 0b10001, 0b10001],
         'o' => [0, 0, 0b01110, 0b10001, 0b10001, 0b10001, 0b01110],
         'p' => [0, 0, 0b11110, 0b10001, 0b11110, 0b10000, 0b10000],
         's' => [0, 0, 0b01111, 0b10000, 0b01110, 0b00001, 0b11110],
         't' => [0b01000, 0b01000, 0b11100, 0b01000, 0b01000, 0b01001, 0b00110],
+        'x' => [0, 0, 0b10001, 0b01010, 0b00100, 0b01010, 0b10001],
         _ => return None,
     })
 }
 
 /// Width and height of a text whose pixels are `scale` wide.
-pub(super) fn size(text: &str, scale: u32) -> (u32, u32) {
+pub fn size(text: &str, scale: u32) -> (u32, u32) {
     let count = text.chars().count() as u32;
     ((count * ADVANCE).saturating_sub(1) * scale, HEIGHT * scale)
 }
 
 /// Draws a text with its upper left corner at `(x, y)`; what lies outside of the picture is left out.
-pub(super) fn write(
-    picture: &mut RgbImage,
-    text: &str,
-    (x, y): (u32, u32),
-    scale: u32,
-    color: Rgb<u8>,
-) {
+pub fn write(picture: &mut RgbImage, text: &str, (x, y): (u32, u32), scale: u32, color: Rgb<u8>) {
     for (index, rows) in text.chars().map(glyph).enumerate() {
         let left = x + index as u32 * ADVANCE * scale;
         for (row, bits) in rows.into_iter().flatten().enumerate() {
@@ -67,7 +65,7 @@ mod tests {
 
     #[test]
     fn every_number_and_the_names_of_the_axes_can_be_written() {
-        for character in "0123456789.e-lossstep".chars() {
+        for character in "0123456789.e-lossstepsecondsdecodetextpx".chars() {
             assert!(glyph(character).is_some(), "{character}");
         }
         let mut picture = RgbImage::new(40, 10);

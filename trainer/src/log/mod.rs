@@ -12,7 +12,7 @@
 
 mod curve;
 mod events;
-mod glyphs;
+pub mod glyphs;
 mod steps;
 
 use std::{

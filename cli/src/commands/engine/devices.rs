@@ -4,7 +4,7 @@ use crate::exit::Failure;
 use clap::Args;
 use pixart_runtime::engine::provider::{Device, DeviceOptions};
 use pixart_runtime::engine::{self, EngineChoice, EngineOptions, Opened};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How a device is used.
 #[derive(Args)]
@@ -21,20 +21,38 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// Whether anything is asked for.
+    pub fn any(&self) -> bool {
+        !self.device_option.is_empty() || self.device_plugin.is_some() || self.threads.is_some()
+    }
+
     /// Opens the device, or nothing.
     pub fn open(&self, device: Device) -> Result<Opened, Failure> {
+        if let Some(plugin) = &self.device_plugin
+            && device.provider.is_processor()
+        {
+            return Err(idle_plugin(plugin));
+        }
         let options = EngineOptions {
             threads: self.threads,
             device: DeviceOptions {
                 device,
                 options: split_options(&self.device_option)?,
                 plugin: self.device_plugin.clone(),
-                allow_cpu_fallback: false,
+                ..DeviceOptions::default()
             },
             ..EngineOptions::default()
         };
         Ok(engine::open(EngineChoice::Auto, &options)?)
     }
+}
+
+/// A plugin where no device could come from it.
+pub fn idle_plugin(plugin: &Path) -> Failure {
+    Failure::request(format!(
+        "device_plugin: found {} without a device that it could bring; name it, as in --device webgpu",
+        plugin.display()
+    ))
 }
 
 /// The names and values of `--device_option`.

@@ -5,8 +5,10 @@ use super::list::print_engine;
 use crate::commands::sample::devices::Providers;
 use crate::exit::{Failure, print_line};
 use crate::model::{Sources, Wanted};
+use anyhow::Context;
 use clap::Args;
 use pixart_exporter::VariantFlags;
+use pixart_runtime::bundle::store;
 use pixart_runtime::engine::data_folder;
 use pixart_runtime::engine::install::{Status, list};
 use pixart_runtime::engine::provider::{Device, PROVIDERS, Provider, has_system_library};
@@ -31,7 +33,14 @@ pub struct DoctorArgs {
 
 /// Runs the command.
 pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
-    let Some(device) = &args.device else { return everything() };
+    let Some(device) = &args.device else {
+        return match args.options.any() {
+            true => Err(Failure::request(
+                "device_option, device_plugin and threads: these are for one device; name it with --device",
+            )),
+            false => everything(),
+        };
+    };
     let device: Device = device.parse()?;
     let opened = args.options.open(device.clone())?;
     print_line(format!("{device}: works, {}", opened.engine.describe()))?;
@@ -60,9 +69,11 @@ fn everything() -> Result<(), Failure> {
                 print_line(format!("  {}: does not work: {reason}", provider.name))?;
             }
         }
-        for library in provider.system_libraries {
-            if !has_system_library(library) {
-                print_line(format!("      the system has no {library}"))?;
+        // Their names are those of Linux.
+        let libraries = provider.system_libraries.iter().filter(|_| cfg!(target_os = "linux"));
+        for libraries in libraries {
+            if !libraries.split(" or ").any(has_system_library) {
+                print_line(format!("      the system has no {libraries}"))?;
             }
         }
     }
@@ -116,8 +127,10 @@ fn parts(model: &Path, opened: &Opened) -> Result<(), Failure> {
 }
 
 fn part_of(folder: &Path, engine: &dyn Engine, provider: &Provider) -> Result<(), Failure> {
-    let manifest = std::fs::read(folder.join("manifest.json"))?;
-    let manifest: serde_json::Value = serde_json::from_slice(&manifest)?;
+    let file = folder.join("manifest.json");
+    let manifest = store::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest)
+        .with_context(|| format!("{} is damaged; export the model again", file.display()))?;
     let graph = folder.join("model.onnx");
     let cases = random_cases(&graph, &manifest["architecture"], 1)?;
     let inputs: Vec<_> = cases

@@ -3,7 +3,7 @@
 use crate::exit::{Failure, print_line};
 use pixart_runtime::engine::data_folder;
 use pixart_runtime::engine::install::{Status, list};
-use pixart_runtime::engine::provider::{OptionSpec, PROVIDERS, Proof, Provider};
+use pixart_runtime::engine::provider::{Keeps, OptionSpec, PROVIDERS, Proof, Provider};
 
 /// Every engine, and every device with what brings it.
 pub fn all() -> Result<(), Failure> {
@@ -78,12 +78,21 @@ pub fn one(name: &str) -> Result<(), Failure> {
         Proof::Run => "run, with the numbers in docs/engines.md",
         Proof::Unproved => "not yet: `pixart engine selftest` tells whether it computes right",
     };
+    let keeps = match provider.keeps {
+        Keeps::Nothing(reason) => format!("nothing: {reason}"),
+        Keeps::Folder(settings) => {
+            let names: Vec<&str> = settings.iter().map(|(name, _)| *name).collect();
+            format!("compiled graphs, through {}", names.join(", "))
+        }
+        Keeps::Context => "compiled graphs, through ep.context_enable".to_owned(),
+    };
     for (what, text) in [
         ("how to get it", provider.how_to_get()),
         ("it needs", provider.needs.to_owned()),
         ("precisions", provider.precisions.join(", ")),
         ("export profile", provider.profile.to_owned()),
         ("sizes", per_size.to_owned()),
+        ("keeps", keeps),
         ("proved", proof.to_owned()),
     ] {
         print_line(format!("  {what:<15} {text}"))?;

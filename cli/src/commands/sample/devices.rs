@@ -1,12 +1,16 @@
 //! What computes each part of the model, as the settings have it.
 
 use super::settings::{Settings, parsed};
-use crate::commands::engine::devices::split_options;
+use crate::commands::engine::devices::{idle_plugin, split_options};
 use crate::exit::Failure;
 use pixart_exporter::Profile;
-use pixart_runtime::engine::provider::{Device, DeviceOptions, Placement, Provider};
+use pixart_runtime::engine::provider::{
+    Compiled, Device, DeviceOptions, Keeps, Outcome, Placement, Provider,
+};
 use pixart_runtime::engine::{self, Engine, EngineChoice, EngineError, EngineOptions, Opened};
 use pixart_runtime::pipeline::Engines;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Engines that are open, one for each part; parts may share one.
@@ -67,29 +71,54 @@ impl OpenEngines {
         names.join(", ")
     }
 
-    /// Warnings about work that was left to the processor though another device was asked for.
-    pub fn left_to_the_processor(&self) -> Vec<String> {
-        let mut told: Vec<Arc<dyn Engine>> = Vec::new();
-        let mut warnings = Vec::new();
+    /// Each engine once.
+    fn each(&self) -> Vec<&Arc<dyn Engine>> {
+        let mut each: Vec<&Arc<dyn Engine>> = Vec::new();
         for engine in [&self.text_encoder, &self.transformer, &self.vae] {
-            if told.iter().any(|known| Arc::ptr_eq(known, engine)) {
-                continue;
+            if !each.iter().any(|known| Arc::ptr_eq(known, engine)) {
+                each.push(engine);
             }
-            told.push(engine.clone());
-            warnings.extend(engine.placements().iter().filter_map(left_over));
         }
-        warnings.dedup();
+        each
+    }
+
+    /// What was compiled so far, where compiled graphs are kept.
+    pub fn compiled(&self) -> Vec<Compiled> {
+        self.each().into_iter().flat_map(|engine| engine.compiled()).collect()
+    }
+
+    /// Warnings about work that was left to the processor though another device was asked for, and about
+    /// compiled graphs that were no good.
+    pub fn warnings(&self) -> Vec<String> {
+        let placements = self.each().into_iter().flat_map(|engine| engine.placements());
+        let mut warnings: Vec<String> = placements.filter_map(|each| left_over(&each)).collect();
+        warnings.extend(self.compiled().iter().filter_map(|compiled| match &compiled.outcome {
+            Outcome::Remade(_, reason) => {
+                Some(format!("{}: compiled anew, because {reason}", part_of(&compiled.model)))
+            }
+            _ => None,
+        }));
+        // Several sizes of one network say the same.
+        let mut known = HashSet::new();
+        warnings.retain(|warning| known.insert(warning.clone()));
         warnings
     }
 }
 
+/// The part of the model that a graph is, by its folder.
+pub fn part_of(model: &Path) -> String {
+    let part = model.parent().and_then(|folder| folder.file_name());
+    part.unwrap_or(model.as_os_str()).to_string_lossy().into_owned()
+}
+
 /// A warning where the processor does much of the work.
 fn left_over(placement: &Placement) -> Option<String> {
-    if placement.heavy_on_cpu().is_empty() {
+    // Where there is only a log, nodes that are all on one side have no names.
+    let all = placement.device_nodes() == 0 && placement.cpu_nodes() > 0;
+    if placement.heavy_on_cpu().is_empty() && !all {
         return None;
     }
-    let part = placement.model.parent().and_then(|folder| folder.file_name());
-    let part = part.unwrap_or(placement.model.as_os_str()).to_string_lossy();
+    let part = part_of(&placement.model);
     Some(format!("{part}: {placement}; an export in another --profile may suit the device better"))
 }
 
@@ -103,7 +132,11 @@ impl Settings {
     /// Opens what computes, with one device.
     pub fn open_engines(&self) -> Result<OpenEngines, Failure> {
         match self.devices.as_slice() {
-            [] => self.open_engines_on(self.main_device()?),
+            [] => {
+                let device = self.main_device()?;
+                self.check_plugin(std::slice::from_ref(&device))?;
+                self.open_engines_on(device)
+            }
             _ => Err(Failure::request("devices: this takes one; name it with --device")),
         }
     }
@@ -119,9 +152,26 @@ impl Settings {
         if self.devices.len() > 1 && self.preview.is_some() {
             return Err(Failure::request("preview: it is for one device; leave it or devices out"));
         }
-        let devices: Result<Vec<Device>, Failure> =
-            self.devices.iter().map(|device| named("devices", device)).collect();
-        devices?.into_iter().map(|device| self.open_engines_on(device)).collect()
+        let devices = self.devices.iter().map(|device| named("devices", device));
+        let devices = devices.collect::<Result<Vec<Device>, Failure>>()?;
+        self.check_plugin(&devices)?;
+        let mut devices: Vec<_> = devices.into_iter().enumerate().collect();
+        // One process holds one ONNX Runtime, and only some builds of it have an accelerator.
+        devices.sort_by_key(|(_, device)| device.provider.is_processor());
+        let opened = devices.into_iter().map(|(place, d)| Ok((place, self.open_engines_on(d)?)));
+        let mut opened = opened.collect::<Result<Vec<_>, Failure>>()?;
+        opened.sort_by_key(|(place, _)| *place);
+        Ok(opened.into_iter().map(|(_, engines)| engines).collect())
+    }
+
+    /// A plugin is for an accelerator; without one it would be left aside.
+    fn check_plugin(&self, devices: &[Device]) -> Result<(), Failure> {
+        match &self.device_plugin {
+            Some(plugin) if devices.iter().all(|device| device.provider.is_processor()) => {
+                Err(idle_plugin(plugin))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn open_engines_on(&self, device: Device) -> Result<OpenEngines, Failure> {
@@ -132,8 +182,8 @@ impl Settings {
         let text_encoder = part("text_encoder_device", &self.text_encoder_device)?;
         let vae = part("vae_device", &self.vae_device)?;
         let mut wanted: Vec<Device> = vec![device.clone(), text_encoder.clone(), vae.clone()];
-        // One process holds one ONNX Runtime, and only some builds of it have an accelerator.
-        wanted.sort_by_key(|device| ["cpu", "tract"].contains(&device.provider.name));
+        // As in `open_each`.
+        wanted.sort_by_key(|device| device.provider.is_processor());
         let mut opened: Vec<(Device, Opened)> = Vec::new();
         for wanted in wanted {
             if !opened.iter().any(|(known, _)| *known == wanted) {
@@ -181,6 +231,11 @@ impl Settings {
                 options: if is_main { split_options(&self.device_option)? } else { Vec::new() },
                 plugin: self.device_plugin.clone().filter(|_| is_main),
                 allow_cpu_fallback: self.allow_cpu_fallback.unwrap_or(false),
+                static_shapes: self.static_shapes,
+                compiled: match device.provider.keeps {
+                    Keeps::Nothing(_) => None,
+                    _ => self.compiled_cache()?,
+                },
                 device,
             },
             ..EngineOptions::default()
@@ -199,6 +254,20 @@ impl Settings {
             )),
             error => error.into(),
         })
+    }
+
+    /// Where compiled graphs are kept, if they are.
+    pub fn compiled_cache(&self) -> Result<Option<PathBuf>, Failure> {
+        if self.no_compiled_cache == Some(true) {
+            return Ok(None);
+        }
+        match (&self.compiled_cache_dir, crate::model::cache_folder()) {
+            (Some(folder), _) => Ok(Some(folder.clone())),
+            (None, Ok(folder)) => Ok(Some(folder.join("compiled"))),
+            // A bundle runs where nobody has a home.
+            (None, Err(_)) if crate::model::is_bundle() => Ok(None),
+            (None, Err(failure)) => Err(failure),
+        }
     }
 
     /// How many threads to compute with.
@@ -224,6 +293,25 @@ mod tests {
         for provider in PROVIDERS {
             assert_eq!(profile_for(provider).as_str(), provider.profile, "{}", provider.name);
         }
+    }
+
+    #[test]
+    fn the_processor_at_work_instead_of_the_device_is_told() {
+        let counts = |list: &[(&str, usize)]| {
+            list.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+        };
+        let placement = |on_device: &[(&str, usize)], on_cpu: &[(&str, usize)]| Placement {
+            model: "vae_decoder/model.onnx".into(),
+            device: "webgpu".to_owned(),
+            on_device: counts(on_device),
+            on_cpu: counts(on_cpu),
+        };
+        let told = |on_device, on_cpu| left_over(&placement(on_device, on_cpu));
+        let heavy = told(&[("Add", 2)], &[("MatMul", 1)]).expect("a warning");
+        assert!(heavy.starts_with("vae_decoder: webgpu computes 2 of 3 nodes"), "{heavy}");
+        let all = told(&[], &[("all operators", 7)]).expect("a warning");
+        assert!(all.contains("webgpu computes 0 of 7 nodes"), "{all}");
+        assert_eq!(told(&[("MatMul", 2)], &[("Shape", 1)]), None);
     }
 
     #[test]

@@ -249,6 +249,20 @@ pub struct Settings {
     /// What computes the VAE [default: as --device]
     #[arg(long = "vae_device", value_name = "NAME[:N]", help_heading = "Devices")]
     pub vae_device: Option<String>,
+    /// Give each size of inputs a graph of its own whose sizes are fixed; captions are padded to the most tokens
+    /// then [default: what the device needs]
+    #[arg(long = "static_shapes", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Devices")]
+    pub static_shapes: Option<bool>,
+    /// Folder where compiled graphs are kept [default: `compiled` in the cache folder]
+    #[arg(long = "compiled_cache_dir", value_name = "DIR", help_heading = "Devices")]
+    pub compiled_cache_dir: Option<PathBuf>,
+    /// Compile graphs anew at each start, and keep none [default: false]
+    #[arg(long = "no_compiled_cache", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Devices")]
+    pub no_compiled_cache: Option<bool>,
     /// Threads to compute with [default: all cores]
     #[arg(short, long, value_name = "N", help_heading = "Engine")]
     pub threads: Option<usize>,

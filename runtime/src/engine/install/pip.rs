@@ -152,6 +152,7 @@ fn tail(output: &Output, lines: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(unix)]
     use crate::engine::provider::BUILDS;
 
     fn words(command: &str) -> Vec<String> {

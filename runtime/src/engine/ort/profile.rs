@@ -5,12 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use prost::Message as _;
 use serde_json::Value;
 
-use super::{NAME, OrtEngine, OrtSession, run_failed};
+use super::{OrtEngine, OrtSession, Source, load_failed, run_failed};
 use crate::{
-    engine::{EngineError, Session as _, model_file::ModelFile, provider::TimeShares},
+    engine::{
+        EngineError, Session as _,
+        model_file::ModelFile,
+        provider::{TimeShares, Using},
+    },
     tensor::Tensor,
 };
 
@@ -23,17 +26,18 @@ impl OrtEngine {
     ) -> Result<TimeShares, EngineError> {
         let failed = |reason: String| run_failed(model, inputs, reason);
         let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
-        let ModelFile { path, proto, signature, bundled, .. } = ModelFile::open(model)?;
-        let profile = Some(folder.path().join("profile"));
-        // A graph in a bundle is no file.
-        let graph = bundled.is_some().then(|| proto.encode_to_vec());
-        let session = self.build_profiled(&path, bundled.as_deref(), graph, Vec::new(), profile);
-        let session = session.map_err(|error| EngineError::Load {
-            engine: NAME,
-            model: path.clone(),
-            reason: error.to_string(),
-        })?;
-        let mut session = OrtSession { model: path, signature, session };
+        let profile = folder.path().join("profile");
+        let source = Source::new(ModelFile::open(model)?, false, Vec::new(), false)
+            .map_err(|error| load_failed(model, error))?;
+        let sizes = match self.per_size {
+            true => source.sizes(inputs)?,
+            false => Vec::new(),
+        };
+        let session = self.make(&source, &sizes, Some(&profile), &Using::default());
+        let session = session.map_err(|error| load_failed(model, error))?;
+        let Source { model: path, signature, .. } = source;
+        let transfer = self.transfer();
+        let mut session = OrtSession { model: path, signature, session, transfer };
         for _ in 0..2 {
             session.run(inputs)?;
         }

@@ -1,8 +1,10 @@
 //! A provider at work in sessions of ONNX Runtime.
 
 use std::{
+    io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Instant,
 };
 
 use ort::{
@@ -12,8 +14,10 @@ use ort::{
 };
 
 use super::{
-    super::{EngineError, library::Library},
-    Device, DeviceOptions, Placement,
+    super::{EngineError, library::Library, ort::Transfer},
+    Device, DeviceOptions, Keeps, Placement, Provider,
+    compiled::{self, Cache, Compiled, Make, Using, Wanted},
+    identity::Identity,
     log::PlacementLog,
     placement::{self, RECORD},
     probe, register,
@@ -29,6 +33,11 @@ pub(in super::super) struct Accelerator {
     /// This build of ONNX Runtime keeps no record of where nodes go, but logs it.
     logs: bool,
     placements: Mutex<Vec<Placement>>,
+    /// Where compiled graphs are kept.
+    cache: Option<Cache>,
+    compiled: Mutex<Vec<Compiled>>,
+    /// Copies to and from the device, once they were asked for.
+    transfer: OnceLock<Option<Arc<Transfer>>>,
 }
 
 /// Plugins stay registered until the process ends.
@@ -70,6 +79,9 @@ impl Accelerator {
             allow_cpu: options.allow_cpu_fallback,
             logs: false,
             placements: Mutex::default(),
+            cache: None,
+            compiled: Mutex::default(),
+            transfer: OnceLock::new(),
         };
         if let Err(reason) = accelerator.try_out(environment) {
             return Err(EngineError::ProviderFailed {
@@ -80,7 +92,90 @@ impl Accelerator {
             });
         }
         accelerator.lock().clear();
+        accelerator.open_cache(library, options);
         Ok(accelerator)
+    }
+
+    fn open_cache(&mut self, library: &Library, options: &DeviceOptions) {
+        let provider = self.device.provider;
+        // Whoever names a folder of the provider's own looks after it.
+        let own = provider.keeps.settings().iter().any(|(name, _)| {
+            options.options.iter().any(|(given, _)| given.eq_ignore_ascii_case(name))
+        });
+        let Some(folder) = options.compiled.clone().filter(|_| !own) else { return };
+        let plugin = self.plugin.as_deref();
+        // Without knowing what the machine is, nothing can be kept for it.
+        if let Ok(machine) = Identity::of_machine(provider, library, plugin) {
+            self.cache = Some(Cache::new(folder, &self.device, &self.settings, machine));
+        }
+    }
+
+    /// Whether compiled graphs are kept, so that the identity of graphs matters.
+    pub fn caches(&self) -> bool {
+        let keeps = &self.device.provider.keeps;
+        self.cache.is_some() && !matches!(keeps, Keeps::Nothing(_))
+    }
+
+    /// What was compiled so far, where compiled graphs are to be kept.
+    pub fn compiled(&self) -> Vec<Compiled> {
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes a session with [`Self::commit`] as its last step, or several, until what is compiled is kept.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn load(
+        &self,
+        wanted: &Wanted<'_>,
+        identity: &dyn Fn() -> io::Result<Identity>,
+        make: &Make<'_, Session, ort::Error>,
+    ) -> ort::Result<Session> {
+        let Some(cache) = &self.cache else { return make(&Using::default()) };
+        let (begin, known) = (Instant::now(), self.lock().len());
+        let loaded = cache.load(wanted, identity, make);
+        // Of several sessions of one graph, the first tells where its nodes went.
+        self.lock().truncate(known + 1);
+        let (session, outcome) = loaded?;
+        let report = compiled::report(wanted, outcome, begin);
+        self.compiled.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+        Ok(session)
+    }
+
+    /// Copies to and from the device; `None` where it works in the processor's memory, or cannot copy.
+    pub fn transfer(&self, environment: &Environment) -> Option<Arc<Transfer>> {
+        let start = || {
+            let make = |graph: &[u8]| {
+                let builder = Session::builder(environment)?;
+                self.register_to_copy(builder, environment)?.commit_from_memory(graph)
+            };
+            Transfer::start(self.device.to_string(), make).ok().flatten().map(Arc::new)
+        };
+        self.transfer.get_or_init(start).clone()
+    }
+
+    /// Registers what copies best: not what compiles a graph for it.
+    fn register_to_copy(
+        &self,
+        builder: SessionBuilder,
+        environment: &Environment,
+    ) -> ort::Result<SessionBuilder> {
+        let device = self.settings.iter().filter(|(name, _)| name == "device_id").cloned();
+        match (self.device.provider.name, &self.plugin) {
+            // The two share their memory.
+            ("tensorrt", None) => {
+                let cuda = Provider::named("cuda").map_err(|e| ort::Error::new(e.to_string()))?;
+                let dispatch = register::dispatch(cuda, &device.collect::<Vec<_>>());
+                Ok(builder.with_execution_providers(dispatch.as_slice())?)
+            }
+            ("cann", None) => {
+                let single = [("enable_cann_graph".to_owned(), "0".to_owned())];
+                let settings: Vec<_> = device.chain(single).collect();
+                let dispatch = register::dispatch(self.device.provider, &settings);
+                Ok(builder.with_execution_providers(dispatch.as_slice())?)
+            }
+            _ => self.register(builder, environment, &[]),
+        }
     }
 
     /// The device, for people.
@@ -104,13 +199,18 @@ impl Accelerator {
         builder: SessionBuilder,
         environment: &Environment,
         model: &Path,
+        using: &Using,
         commit: impl FnOnce(SessionBuilder) -> ort::Result<Session>,
     ) -> ort::Result<Session> {
         let (builder, log) = match self.logs {
             true => PlacementLog::listen(builder).map(|(builder, log)| (builder, Some(log)))?,
             false => (builder.with_config_entry(RECORD, "1")?, None),
         };
-        let session = commit(self.register(builder, environment)?)?;
+        let mut builder = builder;
+        for (name, value) in &using.config {
+            builder = builder.with_config_entry(name, value)?;
+        }
+        let session = commit(self.register(builder, environment, &using.settings)?)?;
         let (name, device) = (self.device.provider.ort_name, self.device.to_string());
         let (name, model) = (name.unwrap_or_default(), model.to_path_buf());
         let placement = match log {
@@ -133,17 +233,18 @@ impl Accelerator {
         &self,
         builder: SessionBuilder,
         environment: &Environment,
+        more: &[(String, String)],
     ) -> ort::Result<SessionBuilder> {
+        let settings: Vec<_> = self.settings.iter().chain(more).cloned().collect();
         if self.plugin.is_none() {
-            let dispatch = register::dispatch(self.device.provider, &self.settings);
+            let dispatch = register::dispatch(self.device.provider, &settings);
             return Ok(builder.with_execution_providers(dispatch.as_slice())?);
         }
         let device = self.plugin_device(environment)?;
         // The device is chosen already.
         let chosen = self.device.provider.suffix;
         let name = device.ep()?;
-        let settings: Vec<(String, String)> = self
-            .settings
+        let settings: Vec<(String, String)> = settings
             .iter()
             .filter(|(option, _)| Some(option.as_str()) != chosen)
             .map(|(option, value)| (format!("{name}.{option}"), value.clone()))
@@ -194,10 +295,10 @@ impl Accelerator {
     fn probe(&self, environment: &Environment) -> ort::Result<Session> {
         let builder = Session::builder(environment)?;
         let commit = |mut builder: SessionBuilder| builder.commit_from_memory(&probe::graph());
-        self.commit(builder, environment, Path::new("the probe"), commit)
+        self.commit(builder, environment, Path::new("the probe"), &Using::default(), commit)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Placement>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Placement>> {
         self.placements.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

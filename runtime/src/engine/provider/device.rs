@@ -73,9 +73,20 @@ pub struct DeviceOptions {
     pub plugin: Option<PathBuf>,
     /// Compute on the processor if the device cannot be used.
     pub allow_cpu_fallback: bool,
+    /// Whether each size of inputs gets a graph of its own whose sizes are fixed; what the provider needs
+    /// where not given.
+    pub static_shapes: Option<bool>,
+    /// The folder where compiled graphs are kept from one start to the next; nothing is kept without.
+    pub compiled: Option<PathBuf>,
 }
 
 impl DeviceOptions {
+    /// Whether sizes are fixed before the provider sees a graph. tract does so by itself.
+    pub(in super::super) fn fixes_sizes(&self) -> bool {
+        let provider = self.device.provider;
+        self.static_shapes.unwrap_or(provider.compiles_per_size) && !provider.is_tract()
+    }
+
     /// The options in the provider's spelling: defaults, then what was given, then the device's number.
     ///
     /// # Errors

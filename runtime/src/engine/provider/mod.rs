@@ -5,7 +5,9 @@
 
 mod accelerator;
 mod build;
+mod compiled;
 mod device;
+mod identity;
 mod log;
 mod option;
 mod options;
@@ -18,7 +20,10 @@ mod table;
 
 pub(super) use accelerator::Accelerator;
 pub use build::{BUILDS, Build};
+pub use compiled::{Compiled, Entry, Outcome, clear_compiled};
+pub(super) use compiled::{Using, Wanted};
 pub use device::{Device, DeviceOptions};
+pub(super) use identity::{Identity, sha256};
 pub use option::{OptionKind, OptionSpec};
 pub use placement::Placement;
 pub use shares::TimeShares;
@@ -44,7 +49,8 @@ pub struct Provider {
     pub obtained: &'static str,
     /// What the machine must have besides.
     pub needs: &'static str,
-    /// Libraries of the system that it loads, on Linux; looked for by `pixart engine doctor`.
+    /// Libraries of the system that it loads, on Linux; looked for by `pixart engine doctor`. Of `A or B` one
+    /// is enough.
     pub system_libraries: &'static [&'static str],
     /// Precisions of exports that it computes, the best proved first.
     pub precisions: &'static [&'static str],
@@ -54,6 +60,8 @@ pub struct Provider {
     pub suffix: Option<&'static str>,
     /// Whether it compiles a graph for each size of its inputs.
     pub compiles_per_size: bool,
+    /// What it keeps of a compiled graph from one start to the next, if it is told to.
+    pub keeps: Keeps,
     /// Its options.
     pub options: &'static [OptionSpec],
     /// Where its options are described.
@@ -69,6 +77,27 @@ pub enum Proof {
     Run,
     /// Only its registration was written, against its documentation.
     Unproved,
+}
+
+/// How a provider keeps what it has compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// It does not, for this reason.
+    Nothing(&'static str),
+    /// In a folder, if these options are set; `FOLDER` stands for its path.
+    Folder(&'static [(&'static str, &'static str)]),
+    /// In a graph that stands for the first (ONNX Runtime's `ep.context_enable`).
+    Context,
+}
+
+impl Keeps {
+    /// The options that make it keep something.
+    pub fn settings(&self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Folder(settings) => settings,
+            _ => &[],
+        }
+    }
 }
 
 impl Provider {
@@ -117,6 +146,11 @@ impl Provider {
         &PROVIDERS[1]
     }
 
+    /// Whether it computes on the processor, which takes no accelerator in ONNX Runtime.
+    pub fn is_processor(&self) -> bool {
+        self.is_cpu() || self.is_tract()
+    }
+
     /// Whether it is the processor itself, through any build of ONNX Runtime.
     pub(super) fn is_cpu(&self) -> bool {
         self.name == "cpu"
@@ -155,6 +189,11 @@ mod tests {
                 assert_eq!(provider.options.iter().filter(same).count(), 1, "{name}");
                 let default = option.default.map(|value| option.value(name, value));
                 assert!(default.is_none_or(|value| value.is_ok()), "{name}: {}", option.name);
+            }
+            for (option, value) in provider.keeps.settings() {
+                let known = provider.options.iter().find(|known| known.name == *option);
+                let known = known.unwrap_or_else(|| panic!("{name}: {option}"));
+                assert!(known.value(name, value).is_ok(), "{name}: {option}");
             }
             assert!(provider.source.starts_with("https://") || provider.options.is_empty());
         }

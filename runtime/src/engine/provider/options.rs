@@ -102,7 +102,12 @@ pub(super) const CANN: &[OptionSpec] = &[
     option("arena_extend_strategy", ARENA, "how its arena grows"),
     option("enable_cann_graph", SWITCH, "compile whole graphs, not single operators"),
     option("dump_graphs", SWITCH, "write the graphs it compiles"),
-    option("dump_om_model", SWITCH, "keep compiled graphs in the working folder"),
+    set(
+        "dump_om_model",
+        SWITCH,
+        "keep compiled graphs in the working folder; its own default is to do so",
+        "0",
+    ),
     set(
         "precision_mode",
         Choice(&[

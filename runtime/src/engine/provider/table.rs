@@ -1,6 +1,6 @@
 //! The table of providers.
 
-use super::{Proof, Provider, options};
+use super::{Keeps, Proof, Provider, options};
 
 /// The pages that describe providers.
 macro_rules! page {
@@ -24,6 +24,7 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "ort",
         suffix: None,
         compiles_per_size: false,
+        keeps: Keeps::Nothing("it compiles nothing: a graph is ready as soon as it is read"),
         options: &[],
         source: "",
         proof: Proof::Run,
@@ -41,6 +42,7 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "portable",
         suffix: None,
         compiles_per_size: true,
+        keeps: Keeps::Nothing("what it prepares is ready sooner than it could be read"),
         options: &[],
         source: "",
         proof: Proof::Run,
@@ -53,11 +55,12 @@ pub const PROVIDERS: &[Provider] = &[
         only_on: None,
         obtained: "",
         needs: "an NVIDIA driver, CUDA 12 or 13 as the wheel's version says, cuDNN 9",
-        system_libraries: &["libcuda.so.1", "libcudart.so.12", "libcudart.so.13", "libcudnn.so.9"],
+        system_libraries: &["libcuda.so.1", "libcudart.so.12 or libcudart.so.13", "libcudnn.so.9"],
         precisions: &["fp32", "fp16", "bf16", "int4"],
         profile: "ort",
         suffix: Some("device_id"),
         compiles_per_size: false,
+        keeps: Keeps::Nothing("it compiles nothing: its kernels are in its libraries"),
         options: options::CUDA,
         source: page!("CUDA-ExecutionProvider"),
         proof: Proof::Unproved,
@@ -75,6 +78,12 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "cann",
         suffix: Some("device_id"),
         compiles_per_size: true,
+        keeps: Keeps::Folder(&[
+            ("trt_engine_cache_enable", "1"),
+            ("trt_engine_cache_path", "FOLDER"),
+            ("trt_timing_cache_enable", "1"),
+            ("trt_timing_cache_path", "FOLDER"),
+        ]),
         options: options::TENSORRT,
         source: page!("TensorRT-ExecutionProvider"),
         proof: Proof::Unproved,
@@ -93,6 +102,10 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "cann",
         suffix: Some("device_id"),
         compiles_per_size: true,
+        keeps: Keeps::Nothing(
+            "its cache changes with every run, so that it cannot be checked; `nv_runtime_cache_path` names a \
+             folder that it is kept in unchecked",
+        ),
         options: options::TENSORRT_RTX,
         source: page!("TensorRTRTX-ExecutionProvider"),
         proof: Proof::Unproved,
@@ -110,6 +123,10 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "cann",
         suffix: Some("device_id"),
         compiles_per_size: true,
+        keeps: Keeps::Nothing(
+            "it would write compiled graphs (.om) into the working folder, where nothing can be checked, so that \
+             `dump_om_model` is off",
+        ),
         options: options::CANN,
         source: page!("community-maintained/CANN-ExecutionProvider"),
         proof: Proof::Unproved,
@@ -127,6 +144,7 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "cann",
         suffix: None,
         compiles_per_size: true,
+        keeps: Keeps::Folder(&[("ModelCacheDirectory", "FOLDER")]),
         options: options::COREML,
         source: page!("CoreML-ExecutionProvider"),
         proof: Proof::Unproved,
@@ -144,6 +162,7 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "cann",
         suffix: Some("device_type"),
         compiles_per_size: false,
+        keeps: Keeps::Folder(&[("cache_dir", "FOLDER")]),
         options: options::OPENVINO,
         source: page!("OpenVINO-ExecutionProvider"),
         proof: Proof::Run,
@@ -162,6 +181,7 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "portable",
         suffix: Some("deviceId"),
         compiles_per_size: false,
+        keeps: Keeps::Nothing("it compiles small kernels only, while it runs"),
         options: options::WEBGPU,
         source: "https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/providers/webgpu/webgpu_provider_options.h",
         proof: Proof::Run,
@@ -179,6 +199,7 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "cann",
         suffix: Some("device_id"),
         compiles_per_size: false,
+        keeps: Keeps::Nothing("it has no option for that"),
         options: options::DIRECTML,
         source: page!("DirectML-ExecutionProvider"),
         proof: Proof::Unproved,
@@ -196,6 +217,10 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "cann",
         suffix: Some("device_id"),
         compiles_per_size: true,
+        keeps: Keeps::Nothing(
+            "the folder for it has to be in the environment before the program starts \
+             (ORT_MIGRAPHX_MODEL_CACHE_PATH)",
+        ),
         options: options::MIGRAPHX,
         source: page!("MIGraphX-ExecutionProvider"),
         proof: Proof::Unproved,
@@ -213,6 +238,7 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "cann",
         suffix: Some("device_id"),
         compiles_per_size: true,
+        keeps: Keeps::Context,
         options: options::QNN,
         source: page!("QNN-ExecutionProvider"),
         proof: Proof::Unproved,
@@ -231,6 +257,7 @@ pub const PROVIDERS: &[Provider] = &[
         profile: "portable",
         suffix: None,
         compiles_per_size: false,
+        keeps: Keeps::Nothing("it compiles nothing: a graph is ready as soon as it is read"),
         options: options::XNNPACK,
         source: page!("Xnnpack-ExecutionProvider"),
         proof: Proof::Unproved,

@@ -163,6 +163,15 @@ impl Session for TractSession {
         };
         names.zip(results).map(held).collect()
     }
+
+    fn run_to_tensors(
+        &mut self,
+        inputs: &[(&str, &Value)],
+    ) -> Result<Vec<(String, Tensor)>, EngineError> {
+        let results = self.compute(inputs, value::read)?;
+        let names = self.signature.outputs.iter();
+        names.zip(results).map(|(name, value)| Ok((name.clone(), take_out(name, value)?))).collect()
+    }
 }
 
 fn copy_in(value: &Tensor) -> TValue {

@@ -3,6 +3,7 @@
 use super::super::Sizing;
 use super::{CacheError, entry};
 use crate::files::hex;
+use pixart_runtime::bundle::store;
 use pixart_runtime::model_folder::{
     ComponentFolder, TextEncoderArchitecture, VaeEncoderArchitecture,
 };
@@ -70,7 +71,7 @@ impl TextDescription {
     ) -> io::Result<Self> {
         let mut hash = Sha256::new();
         for name in ["spiece.model", "tokenizer.json", "tokenizer_config.json"] {
-            match fs::read(tokenizer.join(name)) {
+            match store::read(&tokenizer.join(name)) {
                 Ok(bytes) => hash.update(Sha256::digest(bytes)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => hash.update(name),
                 Err(error) => return Err(error),

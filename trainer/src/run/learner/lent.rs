@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use pixart_runtime::{
-    engine::{Engine, EngineError, Session},
+    engine::{Engine, EngineError, Session, Value},
     tensor::Tensor,
 };
 
@@ -59,6 +59,16 @@ impl Untrained {
 
 impl Session for Lent<'_> {
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
+        let values = inputs.iter().map(|(name, tensor)| (*name, Value::from((*tensor).clone())));
+        let values: Vec<_> = values.collect();
+        let inputs: Vec<_> = values.iter().map(|(name, value)| (*name, value)).collect();
+        self.run_to_tensors(&inputs)
+    }
+
+    fn run_to_tensors(
+        &mut self,
+        inputs: &[(&str, &Value)],
+    ) -> Result<Vec<(String, Tensor)>, EngineError> {
         let failed = |reason: String| EngineError::Run {
             engine: "training",
             model: PathBuf::from("the transformer in training"),
@@ -68,7 +78,7 @@ impl Session for Lent<'_> {
         let input = |wanted: &str| {
             let found = inputs.iter().find(|(name, _)| *name == wanted);
             let missing = || failed(format!("there is no input \"{wanted}\""));
-            found.map(|(_, tensor)| (*tensor).clone().into()).ok_or_else(missing)
+            found.map(|(_, value)| (*value).clone()).ok_or_else(missing)
         };
         let is_there = |wanted: &str| inputs.iter().any(|(name, _)| *name == wanted);
         let conditions = match is_there("resolution") {

@@ -1,7 +1,7 @@
 """Times exports of the released sizes, random weights; prints tables. Linux.
 
-    PYTHON scripts/benchmark_export.py transformer  --pixart target/release/pixart --scratch DIR
-    PYTHON scripts/benchmark_export.py text_encoder --pixart target/release/pixart --scratch DIR \
+    PYTHON tests/peers/export.py transformer  --pixart target/release/pixart --scratch DIR
+    PYTHON tests/peers/export.py text_encoder --pixart target/release/pixart --scratch DIR \
         --precisions fp32 fp16 int8 int4
 
 `transformer` exports a DiT-XL/2 with pixart and, from the same file, diffusers' class with both of PyTorch's
@@ -22,8 +22,11 @@ import subprocess
 import sys
 import time
 
-import process_memory
-import random_models
+SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import process_memory  # noqa: E402
+import random_models  # noqa: E402
 
 
 def forget(folder):
@@ -81,8 +84,7 @@ def transformer(options):
     source = options.scratch / "transformer"
     side = 32
     build = "import sys, pathlib, random_models; random_models.transformer(pathlib.Path(sys.argv[1]), {}, 0.5, {})"
-    here = pathlib.Path(__file__).parent
-    subprocess.run([sys.executable, "-c", build.format(side, options.layers), source], check=True, cwd=here)
+    subprocess.run([sys.executable, "-c", build.format(side, options.layers), source], check=True, cwd=SCRIPTS)
     print(f"{options.layers} blocks, {size(source):,} bytes, latents {side} × {side}\n")
     print("| | seconds | of which export | memory of its own | resident |")
     print("|---|---|---|---|---|")

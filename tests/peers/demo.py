@@ -1,6 +1,6 @@
 """Measures the demo model: start to picture, peak memory, size of the binary; prints a Markdown table.
 
-    scripts/benchmark.py --pixart target/release/pixart [--runs 5] [--threads 2] [--peer PYTHON]
+    tests/peers/demo.py --pixart target/release/pixart [--runs 5] [--threads 2] [--peer PYTHON]
 
 With --peer, a Python that has torch and diffusers, diffusers draws the same prompt from the same model, its runs
 between ours. Every number is a whole process, from start to the written picture; medians of the runs.
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-DEMO = pathlib.Path(__file__).resolve().parent.parent / "models" / "demo"
+DEMO = pathlib.Path(__file__).resolve().parents[2] / "models" / "demo"
 PROMPT = "a large red circle above a small blue square on a white background"
 PEER = """
 import sys, torch

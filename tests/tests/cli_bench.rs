@@ -1,0 +1,240 @@
+//! `pixart bench` through the binary, on the demo model and on small random weights.
+
+use std::fs;
+use std::path::Path;
+
+use pixart_tests::binary::{Run, Sandbox};
+use serde_json::Value;
+
+const OK: i32 = 0;
+const FAILED: i32 = 1;
+const REQUEST: i32 = 2;
+
+fn demo() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo");
+    path.to_str().expect("a path").to_owned()
+}
+
+fn bench(sandbox: &Sandbox, more: &[&str]) -> Run {
+    sandbox
+        .pixart(&[&["bench", "--threads", "2", "--repeats", "2", "--warmup", "1"], more].concat())
+}
+
+/// That a run ends with `code` and says all of `said` on stderr.
+fn says(run: &Run, code: i32, said: &[&str]) {
+    assert_eq!(run.code, code, "{run:?}");
+    for said in said {
+        assert!(run.stderr.contains(said), "`{said}` is not in {}", run.stderr);
+    }
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
+
+#[test]
+fn the_demo_model_is_measured_stage_by_stage() {
+    let sandbox = Sandbox::new();
+    let flags = ["--model", &demo(), "--sizes", "64", "128", "--engine", "ort"];
+    let output = ["--json", "bench.json", "--chart", "bench.png", "--operators"];
+    let run = bench(&sandbox, &[&flags[..], &output].concat());
+    says(&run, OK, &[]);
+    for part in ["| text |", "| 64 px step |", "| 128 px decode |", "| 64 × 64 |", "| MatMul |"] {
+        assert!(run.stdout.contains(part), "`{part}` is not in {}", run.stdout);
+    }
+    assert!(run.stdout.contains("extrapolated"), "{}", run.stdout);
+
+    let report = json(&fs::read_to_string(sandbox.path().join("bench.json")).expect("the JSON"));
+    let rows = report["rows"].as_array().expect("rows");
+    let stages: Vec<_> = rows.iter().map(|row| row["stage"].as_str().expect("a stage")).collect();
+    assert_eq!(stages, ["text", "denoise", "denoise", "decode", "decode"]);
+    for row in rows {
+        let number = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name}: {row}"));
+        assert_eq!(row["runs"].as_array().expect("runs").len(), 2);
+        // The median of two is their mean.
+        let runs: f64 =
+            row["runs"].as_array().into_iter().flatten().filter_map(Value::as_f64).sum();
+        assert!((number("seconds") - runs / 2.0).abs() < 1e-9, "{row}");
+        assert!((number("gflops") - number("gflop") / number("seconds")).abs() < 1e-6, "{row}");
+        let peak = report["matmul_peak"]["gflops"].as_f64().expect("a peak");
+        assert!((number("share_of_peak") - number("gflops") / peak).abs() < 1e-9, "{row}");
+        if cfg!(target_os = "linux") {
+            assert!(number("peak_memory_bytes") > 1e6, "{row}");
+        }
+        assert!(row["skipped"].is_null());
+    }
+    // Four times the tokens are four times the work, and more in the attention.
+    let work = |row: usize| rows[row]["gflop"].as_f64().expect("GFLOP");
+    assert!(work(2) / work(1) > 3.5 && (work(4) / work(3) - 4.0).abs() < 0.1, "{report}");
+    for (row, operator) in [(0, "MatMul"), (1, "MatMul"), (3, "Conv")] {
+        let operators = rows[row]["operators"].as_array().expect("operators");
+        let named = operators.iter().any(|entry| entry[0] == operator);
+        assert!(operators.len() > 5 && named, "{operators:?}");
+    }
+    let whole = &report["extrapolated"][0];
+    let step = rows[1]["seconds"].as_f64().expect("seconds");
+    assert!((whole["steps_seconds"].as_f64().expect("steps") - 20.0 * step).abs() < 1e-9);
+    assert!(whole["picture_seconds"].as_f64() > whole["steps_seconds"].as_f64());
+
+    let chart = fs::read(sandbox.path().join("bench.png")).expect("the chart");
+    assert!(chart.starts_with(b"\x89PNG"));
+    let picture = image::load_from_memory(&chart).expect("a picture").into_rgb8();
+    let colors: std::collections::BTreeSet<_> = picture.pixels().map(|pixel| pixel.0).collect();
+    // Paper, grid, ink, and one for each stage.
+    assert_eq!(colors.len(), 6, "{colors:?}");
+}
+
+#[test]
+fn stages_steps_and_batches_are_as_asked_for() {
+    let sandbox = Sandbox::with_tiny_model();
+    let flags = ["--model", "model", "--engine", "tract", "--sizes", "64", "--stages", "denoise"];
+    let gflop = |more: &[&str]| {
+        let run = bench(&sandbox, &[&flags[..], more, &["--json", "-"]].concat());
+        says(&run, OK, &[]);
+        let report = json(&run.stdout);
+        assert_eq!(report["rows"].as_array().expect("rows").len(), 1, "{report}");
+        report["rows"][0]["gflop"].as_f64().expect("GFLOP")
+    };
+    let one = gflop(&["--steps", "4"]);
+    assert!((gflop(&["--batch_size", "3"]) / one - 3.0).abs() < 1e-9);
+    assert!((gflop(&["--guidance_scale", "1"]) / one - 0.5).abs() < 1e-9);
+    assert!(gflop(&["--tokens", "200"]) > 1.2 * one);
+    // The one that is asked for in vain.
+    let run = bench(&sandbox, &[&flags[..], &["--operators"]].concat());
+    says(&run, REQUEST, &["operators", "--engine ort"]);
+}
+
+#[test]
+fn a_part_alone_is_enough() {
+    let sandbox = Sandbox::with_tiny_model();
+    for (flag, part, row) in [
+        ("--checkpoint", "model/transformer", "| 64 px step |"),
+        ("--text_encoder_root", "model/text_encoder", "| text |"),
+        ("--vae_root", "model", "| 64 px decode |"),
+    ] {
+        let run = bench(&sandbox, &[flag, part, "--sizes", "64", "--device", "tract"]);
+        says(&run, OK, &[]);
+        assert!(run.stdout.contains(row), "{run:?}");
+        let stage = if flag == "--vae_root" { "text" } else { "decode" };
+        let run = bench(&sandbox, &[flag, part, "--sizes", "64", "--stages", stage]);
+        says(&run, REQUEST, &["stages", "--model"]);
+    }
+}
+
+#[test]
+fn random_weights_are_made_and_removed() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path().join("scratch")).expect("a folder");
+    let demo = demo();
+    let config = format!("{demo}/transformer/config.json");
+    for (random, more) in [
+        (&demo, &["--engine", "ort", "--precision", "int8", "--int8_mode", "dynamic"][..]),
+        (&config, &["--engine", "tract"]),
+    ] {
+        let flags = ["--random", random, "--sizes", "64", "--scratch", "scratch", "--json", "-"];
+        let run = bench(&sandbox, &[&flags[..], more].concat());
+        says(&run, OK, &[]);
+        let report = json(&run.stdout);
+        let expected = if more.len() > 2 { "int8 dynamic" } else { "fp32" };
+        assert_eq!(report["precision"]["denoise"], expected);
+        assert_eq!(report["precision"]["decode"], "fp32");
+        assert_eq!(report["rows"].as_array().expect("rows").len(), 3);
+    }
+    assert_eq!(sandbox.files(), Vec::<std::path::PathBuf>::new(), "all of it is gone");
+}
+
+#[test]
+fn what_the_machine_has_no_memory_for_is_told_and_left_out() {
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let sandbox = Sandbox::with_tiny_model();
+    let flags =
+        ["--model", "model", "--engine", "tract", "--sizes", "16384", "--batch_size", "400"];
+    let run = bench(&sandbox, &[&flags[..], &["--stages", "text", "denoise"]].concat());
+    says(&run, OK, &[]);
+    assert!(run.stdout.contains("16384 px step | not measured: it would take about"), "{run:?}");
+    let run = bench(&sandbox, &[&flags[..], &["--stages", "denoise"]].concat());
+    says(&run, FAILED, &["nothing was measured", "too little memory"]);
+}
+
+#[test]
+fn bad_requests_are_refused_before_the_work() {
+    let sandbox = Sandbox::with_tiny_model();
+    for (flags, said) in [
+        (&["--sizes", "250"][..], &["sizes", "250", "multiples of 16"][..]),
+        (&["--steps", "0"], &["steps: found 0"]),
+        (&["--batch_size", "0"], &["batch_size: found 0"]),
+        (&["--tokens", "5000"], &["tokens: found 5000, expected 1 to 4096"]),
+        (&["--guidance_scale", "nan"], &["guidance_scale", "finite"]),
+        (&["--json", "no/such/folder.json"], &["json", "no/such/folder.json"]),
+        (&["--chart", "chart.jpg"], &["chart", "chart.jpg", ".png"]),
+        (&["--device", "gpu"], &["no device named \"gpu\""]),
+        (&["--device", "cuda", "--device_option", "x=1"], &["\"x\""]),
+        (&["--engine", "fast"], &["\"fast\""]),
+        (&["--stages", "paint"], &["paint", "denoise"]),
+        (&["--precision", "fp12"], &["fp12"]),
+        (&["--int8_mode", "dynamic"], &["--random"]),
+        (&["--scratch", "."], &["--random"]),
+        (&["--random", "pixart-sigma-512"], &["cannot be used with"]),
+    ] {
+        let run = bench(&sandbox, &[&["--model", "model"], flags].concat());
+        says(&run, REQUEST, said);
+    }
+    fs::write(sandbox.path().join("config.json"), "{").expect("written");
+    for (random, said) in [
+        ("pixart-sigma-3", &["pixart-sigma-3", "pixart-sigma-512", "config.json"][..]),
+        ("config.json", &["config.json", "EOF"]),
+        ("model/tokenizer", &["transformer/config.json"]),
+    ] {
+        says(&bench(&sandbox, &["--random", random]), REQUEST, said);
+    }
+    let missing = ["--model", "model", "--device_plugin", "no.so", "--device", "cuda"];
+    says(&bench(&sandbox, &missing), FAILED, &["no.so", "no such file"]);
+    says(&bench(&sandbox, &["--model", "nowhere", "--sizes", "64"]), REQUEST, &["nowhere"]);
+}
+
+#[test]
+fn ctrl_c_leaves_nothing_behind() {
+    if !cfg!(unix) {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path().join("scratch")).expect("a folder");
+    let child = sandbox
+        .command(&[
+            "bench",
+            "--random",
+            &demo(),
+            "--scratch",
+            "scratch",
+            "--engine",
+            "tract",
+            "--sizes",
+            "64",
+            "--stages",
+            "denoise",
+            "--repeats",
+            "900",
+        ])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    // Weights are there once it measures, which takes minutes.
+    let begin = std::time::Instant::now();
+    let exported = || {
+        let found = fs::read_dir(sandbox.path().join("scratch")).expect("the folder").flatten();
+        found.into_iter().any(|entry| entry.path().join("transformer/manifest.json").is_file())
+    };
+    while !exported() && begin.elapsed().as_secs() < 60 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let id = child.id().to_string();
+    assert!(
+        std::process::Command::new("kill").args(["-INT", &id]).status().expect("kill").success()
+    );
+    let run = Run::new(&child.wait_with_output().expect("it ends"));
+    says(&run, 130, &["interrupted"]);
+    assert_eq!(sandbox.files(), Vec::<std::path::PathBuf>::new());
+}
