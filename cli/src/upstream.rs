@@ -6,7 +6,6 @@ use crate::exit::Failure;
 /// Those that sampling and training share.
 #[derive(Clone, Copy, Default)]
 pub struct Upstream<'a> {
-    pub device_target: Option<&'a str>,
     pub use_parallel: Option<bool>,
     pub enable_flash_attention: Option<bool>,
     pub mode: Option<u32>,
@@ -18,14 +17,6 @@ impl Upstream<'_> {
     /// line for each. `several` says what is wrong with asking for several devices, if something is, and what to do.
     pub fn notes(&self, several: Option<&str>) -> Result<Vec<String>, Failure> {
         let refuse = |message: String| Err(Failure::request(message));
-        if let Some(device) = self.device_target
-            && !device.eq_ignore_ascii_case("cpu")
-        {
-            return refuse(format!(
-                "device_target: found `{device}`, expected CPU, the only device so far; leave it out to \
-                 compute on the processor"
-            ));
-        }
         if let Some(several) = several
             && self.use_parallel == Some(true)
         {

@@ -286,11 +286,28 @@ fn compressed_keys_are_trained() {
 }
 
 #[test]
+fn a_device_that_is_not_there_is_told_and_the_processor_is_taken_if_that_is_allowed() {
+    let sandbox = sandbox();
+    let device = ["--engine", "ort", "--device", "cann", "--max_train_steps", "1"];
+    refused(&sandbox, &device, FAILED, &["engine install cann", "--allow_cpu_fallback"]);
+    let target = ["--engine", "ort", "--device_target", "Ascend"];
+    refused(&sandbox, &target, FAILED, &["engine install cann"]);
+    let allowed = [&device[..], &["--allow_cpu_fallback", "True"]].concat();
+    let (_, run) = trained(&sandbox, &allowed);
+    assert!(run.stderr.contains("cann"), "{}", run.stderr);
+}
+
+#[test]
 fn wrong_settings_are_refused_before_anything_is_done() {
     let sandbox = sandbox();
     for (more, said) in [
-        (&["--use_parallel", "True"][..], "use_parallel: found true, but several devices"),
-        (&["--device_target", "Ascend"], "device_target: found `Ascend`, expected CPU"),
+        // Without MPI, and with it.
+        (&["--use_parallel", "True"][..], "use_parallel: found "),
+        (&["--shard_optimizer", "True"], "shard_optimizer: found true without use_parallel"),
+        (&["--device_target", "TPU"], "device_target: found `TPU`, expected CPU, GPU or Ascend"),
+        (&["--device", "toaster"], "device: "),
+        (&["--device_plugin", "ep.so"], "device_plugin: found ep.so without a device"),
+        (&["--device_option", "threads"], "device_option"),
         (&["--dtype", "fp64"], "dtype: found \"fp64\", expected fp32, fp16 or bf16"),
         (&["--optim", "sgd"], "optim: found \"sgd\", expected adamw, came or muon"),
         (&["--adamw_betas", "0.9", "1"], "adamw_betas: found 1"),

@@ -11,12 +11,15 @@ pub mod settings;
 mod watch;
 
 use crate::commands::dataset::settings as data;
+use crate::commands::engine::devices::{idle_plugin, split_options};
+use crate::commands::sample::devices::{device_of, left_over, not_opened};
 use crate::exit::{Failure, print_line};
 use crate::interrupt::on_ctrl_c;
 use crate::progress::{Progress, Unit, note};
 use crate::ranks;
 use crate::upstream::Upstream;
 use clap::{Args, Subcommand};
+use pixart_runtime::engine::provider::{Device, DeviceOptions};
 use pixart_runtime::engine::{self, EngineChoice, EngineOptions, Opened};
 use pixart_trainer::checkpoint::{self, CheckpointError, Saved};
 use pixart_trainer::data::{Dataset, LabelError, Labels, Sampler, SamplerError};
@@ -72,7 +75,7 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
     settings.validation.request(settings.run.seed())?;
 
     let dataset = dataset(&settings.data)?;
-    let opened = open_engine(&settings.engine, ranks)?;
+    let opened = open_engine(&settings.engine, settings.upstream.device_target.as_deref(), ranks)?;
     notes.iter().for_each(note);
     let start = model::starting_point(settings, saved.as_ref())?;
     let (mut dataset, features) = match read {
@@ -139,6 +142,9 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
         Ok(())
     });
     watch.finish();
+    for warning in opened.engine.placements().iter().filter_map(left_over) {
+        note(format_args!("warning: {warning}"));
+    }
     let outcome = outcome.map_err(failure)?;
     if let Some(ranks) = ranks {
         let per_step = ranks.sent() as f64 / 1e6 / outcome.step.max(1) as f64;
@@ -153,6 +159,7 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
 /// The engine that is asked for.
 fn open_engine(
     settings: &settings::EngineSettings,
+    device_target: Option<&str>,
     ranks: Option<&Arc<Ranks>>,
 ) -> Result<Opened, Failure> {
     let threads = match settings.threads {
@@ -160,7 +167,28 @@ fn open_engine(
         threads => ranks::threads(ranks, threads),
     };
     let choice = settings.engine.as_deref().map_or(Ok(EngineChoice::Auto), str::parse)?;
-    let opened = engine::open(choice, &EngineOptions { threads, ..EngineOptions::default() })?;
+    let mut device = device_of(settings.device.as_deref(), device_target)?;
+    if let Some(ranks) = ranks
+        && device.suffix.is_none()
+        && !device.provider.is_processor()
+    {
+        // Providers without numbers have one device, which the processes of a machine share.
+        let numbered = format!("{device}:{}", ranks.place().local_rank).parse::<Device>();
+        device = numbered.unwrap_or(device);
+    }
+    let plugin = settings.device_plugin.clone();
+    if let Some(plugin) = plugin.as_deref().filter(|_| device.provider.is_processor()) {
+        return Err(idle_plugin(plugin));
+    }
+    let device = DeviceOptions {
+        device,
+        options: split_options(&settings.device_option)?,
+        plugin,
+        allow_cpu_fallback: settings.allow_cpu_fallback.unwrap_or(false),
+        ..DeviceOptions::default()
+    };
+    let options = EngineOptions { threads, device, ..EngineOptions::default() };
+    let opened = engine::open(choice, &options).map_err(not_opened)?;
     opened.note.iter().for_each(note);
     Ok(opened)
 }
@@ -256,7 +284,6 @@ fn dataset(settings: &data::Settings) -> Result<Dataset, Failure> {
 fn upstream_notes(settings: &Settings) -> Result<Vec<String>, Failure> {
     let own = &settings.upstream;
     let upstream = Upstream {
-        device_target: own.device_target.as_deref(),
         use_parallel: own.use_parallel,
         enable_flash_attention: own.enable_flash_attention,
         mode: own.mode,

@@ -112,7 +112,7 @@ pub fn part_of(model: &Path) -> String {
 }
 
 /// A warning where the processor does much of the work.
-fn left_over(placement: &Placement) -> Option<String> {
+pub fn left_over(placement: &Placement) -> Option<String> {
     // Where there is only a log, nodes that are all on one side have no names.
     let all = placement.device_nodes() == 0 && placement.cpu_nodes() > 0;
     if placement.heavy_on_cpu().is_empty() && !all {
@@ -206,20 +206,7 @@ impl Settings {
 
     /// The device of `--device` or `--device_target`.
     pub fn main_device(&self) -> Result<Device, Failure> {
-        let upstream = self.device_target.as_deref().map(|name| {
-            let known = [("cpu", "cpu"), ("gpu", "cuda"), ("ascend", "cann")];
-            let found = known.iter().find(|(upstream, _)| name.eq_ignore_ascii_case(upstream));
-            found.map(|(_, own)| *own).ok_or_else(|| {
-                Failure::request(format!(
-                    "device_target: found `{name}`, expected CPU, GPU or Ascend; --device knows more"
-                ))
-            })
-        });
-        match (self.device.as_deref(), upstream.transpose()?) {
-            (Some(device), _) => named("device", device),
-            (None, Some(device)) => named("device_target", device),
-            (None, None) => Ok(Device::default()),
-        }
+        device_of(self.device.as_deref(), self.device_target.as_deref())
     }
 
     fn open_engine(&self, device: Device, main: &Device) -> Result<Opened, Failure> {
@@ -245,15 +232,7 @@ impl Settings {
             _ if !is_main => EngineChoice::Auto,
             choice => choice,
         };
-        engine::open(choice, &options).map_err(|error| match error {
-            EngineError::ProviderMissing { .. }
-            | EngineError::ProviderAbsent { .. }
-            | EngineError::ProviderFailed { .. }
-            | EngineError::Plugin { .. } => Failure::Failed(anyhow::anyhow!(
-                "{error}; --allow_cpu_fallback computes on the processor instead"
-            )),
-            error => error.into(),
-        })
+        engine::open(choice, &options).map_err(not_opened)
     }
 
     /// Where compiled graphs are kept, if they are.
@@ -276,6 +255,37 @@ impl Settings {
             Some(0) => Err(Failure::request("threads: found 0, expected 1 or more")),
             threads => Ok(threads),
         }
+    }
+}
+
+/// The device of `--device` or `--device_target`, the processor without either.
+pub fn device_of(device: Option<&str>, device_target: Option<&str>) -> Result<Device, Failure> {
+    let upstream = device_target.map(|name| {
+        let known = [("cpu", "cpu"), ("gpu", "cuda"), ("ascend", "cann")];
+        let found = known.iter().find(|(upstream, _)| name.eq_ignore_ascii_case(upstream));
+        found.map(|(_, own)| *own).ok_or_else(|| {
+            Failure::request(format!(
+                "device_target: found `{name}`, expected CPU, GPU or Ascend; --device knows more"
+            ))
+        })
+    });
+    match (device, upstream.transpose()?) {
+        (Some(device), _) => named("device", device),
+        (None, Some(device)) => named("device_target", device),
+        (None, None) => Ok(Device::default()),
+    }
+}
+
+/// What may be done about a device that cannot be used.
+pub fn not_opened(error: EngineError) -> Failure {
+    match error {
+        EngineError::ProviderMissing { .. }
+        | EngineError::ProviderAbsent { .. }
+        | EngineError::ProviderFailed { .. }
+        | EngineError::Plugin { .. } => Failure::Failed(anyhow::anyhow!(
+            "{error}; --allow_cpu_fallback computes on the processor instead"
+        )),
+        error => error.into(),
     }
 }
 

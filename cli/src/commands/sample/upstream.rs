@@ -9,8 +9,6 @@ impl Settings {
     /// line for each.
     pub fn upstream_notes(&self) -> Result<Vec<String>, Failure> {
         let upstream = Upstream {
-            // It is read with the devices.
-            device_target: None,
             use_parallel: self.use_parallel.filter(|_| self.devices.is_empty()),
             enable_flash_attention: self.enable_flash_attention,
             mode: self.mode,

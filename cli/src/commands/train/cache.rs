@@ -91,7 +91,7 @@ pub fn run(args: &CacheArgs) -> Result<(), Failure> {
     if args.check {
         return check(folder, &dataset, settings, workers);
     }
-    let engine = open_engine(&engine, None)?.engine;
+    let engine = open_engine(&engine, None, None)?.engine;
     let roots = Roots {
         text_encoder: places.text_encoder_root.as_deref(),
         tokenizer: data.tokenizer_root.as_deref(),

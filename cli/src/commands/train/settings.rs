@@ -2,6 +2,7 @@
 //! of the command.
 
 use crate::commands::dataset::settings as data;
+use crate::commands::sample::settings::one_or_many;
 use crate::config::{self, boolean};
 use crate::exit::Failure;
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -319,7 +320,21 @@ pub struct EngineSettings {
     /// What runs the graphs: auto, ort (ONNX Runtime) or tract [default: auto]
     #[arg(long, value_name = "NAME")]
     pub engine: Option<String>,
-    /// Threads to compute with [default: all cores]
+    /// Device to compute on, as of pixart sample; of several processes each takes that of its number [default: cpu]
+    #[arg(long, value_name = "NAME[:N]")]
+    pub device: Option<String>,
+    /// An option of the device's provider, as NAME=VALUE; `pixart engine list NAME` shows them
+    #[arg(long = "device_option", value_name = "NAME=VALUE")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub device_option: Vec<String>,
+    /// Plugin library for ONNX Runtime that brings the device [default: the one installed]
+    #[arg(long = "device_plugin", value_name = "FILE")]
+    pub device_plugin: Option<PathBuf>,
+    /// Compute on the processor if the device cannot be used, or takes nothing of a graph [default: false]
+    #[arg(long = "allow_cpu_fallback", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub allow_cpu_fallback: Option<bool>,
+    /// Threads to compute with [default: all cores, shared out to the processes of the machine]
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
 }
@@ -328,7 +343,7 @@ pub struct EngineSettings {
 #[derive(Args, Serialize, Deserialize, Default, Debug)]
 #[serde(default)]
 pub struct UpstreamSettings {
-    /// Device to compute on: CPU is the only one so far [default: CPU]
+    /// The same as --device with upstream's names: CPU, GPU (cuda) or Ascend (cann)
     #[arg(long = "device_target", value_name = "NAME")]
     pub device_target: Option<String>,
     /// Train in several processes that `mpirun` has started, each on its share of every batch [default: false]
