@@ -82,7 +82,9 @@ fn difference(a: &Path, b: &Path) -> f32 {
 
 #[test]
 fn processes_train_what_one_does() {
-    let lora = ["--lora_rank", "4"];
+    // The factors begin at zero. Those of all layers are moved by gradients so small that what is lost in rounding
+    // counts.
+    let lora = ["--lora_rank", "4", "--lora_targets", "to_q", "to_v"];
     for (optim, more, counts) in [
         ("adamw", &["--use_ema", "True"][..], &[2, 3, 4][..]),
         ("came", &[], &[2, 4]),
@@ -163,10 +165,14 @@ fn a_killed_process_ends_all_and_the_checkpoint_is_usable() {
     assert!(killed.expect("kill").success());
     let run = wait(child, "killed");
     assert_ne!(run.code, 0, "{run:?}");
-    assert!(ranks.iter().all(|id| !Path::new(&format!("/proc/{id}")).exists()), "all are gone");
-    let more = ["--resume", "--batch_size", "3", "--max_train_steps", "1000000", "--epochs", "1"];
-    let check = sandbox.pixart(&[&TRAIN[..], &more[..4], &["--max_train_steps", "1"]].concat());
+    let begun = Instant::now();
+    while ranks.iter().any(|id| Path::new(&format!("/proc/{id}")).exists()) {
+        assert!(begun.elapsed() < ENDED, "some go on");
+        sleep(Duration::from_millis(50));
+    }
     // The step was done before: there is nothing to do, and the checkpoint could be read.
+    let more = ["--resume", "--batch_size", "3", "--max_train_steps", "1"];
+    let check = sandbox.pixart(&[&TRAIN[..], &more].concat());
     assert_eq!(check.code, 0, "{check:?}");
 }
 

@@ -3,6 +3,8 @@
 use pixart_exporter::graph::ir::Graph;
 use pixart_exporter::write::{MODEL_FILE, WriteError, to_bytes};
 use pixart_runtime::engine::{Engine, EngineError, Session, Value};
+use pixart_runtime::tensor::Tensor;
+use tempfile::TempDir;
 
 /// Why a graph of the trainer cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +43,33 @@ pub(crate) struct GraphSession {
 /// Results by name, in the graph's order.
 pub(crate) type Results = Vec<(String, Value)>;
 
-/// Loads a graph that has all its constants inside. Engines load files, so it is written to a temporary one; what
-/// they need of it, they have read when they are done loading.
+/// A session with the file of its graph, which engines that prepare themselves for a size read again for each.
+struct WithFile {
+    session: Box<dyn Session>,
+    _folder: TempDir,
+}
+
+impl Session for WithFile {
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
+        self.session.run(inputs)
+    }
+
+    fn run_values(
+        &mut self,
+        inputs: &[(&str, &Value)],
+    ) -> Result<Vec<(String, Value)>, EngineError> {
+        self.session.run_values(inputs)
+    }
+
+    fn run_to_tensors(
+        &mut self,
+        inputs: &[(&str, &Value)],
+    ) -> Result<Vec<(String, Tensor)>, EngineError> {
+        self.session.run_to_tensors(inputs)
+    }
+}
+
+/// Loads a graph that has all its constants inside. Engines load files, so it is written to a temporary one.
 pub(crate) fn load(engine: &dyn Engine, graph: &Graph) -> Result<Box<dyn Session>, SessionError> {
     let name = || graph.name.clone();
     let bytes = to_bytes(graph).map_err(|source| SessionError::Write { graph: name(), source })?;
@@ -50,7 +77,8 @@ pub(crate) fn load(engine: &dyn Engine, graph: &Graph) -> Result<Box<dyn Session
     let folder = tempfile::tempdir().map_err(temporary)?;
     let path = folder.path().join(MODEL_FILE);
     std::fs::write(&path, bytes).map_err(temporary)?;
-    Ok(engine.load(&path)?)
+    let session = engine.load(&path)?;
+    Ok(Box::new(WithFile { session, _folder: folder }))
 }
 
 impl GraphSession {
