@@ -47,6 +47,9 @@ struct Way {
     shard_optimizer: bool,
 }
 
+/// How a rank ended, the loss and the pictures of each step it told of, and how many batches it left out.
+type Ended = (Result<Outcome, RunError>, Vec<(f64, usize)>, usize);
+
 impl Way {
     fn alone(algorithm: Algorithm) -> Self {
         Self { world: 1, algorithm, lora: false, accumulation: 1, shard_optimizer: false }
@@ -105,7 +108,7 @@ impl World {
         name: &str,
         saved: Option<&Path>,
         encoder: impl Fn(usize) -> Encoder + Sync,
-    ) -> Vec<(Result<Outcome, RunError>, Vec<(f64, usize)>, usize)> {
+    ) -> Vec<Ended> {
         let rank = |ranks: Option<Arc<Ranks>>| {
             let rank = ranks.as_ref().map_or(0, |ranks| ranks.place().rank);
             let options = self.options(way, name, ranks);
