@@ -3,7 +3,9 @@
 //! `FOLDER/<provider>-<hash>/` holds what a provider keeps of one graph, and `entry.json`: what it belongs to
 //! ([`Identity`]), in full, and size and hash of every file. An entry that belongs to something else, or is not as
 //! it was written, is made anew. It comes into being under another name, is complete when it gets its own, and only
-//! then is it used.
+//! then is it used. Processes that share the folder take turns at an entry ([`lock`]).
+
+mod lock;
 
 use std::{
     fs, io,
@@ -174,10 +176,16 @@ impl Cache {
         for (name, size) in wanted.sizes {
             whole.add("size", format!("{name} {size}"));
         }
-        let folder = self.folder.join(format!("{}-{}", self.provider, whole.hash()));
+        let name = format!("{}-{}", self.provider, whole.hash());
+        let folder = self.folder.join(&name);
+        // Who comes second finds what the first has made.
+        let lock = lock::wait_for(&self.folder, &name);
         let bad = match check(&folder, &whole) {
             Ok(State::Absent) => None,
-            Ok(State::Refused(reason)) => return without(reason),
+            Ok(State::Refused(reason)) => {
+                drop(lock);
+                return without(reason);
+            }
             Ok(State::Whole(bytes)) => match self.open(&folder, &whole, wanted.model, make) {
                 Ok((session, None)) => {
                     return Ok((session, Outcome::Found(Entry { folder, bytes })));
@@ -190,7 +198,10 @@ impl Cache {
         let made = self.build(&folder, wanted.model, &whole, make);
         let bytes = match made {
             Ok(bytes) => bytes,
-            Err(reason) => return without(reason),
+            Err(reason) => {
+                drop(lock);
+                return without(reason);
+            }
         };
         match self.open(&folder, &whole, wanted.model, make) {
             Ok((session, None)) => {
@@ -205,6 +216,7 @@ impl Cache {
             Err(error) => {
                 let reason = format!("what was kept cannot be used: {}", error.to_string());
                 refuse(&folder, wanted.model, &whole, &reason);
+                drop(lock);
                 without(reason)
             }
         }
@@ -219,9 +231,11 @@ impl Cache {
         model: &Path,
         make: &Make<'_, S, E>,
     ) -> Result<(S, Option<String>), E> {
-        let before = stamps(folder);
+        let (before, described) = (stamps(folder), stamp(folder, ENTRY));
         let session = make(&self.using(folder))?;
-        if stamps(folder) == before {
+        // Another description is another entry, of a process that cannot be waited for: not every file system has
+        // locks.
+        if stamps(folder) == before || stamp(folder, ENTRY) != described {
             return Ok((session, None));
         }
         let reason = "the provider does not read what it has written itself, but compiles anew";
@@ -252,7 +266,7 @@ impl Cache {
         let unfinished = unfinished.keep();
         if let Err(error) = fs::rename(&unfinished, folder) {
             let _ = fs::remove_dir_all(&unfinished);
-            // Another process may have been faster; its entry is as good as this one if it is whole.
+            // Without locks, another process may have been faster; its entry is as good if it is whole.
             return match check(folder, identity) {
                 Ok(State::Whole(bytes)) => Ok(bytes),
                 _ => Err(text(error)),
@@ -356,14 +370,19 @@ fn check(folder: &Path, identity: &Identity) -> Result<State, String> {
     Ok(State::Whole(description.files.iter().map(|file| file.bytes).sum()))
 }
 
-/// Names, sizes and times of change of all files, which tell whether somebody wrote.
-fn stamps(folder: &Path) -> Vec<(String, u64, Option<SystemTime>)> {
-    let stamp = |name: String| {
-        let metadata = fs::metadata(folder.join(&name)).ok();
-        let time = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
-        (name, metadata.map_or(0, |metadata| metadata.len()), time)
-    };
-    list(folder).unwrap_or_default().into_iter().map(stamp).collect()
+/// Size and time of change of a file.
+type Stamp = (u64, Option<SystemTime>);
+
+fn stamp(folder: &Path, name: &str) -> Stamp {
+    let metadata = fs::metadata(folder.join(name)).ok();
+    let time = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
+    (metadata.map_or(0, |metadata| metadata.len()), time)
+}
+
+/// Of all files but the description, which tell whether somebody wrote.
+fn stamps(folder: &Path) -> Vec<(String, Stamp)> {
+    let names = list(folder).unwrap_or_default().into_iter();
+    names.map(|name| (name.clone(), stamp(folder, &name))).collect()
 }
 
 /// Every file below a folder but its description, in order, with `/` between folders.
@@ -404,6 +423,7 @@ pub fn clear_compiled(folder: &Path) -> io::Result<(usize, u64)> {
     for entry in entries {
         let entry = entry?;
         let (name, path) = (entry.file_name(), entry.path());
+        lock::remove_idle(&path);
         if !entry.file_type()?.is_dir() || !is_entry(&name.to_string_lossy()) {
             continue;
         }
@@ -418,10 +438,14 @@ pub fn clear_compiled(folder: &Path) -> io::Result<(usize, u64)> {
 
 /// Whether a folder has a name that only this module gives.
 fn is_entry(name: &str) -> bool {
+    name.starts_with(UNFINISHED) || is_whole_name(name)
+}
+
+/// Whether this is the name of an entry, `openvino-` and 32 digits.
+fn is_whole_name(name: &str) -> bool {
     let digits = |hash: &str| hash.len() == 32 && hash.chars().all(|c| c.is_ascii_hexdigit());
     let known = |name: &str| super::PROVIDERS.iter().any(|provider| provider.name == name);
-    name.starts_with(UNFINISHED)
-        || name.rsplit_once('-').is_some_and(|(provider, hash)| known(provider) && digits(hash))
+    name.rsplit_once('-').is_some_and(|(provider, hash)| known(provider) && digits(hash))
 }
 
 /// Sizes for people.

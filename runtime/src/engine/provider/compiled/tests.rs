@@ -1,4 +1,10 @@
-use std::{cell::RefCell, fs, path::PathBuf};
+use std::{
+    cell::RefCell,
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use super::*;
 
@@ -70,7 +76,9 @@ impl Toy {
 
     fn entries(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.folder.path().join("compiled")).expect("a cache");
-        entries.map(|entry| entry.expect("an entry").path()).collect()
+        let entries = entries.map(|entry| entry.expect("an entry").path());
+        // The rest is files that are locked.
+        entries.filter(|entry| entry.is_dir()).collect()
     }
 }
 
@@ -98,7 +106,8 @@ fn what_was_made_is_found_and_nothing_else_is() {
     fs::create_dir(folder.join("mine")).expect("made");
     fs::create_dir(folder.join(".unfinished-x")).expect("made");
     assert_eq!(clear_compiled(&folder).expect("cleared"), (6, 40));
-    assert_eq!(toy.entries(), [folder.join("mine")]);
+    let left: Vec<_> = fs::read_dir(&folder).expect("a cache").flatten().collect();
+    assert!(left.len() == 1 && left[0].path() == folder.join("mine"), "{left:?}");
     assert_eq!(clear_compiled(&folder.join("none")).expect("nothing"), (0, 0));
 }
 
@@ -166,6 +175,66 @@ fn a_cache_never_stands_in_the_way() {
         toy.cache("qnn", "a").load(&wanted, &|| Ok(Identity::default()), &|using| toy.make(using));
     let (_, outcome) = loaded.expect("a session");
     assert!(matches!(outcome, Outcome::NotKept(reason) if reason.contains("LoRA")));
+}
+
+#[test]
+fn of_two_that_want_the_same_entry_one_makes_it() {
+    let toy = Toy::new();
+    let caches = [toy.cache("openvino", "a"), toy.cache("openvino", "a")];
+    let (wrote, read) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (begun, begins) = std::sync::mpsc::channel();
+    let wanted = Wanted { model: Path::new("m.onnx"), sizes: &[], changed: false };
+    let make = |using: &Using| {
+        let blob = Path::new(&using.settings[0].1).join("blob");
+        if blob.is_file() {
+            read.fetch_add(1, Ordering::SeqCst);
+            return Ok(());
+        }
+        wrote.fetch_add(1, Ordering::SeqCst);
+        begun.clone().send(()).map_err(|error| error.to_string())?;
+        // Time for the other to do the same.
+        std::thread::sleep(Duration::from_millis(300));
+        fs::write(blob, "compiled").map_err(|error| error.to_string())
+    };
+    let [first, second] = &caches;
+    let load = |cache: &Cache| {
+        let loaded = cache.load(&wanted, &|| Ok(Identity::default()), &make);
+        loaded.map(|((), outcome)| outcome)
+    };
+    let outcomes = std::thread::scope(|scope| {
+        let first = scope.spawn(|| load(first));
+        begins.recv().expect("it compiles");
+        let second = scope.spawn(|| load(second));
+        [first, second].map(|each| each.join().expect("no panic").expect("a session"))
+    });
+    let [Outcome::Made(made), Outcome::Found(found)] = &outcomes else { panic!("{outcomes:?}") };
+    assert_eq!(made, found);
+    assert_eq!((wrote.into_inner(), read.into_inner()), (1, 2));
+}
+
+#[test]
+fn an_entry_that_another_process_puts_there_is_not_taken_for_one_that_is_not_read() {
+    let toy = Toy::new();
+    let cache = toy.cache("openvino", "a");
+    let (_, Outcome::Made(entry)) = toy.load(&cache, "g", 64) else { panic!("made") };
+    let sizes = [("height".to_owned(), 64)];
+    let wanted = Wanted { model: Path::new("m.onnx"), sizes: &sizes, changed: false };
+    let mut graph = Identity::default();
+    graph.add("graph", "g");
+    // Where files cannot be locked, nobody waits.
+    let replaced = |using: &Using| {
+        let session = toy.make(using)?;
+        for name in ["a/blob", ENTRY] {
+            let file = fs::File::options().write(true).open(entry.folder.join(name));
+            let later = SystemTime::now() + Duration::from_secs(9);
+            file.and_then(|file| file.set_modified(later)).map_err(|error| error.to_string())?;
+        }
+        Ok::<_, String>(session)
+    };
+    let (_, outcome) = cache.load(&wanted, &|| Ok(graph.clone()), &replaced).expect("a session");
+    assert_eq!(outcome, Outcome::Found(entry.clone()));
+    toy.did.take();
+    assert_eq!(toy.load(&cache, "g", 64), (vec!["read"], Outcome::Found(entry)));
 }
 
 #[test]
