@@ -22,7 +22,7 @@ use crate::files::{sha256_of, write_atomically};
 const ENTRY: &str = "entry.json";
 /// The graph that a provider which keeps contexts writes.
 const CONTEXT: &str = "compiled.onnx";
-/// What names of entries under construction begin with.
+/// What names of entries under construction begin with; the entry's name, a dot and anything follow.
 const UNFINISHED: &str = ".unfinished-";
 
 /// One graph that was loaded, and what of it was kept.
@@ -195,6 +195,7 @@ impl Cache {
             },
             Err(reason) => Some(reason),
         };
+        lock::remove_abandoned(&self.folder, lock.is_some().then_some(&name));
         let made = self.build(&folder, wanted.model, &whole, make);
         let bytes = match made {
             Ok(bytes) => bytes,
@@ -253,8 +254,10 @@ impl Cache {
     ) -> Result<u64, String> {
         let text = |error: io::Error| format!("{}: {error}", self.folder.display());
         fs::create_dir_all(&self.folder).map_err(text)?;
+        let entry = folder.file_name().unwrap_or_default().to_string_lossy();
+        let prefix = format!("{UNFINISHED}{entry}.");
         let unfinished =
-            tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.folder).map_err(text)?;
+            tempfile::Builder::new().prefix(&prefix).tempdir_in(&self.folder).map_err(text)?;
         let session = make(&self.building(unfinished.path()));
         // Some write when the session ends. What comes next shows whether what was kept is of use.
         drop(session.map_err(|error| error.to_string())?);

@@ -213,6 +213,29 @@ fn of_two_that_want_the_same_entry_one_makes_it() {
 }
 
 #[test]
+fn what_killed_processes_have_left_goes_and_what_others_are_making_stays() {
+    let toy = Toy::new();
+    let cache = toy.cache("openvino", "a");
+    let folder = toy.folder.path().join("compiled");
+    let (_, Outcome::Made(own)) = toy.load(&cache, "g", 64) else { panic!("made") };
+    fs::remove_dir_all(&own.folder).expect("removed");
+    let own = own.folder.file_name().expect("a name").to_string_lossy().into_owned();
+    let [left, busy] = ["0", "1"].map(|digit| format!("qnn-{}", digit.repeat(32)));
+    let unfinished = |entry: &str| {
+        let unfinished = folder.join(format!("{UNFINISHED}{entry}.x"));
+        fs::create_dir(&unfinished).expect("made");
+        fs::write(unfinished.join("blob"), "half").expect("written");
+        unfinished
+    };
+    let killed = [unfinished(&own), unfinished(&left)];
+    let (making, foreign) = (unfinished(&busy), unfinished("notes"));
+    let _lock = lock::wait_for(&folder, &busy).expect("a lock");
+    toy.load(&cache, "g", 64);
+    assert!(killed.iter().all(|killed| !killed.exists()), "{killed:?}");
+    assert!(making.join("blob").is_file() && foreign.join("blob").is_file());
+}
+
+#[test]
 fn an_entry_that_another_process_puts_there_is_not_taken_for_one_that_is_not_read() {
     let toy = Toy::new();
     let cache = toy.cache("openvino", "a");
