@@ -174,7 +174,7 @@ fn tell(compiled: &Compiled) -> Result<(), Failure> {
         Outcome::Found(entry) => ("was there".to_owned(), entry),
         Outcome::Made(entry) => ("made".to_owned(), entry),
         Outcome::Remade(entry, reason) => (format!("made anew, because {reason}"), entry),
-        Outcome::NotKept(reason) => {
+        Outcome::NotKept(reason) | Outcome::Failed(reason) => {
             return Ok(print_line(format!("{part} ({sizes}): not kept: {reason}"))?);
         }
     };

@@ -88,7 +88,7 @@ impl OpenEngines {
     }
 
     /// Warnings about work that was left to the processor though another device was asked for, and about
-    /// compiled graphs that were no good.
+    /// compiled graphs that were no good or could not be kept.
     pub fn warnings(&self) -> Vec<String> {
         let placements = self.each().into_iter().flat_map(|engine| engine.placements());
         let mut warnings: Vec<String> = placements.filter_map(|each| left_over(&each)).collect();
@@ -96,7 +96,9 @@ impl OpenEngines {
             Outcome::Remade(_, reason) => {
                 Some(format!("{}: compiled anew, because {reason}", part_of(&compiled.model)))
             }
-            _ => None,
+            // All parts are kept in one folder.
+            Outcome::Failed(reason) => Some(format!("compiled graphs are not kept: {reason}")),
+            Outcome::Found(_) | Outcome::Made(_) | Outcome::NotKept(_) => None,
         }));
         // Several sizes of one network say the same.
         let mut known = HashSet::new();

@@ -47,8 +47,10 @@ pub enum Outcome {
     Made(Entry),
     /// It was made because what was there was no good, for this reason.
     Remade(Entry, String),
-    /// It was made but could not be kept, for this reason.
+    /// It was made and is not kept, for this reason, which lies in the graph or the provider.
     NotKept(String),
+    /// It was made but keeping it failed, for this reason. It is tried again the next time.
+    Failed(String),
 }
 
 /// What is kept of a graph.
@@ -168,10 +170,11 @@ impl Cache {
         if matches!(self.keeps, Keeps::Context) && wanted.changed {
             return without("a graph with weights changed by LoRAs is not kept".to_owned());
         }
+        let failed = |reason: String| Ok((make(&Using::default())?, Outcome::Failed(reason)));
         let mut whole = self.around.clone();
         match identity() {
             Ok(graph) => whole.append(&graph),
-            Err(error) => return without(format!("the graph cannot be identified: {error}")),
+            Err(error) => return failed(format!("the graph cannot be identified: {error}")),
         }
         for (name, size) in wanted.sizes {
             whole.add("size", format!("{name} {size}"));
@@ -198,10 +201,16 @@ impl Cache {
         lock::remove_abandoned(&self.folder, lock.is_some().then_some(&name));
         let made = self.build(&folder, wanted.model, &whole, make);
         let bytes = match made {
-            Ok(bytes) => bytes,
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                let reason = "the provider wrote nothing that could be kept";
+                refuse(&folder, wanted.model, &whole, reason);
+                drop(lock);
+                return without(reason.to_owned());
+            }
             Err(reason) => {
                 drop(lock);
-                return without(reason);
+                return failed(reason);
             }
         };
         match self.open(&folder, &whole, wanted.model, make) {
@@ -244,14 +253,14 @@ impl Cache {
         Ok((session, Some(reason.to_owned())))
     }
 
-    /// Makes an entry and says how many bytes it has, or why that cannot be.
+    /// Makes an entry and says how many bytes it has, or why that cannot be; `None` if the provider wrote nothing.
     fn build<S, E: ToString>(
         &self,
         folder: &Path,
         model: &Path,
         identity: &Identity,
         make: &Make<'_, S, E>,
-    ) -> Result<u64, String> {
+    ) -> Result<Option<u64>, String> {
         let text = |error: io::Error| format!("{}: {error}", self.folder.display());
         fs::create_dir_all(&self.folder).map_err(text)?;
         let entry = folder.file_name().unwrap_or_default().to_string_lossy();
@@ -262,7 +271,7 @@ impl Cache {
         // Some write when the session ends. What comes next shows whether what was kept is of use.
         drop(session.map_err(|error| error.to_string())?);
         let bytes = seal(unfinished.path(), model, identity).map_err(text)?;
-        let bytes = bytes.ok_or("the provider wrote nothing that could be kept")?;
+        let Some(bytes) = bytes else { return Ok(None) };
         if folder.exists() {
             fs::remove_dir_all(folder).map_err(text)?;
         }
@@ -271,11 +280,11 @@ impl Cache {
             let _ = fs::remove_dir_all(&unfinished);
             // Without locks, another process may have been faster; its entry is as good if it is whole.
             return match check(folder, identity) {
-                Ok(State::Whole(bytes)) => Ok(bytes),
+                Ok(State::Whole(bytes)) => Ok(Some(bytes)),
                 _ => Err(text(error)),
             };
         }
-        Ok(bytes)
+        Ok(Some(bytes))
     }
 
     fn using(&self, folder: &Path) -> Using {
@@ -329,7 +338,9 @@ fn seal(folder: &Path, model: &Path, identity: &Identity) -> io::Result<Option<u
 fn refuse(folder: &Path, model: &Path, identity: &Identity, reason: &str) {
     let note = Description::new(model, identity, Vec::new(), Some(reason.to_owned()));
     let write = || {
-        fs::remove_dir_all(folder)?;
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
         fs::create_dir_all(folder)?;
         describe_entry(folder, note)
     };

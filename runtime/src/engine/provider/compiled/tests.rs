@@ -17,12 +17,14 @@ struct Toy {
     fussy: bool,
     /// Writes it again.
     forgetful: bool,
+    /// Writes nothing.
+    silent: bool,
 }
 
 impl Toy {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        Self { folder, did: RefCell::default(), fussy: false, forgetful: false }
+        Self { folder, did: RefCell::default(), fussy: false, forgetful: false, silent: false }
     }
 
     fn cache(&self, provider: &str, machine: &str) -> Cache {
@@ -38,6 +40,10 @@ impl Toy {
             self.did.borrow_mut().push("without");
             return Ok("compiled".to_owned());
         };
+        if self.silent {
+            self.did.borrow_mut().push("wrote nothing");
+            return Ok("compiled".to_owned());
+        }
         let blob = Path::new(folder).join("a/blob");
         match fs::read_to_string(&blob) {
             Ok(_) if self.fussy => Err("no, thanks".to_owned()),
@@ -147,6 +153,7 @@ fn a_cache_never_stands_in_the_way() {
     for (toy, did, said) in [
         (Toy { fussy: true, ..Toy::new() }, ["wrote", "without"], "no, thanks"),
         (Toy { forgetful: true, ..Toy::new() }, ["wrote", "wrote"], "does not read"),
+        (Toy { silent: true, ..Toy::new() }, ["wrote nothing", "without"], "wrote nothing"),
     ] {
         let cache = toy.cache("openvino", "a");
         // It is tried once, and known the next time.
@@ -165,7 +172,8 @@ fn a_cache_never_stands_in_the_way() {
     let toy = Toy::new();
     fs::write(toy.folder.path().join("compiled"), "a file").expect("written");
     let (did, outcome) = toy.load(&toy.cache("openvino", "a"), "g", 64);
-    assert!(matches!(outcome, Outcome::NotKept(_)) && did == ["without"], "{did:?} {outcome:?}");
+    let Outcome::Failed(reason) = outcome else { panic!("{outcome:?}") };
+    assert!(did == ["without"] && reason.contains("compiled"), "{did:?} {reason}");
     // A provider that keeps nothing, and one that is not told where.
     let toy = Toy::new();
     let (did, outcome) = toy.load(&toy.cache("cuda", "a"), "g", 64);
