@@ -307,7 +307,8 @@ fn open_device(
     match opened {
         Ok(engine) => Ok(Opened { engine: Arc::new(engine), provider, note: None }),
         Err(error) if options.allow_cpu_fallback => {
-            let opened = open_from(choice, options, places, threads)?;
+            // What is set for the device is not meant for the processor.
+            let opened = open_from(choice, &DeviceOptions::default(), places, threads)?;
             let instead = opened.engine.describe();
             let note = format!("computing on {instead} instead, because {error}");
             Ok(Opened { note: Some(note), ..opened })
