@@ -216,11 +216,11 @@ impl Settings {
         let options = EngineOptions {
             threads: self.threads()?,
             device: DeviceOptions {
-                // Options and plugin belong to the device of the transformer.
+                // Options, plugin and fixed sizes belong to the device of the transformer.
                 options: if is_main { split_options(&self.device_option)? } else { Vec::new() },
                 plugin: self.device_plugin.clone().filter(|_| is_main),
                 allow_cpu_fallback: self.allow_cpu_fallback.unwrap_or(false),
-                static_shapes: self.static_shapes,
+                static_shapes: self.static_shapes.filter(|_| is_main),
                 compiled: match device.provider.keeps {
                     Keeps::Nothing(_) => None,
                     _ => self.compiled_cache()?,
