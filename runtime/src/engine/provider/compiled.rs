@@ -15,7 +15,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Device, Keeps, identity::Identity};
+use super::{Keeps, Provider, identity::Identity};
 use crate::files::{sha256_of, write_atomically};
 
 /// The description of an entry.
@@ -136,19 +136,15 @@ struct KeptFile {
 }
 
 impl Cache {
-    /// The cache in `folder`, which is made when something is kept, for a device on a machine.
+    /// The cache in `folder`, which is made when something is kept, for a device with these settings on a machine.
     pub fn new(
         folder: PathBuf,
-        device: &Device,
+        provider: &'static Provider,
         settings: &[(String, String)],
         machine: Identity,
     ) -> Self {
         let mut around = machine;
-        around.add("device", device.to_string());
-        for (name, value) in settings {
-            around.add(name, value);
-        }
-        let provider = device.provider;
+        around.add_settings(provider, settings);
         Self { folder, keeps: &provider.keeps, provider: provider.name, around }
     }
 

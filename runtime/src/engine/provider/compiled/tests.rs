@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::*;
+use super::{
+    super::{Device, DeviceOptions},
+    *,
+};
 
 /// A provider that writes `blob` where it is told to, and reads it back where it is there.
 struct Toy {
@@ -31,8 +34,10 @@ impl Toy {
         let mut identity = Identity::default();
         identity.add("machine", machine);
         let device: Device = provider.parse().expect("a device");
-        let settings = [("precision".to_owned(), "ACCURACY".to_owned())];
-        Cache::new(self.folder.path().join("compiled"), &device, &settings, identity)
+        let provider = device.provider;
+        let options = DeviceOptions { device, ..DeviceOptions::default() };
+        let settings = options.settings().expect("fine");
+        Cache::new(self.folder.path().join("compiled"), provider, &settings, identity)
     }
 
     fn make(&self, using: &Using) -> Result<String, String> {
