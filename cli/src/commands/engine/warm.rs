@@ -112,16 +112,19 @@ fn keeps_something(opened: &OpenEngines) -> Result<bool, Failure> {
     Ok(all.iter().any(|provider| !matches!(provider.keeps, Keeps::Nothing(_))))
 }
 
-/// As few steps as are guided and not guided where all of them are.
+/// As few steps as are guided and not guided where all of them are. With a picture to begin from, the first are left
+/// out, and guided ones with them: there, all stay.
 fn shorten(request: &mut Request) {
+    if request.init.is_some() {
+        return;
+    }
     let all = request.sampling_steps;
     let guided = request.guidance_end.guided_steps(all);
     let least = *request.sampling_method.steps().start();
     if guided > 0 && guided < all {
         request.sampling_steps = least.max(2).min(all);
         request.guidance_end = GuidanceEnd::Step(1);
-    } else if request.init.is_none() {
-        // With a picture to begin from, some of the steps are left out.
+    } else {
         request.sampling_steps = least.min(all);
     }
 }
@@ -183,4 +186,33 @@ fn tell(compiled: &Compiled) -> Result<(), Failure> {
     Ok(print_line(format!(
         "{part} ({sizes}): {what}, {megabytes:.1} MB, {seconds:.2} s: {folder}"
     ))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pixart_runtime::pipeline::InitImage;
+
+    #[test]
+    fn few_steps_show_all_sizes() {
+        let shortened = |init: Option<f64>, end| {
+            let init = init.map(|strength| InitImage {
+                image: std::sync::Arc::new(image::RgbImage::new(8, 8)),
+                strength,
+                mask: None,
+            });
+            let mut request = Request { init, guidance_end: end, ..Request::default() };
+            request.sampling_steps = 20;
+            shorten(&mut request);
+            (request.sampling_steps, request.guidance_end.guided_steps(request.sampling_steps))
+        };
+        let (some, all) = (GuidanceEnd::Step(15), GuidanceEnd::Step(20));
+        assert_eq!(shortened(None, some), (2, 1));
+        let (steps, guided) = shortened(None, all);
+        assert!(steps < 20 && guided == steps, "{steps} {guided}");
+        // At a strength of a quarter the last five are taken, of which `some` guides none: two steps would have none.
+        for end in [some, all] {
+            assert_eq!(shortened(Some(0.25), end), (20, end.guided_steps(20)));
+        }
+    }
 }
