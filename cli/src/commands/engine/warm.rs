@@ -11,6 +11,7 @@ use crate::exit::{Failure, print_line};
 use crate::interrupt::on_ctrl_c;
 use crate::model::Wanted;
 use clap::Args;
+use pixart_runtime::bundle::store;
 use pixart_runtime::engine::provider::{Compiled, Keeps, Outcome, Provider, clear_compiled};
 use pixart_runtime::pipeline::{PictureSize, Pipeline, Request};
 use pixart_runtime::sampler::GuidanceEnd;
@@ -63,7 +64,7 @@ pub fn run(args: WarmArgs) -> Result<(), Failure> {
     let precision = settings.precision()?;
     let mut options = settings.options()?;
     // The encoder is to be loaded, whatever captions are known.
-    options.text_cache = options.text_cache.filter(|_| !sources.text_encoder().is_dir());
+    options.text_cache = options.text_cache.filter(|_| !store::is_dir(sources.text_encoder()));
 
     let each = settings.open_each()?;
     let cancel = on_ctrl_c()?;
