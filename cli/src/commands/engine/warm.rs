@@ -38,11 +38,16 @@ pub struct WarmArgs {
 pub fn run(args: WarmArgs) -> Result<(), Failure> {
     let mut settings =
         crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
-    let Some(folder) = settings.compiled_cache()? else {
+    if settings.no_compiled_cache == Some(true) {
         return Err(Failure::request(
             "no_compiled_cache: `pixart engine warm` fills the cache; leave the flag out",
         ));
-    };
+    }
+    let folder = settings.compiled_cache().ok_or_else(|| {
+        Failure::request(
+            "compiled_cache_dir: neither PIXART_CACHE_DIR nor HOME is set; name a folder to keep graphs in",
+        )
+    })?;
     if args.clear {
         let (count, bytes) = clear_compiled(&folder)?;
         let megabytes = bytes as f64 / 1e6;

@@ -223,7 +223,7 @@ impl Settings {
                 static_shapes: self.static_shapes.filter(|_| is_main),
                 compiled: match device.provider.keeps {
                     Keeps::Nothing(_) => None,
-                    _ => self.compiled_cache()?,
+                    _ => self.compiled_cache(),
                 },
                 device,
             },
@@ -237,18 +237,13 @@ impl Settings {
         engine::open(choice, &options).map_err(not_opened)
     }
 
-    /// Where compiled graphs are kept, if they are.
-    pub fn compiled_cache(&self) -> Result<Option<PathBuf>, Failure> {
+    /// Where compiled graphs are kept, if they are: nobody has to have a home.
+    pub fn compiled_cache(&self) -> Option<PathBuf> {
         if self.no_compiled_cache == Some(true) {
-            return Ok(None);
+            return None;
         }
-        match (&self.compiled_cache_dir, crate::model::cache_folder()) {
-            (Some(folder), _) => Ok(Some(folder.clone())),
-            (None, Ok(folder)) => Ok(Some(folder.join("compiled"))),
-            // A bundle runs where nobody has a home.
-            (None, Err(_)) if crate::model::is_bundle() => Ok(None),
-            (None, Err(failure)) => Err(failure),
-        }
+        let default = || Some(crate::model::cache_folder().ok()?.join("compiled"));
+        self.compiled_cache_dir.clone().or_else(default)
     }
 
     /// How many threads to compute with.
