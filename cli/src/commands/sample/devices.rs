@@ -166,14 +166,27 @@ impl Settings {
         Ok(opened.into_iter().map(|(_, engines)| engines).collect())
     }
 
-    /// A plugin is for an accelerator; without one it would be left aside.
+    /// A plugin is for the accelerator that computes the transformer; without one it would be left aside.
     fn check_plugin(&self, devices: &[Device]) -> Result<(), Failure> {
-        match &self.device_plugin {
-            Some(plugin) if devices.iter().all(|device| device.provider.is_processor()) => {
-                Err(idle_plugin(plugin))
-            }
-            _ => Ok(()),
+        let Some(plugin) = &self.device_plugin else { return Ok(()) };
+        if devices.iter().any(|device| !device.provider.is_processor()) {
+            return Ok(());
         }
+        let parts =
+            [("text_encoder_device", &self.text_encoder_device), ("vae_device", &self.vae_device)];
+        for (name, given) in parts {
+            let device = given.as_deref().map(|given| named(name, given)).transpose()?;
+            if let Some(device) = device.filter(|device| !device.provider.is_processor()) {
+                let own: Vec<String> = devices.iter().map(Device::to_string).collect();
+                let (own, plugin) = (own.join(", "), plugin.display());
+                return Err(Failure::request(format!(
+                    "device_plugin: found {plugin}, but it belongs to the device of the transformer (--device), \
+                     which is {own}; for {name} {device}, `pixart engine install` one that brings it and leave \
+                     device_plugin out"
+                )));
+            }
+        }
+        Err(idle_plugin(plugin))
     }
 
     fn open_engines_on(&self, device: Device) -> Result<OpenEngines, Failure> {
