@@ -123,9 +123,14 @@ fn fixed_sizes_are_for_the_device_of_the_transformer() {
     };
     // tract cannot leave sizes open, and is not asked to for the other parts.
     says(&draw(&["--device", "cpu", "--text_encoder_device", "tract"]), OK, &["tract"]);
-    says(&draw(&["--device", "tract", "--vae_device", "cpu"]), REQUEST, &["static_shapes", "tract"]);
+    says(
+        &draw(&["--device", "tract", "--vae_device", "cpu"]),
+        REQUEST,
+        &["static_shapes", "tract"],
+    );
     let bare = Sandbox::with_tiny_model().without_onnx_runtime();
-    let run = bare.pixart(&[&["sample", "--prompt", "a", "--static_shapes", "false"], &SMALL[..]].concat());
+    let run = bare
+        .pixart(&[&["sample", "--prompt", "a", "--static_shapes", "false"], &SMALL[..]].concat());
     says(&run, REQUEST, &["static_shapes", "tract"]);
 }
 

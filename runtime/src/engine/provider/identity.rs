@@ -251,7 +251,10 @@ fn cards() -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::{Device, DeviceOptions}, *};
+    use super::{
+        super::{Device, DeviceOptions},
+        *,
+    };
 
     #[test]
     fn another_graph_weight_or_change_is_another_identity() {
@@ -317,10 +320,14 @@ mod tests {
 
     #[test]
     fn variables_that_choose_devices_count() {
-        let variables = ["PATH", "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "ASCEND_RT_VISIBLE_DEVICES"];
+        let variables =
+            ["PATH", "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "ASCEND_RT_VISIBLE_DEVICES"];
         let found = choosing(variables.into_iter().map(|name| (name.into(), "1".into())));
         let found: Vec<_> = found.keys().map(String::as_str).collect();
-        assert_eq!(found, ["ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"]);
+        assert_eq!(
+            found,
+            ["ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"]
+        );
     }
 
     #[test]

@@ -32,7 +32,8 @@ pub(super) fn remove_abandoned(cache: &Path, own: Option<&String>) {
     for folder in fs::read_dir(cache).into_iter().flatten().flatten() {
         let name = folder.file_name();
         let name = name.to_string_lossy();
-        let Some((entry, _)) = name.strip_prefix(UNFINISHED).and_then(|n| n.rsplit_once('.')) else {
+        let Some((entry, _)) = name.strip_prefix(UNFINISHED).and_then(|n| n.rsplit_once('.'))
+        else {
             continue;
         };
         let free = || open(cache, entry).filter(|file| file.try_lock().is_ok());
