@@ -149,6 +149,11 @@ fn a_plugin_or_an_option_without_its_device_is_a_wrong_request() {
         let run = draw(&sandbox, &[&["--prompt", "a"], flags, &plugin].concat());
         says(&run, REQUEST, &["device_plugin: found text.so without a device"]);
     }
+    for part in ["--text_encoder_device", "--vae_device"] {
+        let run = draw(&sandbox, &[&["--prompt", "a", part, "webgpu"][..], &plugin].concat());
+        let said = ["belongs to the device of the transformer (--device), which is cpu", "webgpu"];
+        says(&run, REQUEST, &said);
+    }
     for (command, said) in [
         (&["doctor"][..], "these are for one device; name it with --device"),
         (&["doctor", "--device", "tract"], "text.so without a device"),

@@ -115,6 +115,26 @@ fn fixed_sizes_draw_the_same_pictures() {
 }
 
 #[test]
+fn fixed_sizes_are_for_the_device_of_the_transformer() {
+    let sandbox = Sandbox::with_tiny_model();
+    let draw = |more: &[&str]| {
+        let flags = ["sample", "--prompt", "a", "--steps", "2", "--output_path", "out"];
+        sandbox.pixart(&[&flags, &SMALL[..], &["--static_shapes", "false"], more].concat())
+    };
+    // tract cannot leave sizes open, and is not asked to for the other parts.
+    says(&draw(&["--device", "cpu", "--text_encoder_device", "tract"]), OK, &["tract"]);
+    says(
+        &draw(&["--device", "tract", "--vae_device", "cpu"]),
+        REQUEST,
+        &["static_shapes", "tract"],
+    );
+    let bare = Sandbox::with_tiny_model().without_onnx_runtime();
+    let run = bare
+        .pixart(&[&["sample", "--prompt", "a", "--static_shapes", "false"], &SMALL[..]].concat());
+    says(&run, REQUEST, &["static_shapes", "tract"]);
+}
+
+#[test]
 fn the_list_tells_what_a_device_keeps() {
     let sandbox = Sandbox::new();
     for (device, said) in [

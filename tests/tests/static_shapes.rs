@@ -102,6 +102,28 @@ fn each_size_has_a_session_that_takes_no_other() {
 }
 
 #[test]
+fn the_processor_that_stands_in_takes_all_sizes() {
+    let open = |static_shapes| {
+        // Some device that compiles for each size and is not here.
+        let device = DeviceOptions {
+            device: "cann".parse().expect("a device"),
+            allow_cpu_fallback: true,
+            static_shapes,
+            ..DeviceOptions::default()
+        };
+        let options = EngineOptions { library: engines::test_library(), threads: Some(2), device };
+        engine::open(EngineChoice::Ort, &options).expect("ONNX Runtime, by scripts/test")
+    };
+    for static_shapes in [None, Some(true)] {
+        let opened = open(static_shapes);
+        assert!(opened.note.is_some_and(|note| note.contains("instead")));
+        assert!(!opened.engine.compiles_per_size(), "{static_shapes:?}");
+    }
+    let plain = fixed(true).plain(true).expect("ONNX Runtime has it");
+    assert!(!plain.compiles_per_size());
+}
+
+#[test]
 fn tract_cannot_do_without() {
     let device = DeviceOptions { static_shapes: Some(false), ..DeviceOptions::default() };
     let options = EngineOptions { device, ..EngineOptions::default() };

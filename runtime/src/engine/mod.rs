@@ -267,8 +267,8 @@ const MOST_THREADS: usize = 1024;
 ///
 /// # Errors
 /// When ONNX Runtime is asked for and none is found, when the library named by `options` or by the
-/// environment cannot be used, when the device cannot be used and nothing else is allowed, or when the
-/// thread count is out of range.
+/// environment cannot be used, when the device cannot be used and nothing else is allowed, when tract is to leave
+/// sizes open, or when the thread count is out of range.
 pub fn open(choice: EngineChoice, options: &EngineOptions) -> Result<Opened, EngineError> {
     let threads = thread_count(options.threads)?;
     let places = Places::of_process(options.library.as_deref());
@@ -307,7 +307,8 @@ fn open_device(
     match opened {
         Ok(engine) => Ok(Opened { engine: Arc::new(engine), provider, note: None }),
         Err(error) if options.allow_cpu_fallback => {
-            let opened = open_from(choice, options, places, threads)?;
+            // What is set for the device is not meant for the processor.
+            let opened = open_from(choice, &DeviceOptions::default(), places, threads)?;
             let instead = opened.engine.describe();
             let note = format!("computing on {instead} instead, because {error}");
             Ok(Opened { note: Some(note), ..opened })
@@ -339,6 +340,11 @@ fn open_from(
         Ok(library) => {
             let engine = Arc::new(ort::OrtEngine::start(library, threads, options)?);
             Ok(Opened { engine, provider: Provider::cpu(), note: None })
+        }
+        Err(EngineError::NoLibrary { .. })
+            if choice == EngineChoice::Auto && options.static_shapes == Some(false) =>
+        {
+            Err(EngineError::StaticShapes)
         }
         Err(EngineError::NoLibrary { broken, .. }) if choice == EngineChoice::Auto => {
             Ok(tract(Some(match broken {
@@ -391,6 +397,23 @@ mod tests {
         let opened =
             open_from(EngineChoice::Tract, &DeviceOptions::default(), &places, 2).expect("tract");
         assert!(opened.note.is_none(), "asked for, so nothing to tell");
+    }
+
+    #[test]
+    fn tract_in_the_place_of_onnx_runtime_cannot_leave_sizes_open() {
+        let folder = tempfile::tempdir().expect("folder");
+        let places = nowhere(folder.path());
+        let open = |options| open_device(EngineChoice::Auto, &options, &places, 1);
+        let error = open(DeviceOptions { static_shapes: Some(false), ..device("cpu", false) });
+        let error = error.err().expect("refused");
+        assert!(matches!(error, EngineError::StaticShapes), "{error:?}");
+        for options in [
+            DeviceOptions { static_shapes: Some(true), ..device("cpu", false) },
+            // Meant for the device that tract stands in for.
+            DeviceOptions { static_shapes: Some(false), ..device("cuda", true) },
+        ] {
+            assert_eq!(open(options).expect("tract").engine.name(), "tract");
+        }
     }
 
     #[test]

@@ -136,7 +136,8 @@ impl Engine for OrtEngine {
     }
 
     fn plain(&self, repack: bool) -> Option<Arc<dyn Engine>> {
-        Some(Arc::new(Self { plain: true, repack, accelerator: None, ..self.clone() }))
+        let (plain, accelerator, per_size) = (true, None, false);
+        Some(Arc::new(Self { plain, repack, accelerator, per_size, ..self.clone() }))
     }
 
     fn placements(&self) -> Vec<Placement> {

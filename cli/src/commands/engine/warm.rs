@@ -11,6 +11,7 @@ use crate::exit::{Failure, print_line};
 use crate::interrupt::on_ctrl_c;
 use crate::model::Wanted;
 use clap::Args;
+use pixart_runtime::bundle::store;
 use pixart_runtime::engine::provider::{Compiled, Keeps, Outcome, Provider, clear_compiled};
 use pixart_runtime::pipeline::{PictureSize, Pipeline, Request};
 use pixart_runtime::sampler::GuidanceEnd;
@@ -37,11 +38,16 @@ pub struct WarmArgs {
 pub fn run(args: WarmArgs) -> Result<(), Failure> {
     let mut settings =
         crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
-    let Some(folder) = settings.compiled_cache()? else {
+    if settings.no_compiled_cache == Some(true) {
         return Err(Failure::request(
             "no_compiled_cache: `pixart engine warm` fills the cache; leave the flag out",
         ));
-    };
+    }
+    let folder = settings.compiled_cache().ok_or_else(|| {
+        Failure::request(
+            "compiled_cache_dir: neither PIXART_CACHE_DIR nor HOME is set; name a folder to keep graphs in",
+        )
+    })?;
     if args.clear {
         let (count, bytes) = clear_compiled(&folder)?;
         let megabytes = bytes as f64 / 1e6;
@@ -63,7 +69,7 @@ pub fn run(args: WarmArgs) -> Result<(), Failure> {
     let precision = settings.precision()?;
     let mut options = settings.options()?;
     // The encoder is to be loaded, whatever captions are known.
-    options.text_cache = options.text_cache.filter(|_| !sources.text_encoder().is_dir());
+    options.text_cache = options.text_cache.filter(|_| !store::is_dir(sources.text_encoder()));
 
     let each = settings.open_each()?;
     let cancel = on_ctrl_c()?;
@@ -112,16 +118,19 @@ fn keeps_something(opened: &OpenEngines) -> Result<bool, Failure> {
     Ok(all.iter().any(|provider| !matches!(provider.keeps, Keeps::Nothing(_))))
 }
 
-/// As few steps as are guided and not guided where all of them are.
+/// As few steps as are guided and not guided where all of them are. With a picture to begin from, the first are left
+/// out, and guided ones with them: there, all stay.
 fn shorten(request: &mut Request) {
+    if request.init.is_some() {
+        return;
+    }
     let all = request.sampling_steps;
     let guided = request.guidance_end.guided_steps(all);
     let least = *request.sampling_method.steps().start();
     if guided > 0 && guided < all {
         request.sampling_steps = least.max(2).min(all);
         request.guidance_end = GuidanceEnd::Step(1);
-    } else if request.init.is_none() {
-        // With a picture to begin from, some of the steps are left out.
+    } else {
         request.sampling_steps = least.min(all);
     }
 }
@@ -174,7 +183,7 @@ fn tell(compiled: &Compiled) -> Result<(), Failure> {
         Outcome::Found(entry) => ("was there".to_owned(), entry),
         Outcome::Made(entry) => ("made".to_owned(), entry),
         Outcome::Remade(entry, reason) => (format!("made anew, because {reason}"), entry),
-        Outcome::NotKept(reason) => {
+        Outcome::NotKept(reason) | Outcome::Failed(reason) => {
             return Ok(print_line(format!("{part} ({sizes}): not kept: {reason}"))?);
         }
     };
@@ -183,4 +192,33 @@ fn tell(compiled: &Compiled) -> Result<(), Failure> {
     Ok(print_line(format!(
         "{part} ({sizes}): {what}, {megabytes:.1} MB, {seconds:.2} s: {folder}"
     ))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pixart_runtime::pipeline::InitImage;
+
+    #[test]
+    fn few_steps_show_all_sizes() {
+        let shortened = |init: Option<f64>, end| {
+            let init = init.map(|strength| InitImage {
+                image: std::sync::Arc::new(image::RgbImage::new(8, 8)),
+                strength,
+                mask: None,
+            });
+            let mut request = Request { init, guidance_end: end, ..Request::default() };
+            request.sampling_steps = 20;
+            shorten(&mut request);
+            (request.sampling_steps, request.guidance_end.guided_steps(request.sampling_steps))
+        };
+        let (some, all) = (GuidanceEnd::Step(15), GuidanceEnd::Step(20));
+        assert_eq!(shortened(None, some), (2, 1));
+        let (steps, guided) = shortened(None, all);
+        assert!(steps < 20 && guided == steps, "{steps} {guided}");
+        // At a strength of a quarter the last five are taken, of which `some` guides none: two steps would have none.
+        for end in [some, all] {
+            assert_eq!(shortened(Some(0.25), end), (20, end.guided_steps(20)));
+        }
+    }
 }

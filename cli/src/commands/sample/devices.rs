@@ -88,7 +88,7 @@ impl OpenEngines {
     }
 
     /// Warnings about work that was left to the processor though another device was asked for, and about
-    /// compiled graphs that were no good.
+    /// compiled graphs that were no good or could not be kept.
     pub fn warnings(&self) -> Vec<String> {
         let placements = self.each().into_iter().flat_map(|engine| engine.placements());
         let mut warnings: Vec<String> = placements.filter_map(|each| left_over(&each)).collect();
@@ -96,7 +96,9 @@ impl OpenEngines {
             Outcome::Remade(_, reason) => {
                 Some(format!("{}: compiled anew, because {reason}", part_of(&compiled.model)))
             }
-            _ => None,
+            // All parts are kept in one folder.
+            Outcome::Failed(reason) => Some(format!("compiled graphs are not kept: {reason}")),
+            Outcome::Found(_) | Outcome::Made(_) | Outcome::NotKept(_) => None,
         }));
         // Several sizes of one network say the same.
         let mut known = HashSet::new();
@@ -164,14 +166,27 @@ impl Settings {
         Ok(opened.into_iter().map(|(_, engines)| engines).collect())
     }
 
-    /// A plugin is for an accelerator; without one it would be left aside.
+    /// A plugin is for the accelerator that computes the transformer; without one it would be left aside.
     fn check_plugin(&self, devices: &[Device]) -> Result<(), Failure> {
-        match &self.device_plugin {
-            Some(plugin) if devices.iter().all(|device| device.provider.is_processor()) => {
-                Err(idle_plugin(plugin))
-            }
-            _ => Ok(()),
+        let Some(plugin) = &self.device_plugin else { return Ok(()) };
+        if devices.iter().any(|device| !device.provider.is_processor()) {
+            return Ok(());
         }
+        let parts =
+            [("text_encoder_device", &self.text_encoder_device), ("vae_device", &self.vae_device)];
+        for (name, given) in parts {
+            let device = given.as_deref().map(|given| named(name, given)).transpose()?;
+            if let Some(device) = device.filter(|device| !device.provider.is_processor()) {
+                let own: Vec<String> = devices.iter().map(Device::to_string).collect();
+                let (own, plugin) = (own.join(", "), plugin.display());
+                return Err(Failure::request(format!(
+                    "device_plugin: found {plugin}, but it belongs to the device of the transformer (--device), \
+                     which is {own}; for {name} {device}, `pixart engine install` one that brings it and leave \
+                     device_plugin out"
+                )));
+            }
+        }
+        Err(idle_plugin(plugin))
     }
 
     fn open_engines_on(&self, device: Device) -> Result<OpenEngines, Failure> {
@@ -214,14 +229,14 @@ impl Settings {
         let options = EngineOptions {
             threads: self.threads()?,
             device: DeviceOptions {
-                // Options and plugin belong to the device of the transformer.
+                // Options, plugin and fixed sizes belong to the device of the transformer.
                 options: if is_main { split_options(&self.device_option)? } else { Vec::new() },
                 plugin: self.device_plugin.clone().filter(|_| is_main),
                 allow_cpu_fallback: self.allow_cpu_fallback.unwrap_or(false),
-                static_shapes: self.static_shapes,
+                static_shapes: self.static_shapes.filter(|_| is_main),
                 compiled: match device.provider.keeps {
                     Keeps::Nothing(_) => None,
-                    _ => self.compiled_cache()?,
+                    _ => self.compiled_cache(),
                 },
                 device,
             },
@@ -235,18 +250,13 @@ impl Settings {
         engine::open(choice, &options).map_err(not_opened)
     }
 
-    /// Where compiled graphs are kept, if they are.
-    pub fn compiled_cache(&self) -> Result<Option<PathBuf>, Failure> {
+    /// Where compiled graphs are kept, if they are: nobody has to have a home.
+    pub fn compiled_cache(&self) -> Option<PathBuf> {
         if self.no_compiled_cache == Some(true) {
-            return Ok(None);
+            return None;
         }
-        match (&self.compiled_cache_dir, crate::model::cache_folder()) {
-            (Some(folder), _) => Ok(Some(folder.clone())),
-            (None, Ok(folder)) => Ok(Some(folder.join("compiled"))),
-            // A bundle runs where nobody has a home.
-            (None, Err(_)) if crate::model::is_bundle() => Ok(None),
-            (None, Err(failure)) => Err(failure),
-        }
+        let default = || Some(crate::model::cache_folder().ok()?.join("compiled"));
+        self.compiled_cache_dir.clone().or_else(default)
     }
 
     /// How many threads to compute with.

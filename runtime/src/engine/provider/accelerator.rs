@@ -106,7 +106,7 @@ impl Accelerator {
         let plugin = self.plugin.as_deref();
         // Without knowing what the machine is, nothing can be kept for it.
         if let Ok(machine) = Identity::of_machine(provider, library, plugin) {
-            self.cache = Some(Cache::new(folder, &self.device, &self.settings, machine));
+            self.cache = Some(Cache::new(folder, provider, &self.settings, machine));
         }
     }
 

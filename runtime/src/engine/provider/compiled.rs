@@ -3,7 +3,9 @@
 //! `FOLDER/<provider>-<hash>/` holds what a provider keeps of one graph, and `entry.json`: what it belongs to
 //! ([`Identity`]), in full, and size and hash of every file. An entry that belongs to something else, or is not as
 //! it was written, is made anew. It comes into being under another name, is complete when it gets its own, and only
-//! then is it used.
+//! then is it used. Processes that share the folder take turns at an entry ([`lock`]).
+
+mod lock;
 
 use std::{
     fs, io,
@@ -13,14 +15,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Device, Keeps, identity::Identity};
+use super::{Keeps, Provider, identity::Identity};
 use crate::files::{sha256_of, write_atomically};
 
 /// The description of an entry.
 const ENTRY: &str = "entry.json";
 /// The graph that a provider which keeps contexts writes.
 const CONTEXT: &str = "compiled.onnx";
-/// What names of entries under construction begin with.
+/// What names of entries under construction begin with; the entry's name, a dot and anything follow.
 const UNFINISHED: &str = ".unfinished-";
 
 /// One graph that was loaded, and what of it was kept.
@@ -45,8 +47,10 @@ pub enum Outcome {
     Made(Entry),
     /// It was made because what was there was no good, for this reason.
     Remade(Entry, String),
-    /// It was made but could not be kept, for this reason.
+    /// It was made and is not kept, for this reason, which lies in the graph or the provider.
     NotKept(String),
+    /// It was made but keeping it failed, for this reason. It is tried again the next time.
+    Failed(String),
 }
 
 /// What is kept of a graph.
@@ -132,19 +136,15 @@ struct KeptFile {
 }
 
 impl Cache {
-    /// The cache in `folder`, which is made when something is kept, for a device on a machine.
+    /// The cache in `folder`, which is made when something is kept, for a device with these settings on a machine.
     pub fn new(
         folder: PathBuf,
-        device: &Device,
+        provider: &'static Provider,
         settings: &[(String, String)],
         machine: Identity,
     ) -> Self {
         let mut around = machine;
-        around.add("device", device.to_string());
-        for (name, value) in settings {
-            around.add(name, value);
-        }
-        let provider = device.provider;
+        around.add_settings(provider, settings);
         Self { folder, keeps: &provider.keeps, provider: provider.name, around }
     }
 
@@ -166,18 +166,25 @@ impl Cache {
         if matches!(self.keeps, Keeps::Context) && wanted.changed {
             return without("a graph with weights changed by LoRAs is not kept".to_owned());
         }
+        let failed = |reason: String| Ok((make(&Using::default())?, Outcome::Failed(reason)));
         let mut whole = self.around.clone();
         match identity() {
             Ok(graph) => whole.append(&graph),
-            Err(error) => return without(format!("the graph cannot be identified: {error}")),
+            Err(error) => return failed(format!("the graph cannot be identified: {error}")),
         }
         for (name, size) in wanted.sizes {
             whole.add("size", format!("{name} {size}"));
         }
-        let folder = self.folder.join(format!("{}-{}", self.provider, whole.hash()));
+        let name = format!("{}-{}", self.provider, whole.hash());
+        let folder = self.folder.join(&name);
+        // Who comes second finds what the first has made.
+        let lock = lock::wait_for(&self.folder, &name);
         let bad = match check(&folder, &whole) {
             Ok(State::Absent) => None,
-            Ok(State::Refused(reason)) => return without(reason),
+            Ok(State::Refused(reason)) => {
+                drop(lock);
+                return without(reason);
+            }
             Ok(State::Whole(bytes)) => match self.open(&folder, &whole, wanted.model, make) {
                 Ok((session, None)) => {
                     return Ok((session, Outcome::Found(Entry { folder, bytes })));
@@ -187,10 +194,20 @@ impl Cache {
             },
             Err(reason) => Some(reason),
         };
+        lock::remove_abandoned(&self.folder, lock.is_some().then_some(&name));
         let made = self.build(&folder, wanted.model, &whole, make);
         let bytes = match made {
-            Ok(bytes) => bytes,
-            Err(reason) => return without(reason),
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                let reason = "the provider wrote nothing that could be kept";
+                refuse(&folder, wanted.model, &whole, reason);
+                drop(lock);
+                return without(reason.to_owned());
+            }
+            Err(reason) => {
+                drop(lock);
+                return failed(reason);
+            }
         };
         match self.open(&folder, &whole, wanted.model, make) {
             Ok((session, None)) => {
@@ -205,6 +222,7 @@ impl Cache {
             Err(error) => {
                 let reason = format!("what was kept cannot be used: {}", error.to_string());
                 refuse(&folder, wanted.model, &whole, &reason);
+                drop(lock);
                 without(reason)
             }
         }
@@ -219,9 +237,11 @@ impl Cache {
         model: &Path,
         make: &Make<'_, S, E>,
     ) -> Result<(S, Option<String>), E> {
-        let before = stamps(folder);
+        let (before, described) = (stamps(folder), stamp(folder, ENTRY));
         let session = make(&self.using(folder))?;
-        if stamps(folder) == before {
+        // Another description is another entry, of a process that cannot be waited for: not every file system has
+        // locks.
+        if stamps(folder) == before || stamp(folder, ENTRY) != described {
             return Ok((session, None));
         }
         let reason = "the provider does not read what it has written itself, but compiles anew";
@@ -229,36 +249,38 @@ impl Cache {
         Ok((session, Some(reason.to_owned())))
     }
 
-    /// Makes an entry and says how many bytes it has, or why that cannot be.
+    /// Makes an entry and says how many bytes it has, or why that cannot be; `None` if the provider wrote nothing.
     fn build<S, E: ToString>(
         &self,
         folder: &Path,
         model: &Path,
         identity: &Identity,
         make: &Make<'_, S, E>,
-    ) -> Result<u64, String> {
+    ) -> Result<Option<u64>, String> {
         let text = |error: io::Error| format!("{}: {error}", self.folder.display());
         fs::create_dir_all(&self.folder).map_err(text)?;
+        let entry = folder.file_name().unwrap_or_default().to_string_lossy();
+        let prefix = format!("{UNFINISHED}{entry}.");
         let unfinished =
-            tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.folder).map_err(text)?;
+            tempfile::Builder::new().prefix(&prefix).tempdir_in(&self.folder).map_err(text)?;
         let session = make(&self.building(unfinished.path()));
         // Some write when the session ends. What comes next shows whether what was kept is of use.
         drop(session.map_err(|error| error.to_string())?);
         let bytes = seal(unfinished.path(), model, identity).map_err(text)?;
-        let bytes = bytes.ok_or("the provider wrote nothing that could be kept")?;
+        let Some(bytes) = bytes else { return Ok(None) };
         if folder.exists() {
             fs::remove_dir_all(folder).map_err(text)?;
         }
         let unfinished = unfinished.keep();
         if let Err(error) = fs::rename(&unfinished, folder) {
             let _ = fs::remove_dir_all(&unfinished);
-            // Another process may have been faster; its entry is as good as this one if it is whole.
+            // Without locks, another process may have been faster; its entry is as good if it is whole.
             return match check(folder, identity) {
-                Ok(State::Whole(bytes)) => Ok(bytes),
+                Ok(State::Whole(bytes)) => Ok(Some(bytes)),
                 _ => Err(text(error)),
             };
         }
-        Ok(bytes)
+        Ok(Some(bytes))
     }
 
     fn using(&self, folder: &Path) -> Using {
@@ -312,7 +334,9 @@ fn seal(folder: &Path, model: &Path, identity: &Identity) -> io::Result<Option<u
 fn refuse(folder: &Path, model: &Path, identity: &Identity, reason: &str) {
     let note = Description::new(model, identity, Vec::new(), Some(reason.to_owned()));
     let write = || {
-        fs::remove_dir_all(folder)?;
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
         fs::create_dir_all(folder)?;
         describe_entry(folder, note)
     };
@@ -356,14 +380,19 @@ fn check(folder: &Path, identity: &Identity) -> Result<State, String> {
     Ok(State::Whole(description.files.iter().map(|file| file.bytes).sum()))
 }
 
-/// Names, sizes and times of change of all files, which tell whether somebody wrote.
-fn stamps(folder: &Path) -> Vec<(String, u64, Option<SystemTime>)> {
-    let stamp = |name: String| {
-        let metadata = fs::metadata(folder.join(&name)).ok();
-        let time = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
-        (name, metadata.map_or(0, |metadata| metadata.len()), time)
-    };
-    list(folder).unwrap_or_default().into_iter().map(stamp).collect()
+/// Size and time of change of a file.
+type Stamp = (u64, Option<SystemTime>);
+
+fn stamp(folder: &Path, name: &str) -> Stamp {
+    let metadata = fs::metadata(folder.join(name)).ok();
+    let time = metadata.as_ref().and_then(|metadata| metadata.modified().ok());
+    (metadata.map_or(0, |metadata| metadata.len()), time)
+}
+
+/// Of all files but the description, which tell whether somebody wrote.
+fn stamps(folder: &Path) -> Vec<(String, Stamp)> {
+    let names = list(folder).unwrap_or_default().into_iter();
+    names.map(|name| (name.clone(), stamp(folder, &name))).collect()
 }
 
 /// Every file below a folder but its description, in order, with `/` between folders.
@@ -404,6 +433,7 @@ pub fn clear_compiled(folder: &Path) -> io::Result<(usize, u64)> {
     for entry in entries {
         let entry = entry?;
         let (name, path) = (entry.file_name(), entry.path());
+        lock::remove_idle(&path);
         if !entry.file_type()?.is_dir() || !is_entry(&name.to_string_lossy()) {
             continue;
         }
@@ -418,10 +448,14 @@ pub fn clear_compiled(folder: &Path) -> io::Result<(usize, u64)> {
 
 /// Whether a folder has a name that only this module gives.
 fn is_entry(name: &str) -> bool {
+    name.starts_with(UNFINISHED) || is_whole_name(name)
+}
+
+/// Whether this is the name of an entry, `openvino-` and 32 digits.
+fn is_whole_name(name: &str) -> bool {
     let digits = |hash: &str| hash.len() == 32 && hash.chars().all(|c| c.is_ascii_hexdigit());
     let known = |name: &str| super::PROVIDERS.iter().any(|provider| provider.name == name);
-    name.starts_with(UNFINISHED)
-        || name.rsplit_once('-').is_some_and(|(provider, hash)| known(provider) && digits(hash))
+    name.rsplit_once('-').is_some_and(|(provider, hash)| known(provider) && digits(hash))
 }
 
 /// Sizes for people.

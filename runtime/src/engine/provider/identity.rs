@@ -5,7 +5,8 @@
 //! time of change and evenly spread samples count; of what is small, everything.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs::{self, File},
     io::{self, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
@@ -14,7 +15,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::{super::library::Library, Provider};
+use super::{super::library::Library, Provider, option::INDEX};
 use crate::files::{hex, sha256_of};
 
 /// Samples of a large file, and bytes of each.
@@ -105,7 +106,33 @@ impl Identity {
         for card in cards() {
             identity.add("card", card);
         }
+        for (name, value) in choosing(std::env::vars_os()) {
+            identity.add(&name, value);
+        }
         Ok(identity)
+    }
+
+    /// A provider's options, however they were written: in any order, a device by its number or as the first,
+    /// files by what is in them.
+    pub fn add_settings(&mut self, provider: &Provider, settings: &[(String, String)]) {
+        let mut settings = settings.to_vec();
+        // What is not given is the first of all devices, where these have numbers.
+        let first = provider.suffix.filter(|suffix| {
+            provider.options.iter().any(|option| option.name == *suffix && option.kind == INDEX)
+                && settings.iter().all(|(name, _)| name != suffix)
+        });
+        settings.extend(first.map(|name| (name.to_owned(), "0".to_owned())));
+        settings.sort();
+        for (name, value) in settings {
+            let file = Path::new(&value);
+            if file.is_file()
+                && let Ok(content) = sha256_of(file, &mut |_| ())
+            {
+                self.add(&name, content);
+            }
+            let is_device = provider.suffix == Some(name.as_str());
+            self.add(&name, if is_device { value.to_ascii_uppercase() } else { value });
+        }
     }
 
     /// Adds a line.
@@ -129,6 +156,16 @@ impl Identity {
     pub fn hash(&self) -> String {
         sha256(self.0.as_bytes())[..32].to_owned()
     }
+}
+
+/// The variables that choose and order the devices that a driver shows, in order.
+fn choosing(variables: impl Iterator<Item = (OsString, OsString)>) -> BTreeMap<String, String> {
+    let others = ["CUDA_DEVICE_ORDER", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"];
+    let text = |text: OsString| text.to_string_lossy().into_owned();
+    let variables = variables.map(|(name, value)| (text(name), text(value)));
+    variables
+        .filter(|(name, _)| name.ends_with("_VISIBLE_DEVICES") || others.contains(&name.as_str()))
+        .collect()
 }
 
 /// SHA-256 in hexadecimal digits.
@@ -214,7 +251,10 @@ fn cards() -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{Device, DeviceOptions},
+        *,
+    };
 
     #[test]
     fn another_graph_weight_or_change_is_another_identity() {
@@ -245,6 +285,49 @@ mod tests {
         file.set_modified(time).expect("set");
         assert_eq!(first, of(None, &[]));
         assert!(Identity::of(&model, None, &[folder.path().join("none")], &[]).is_err());
+    }
+
+    #[test]
+    fn options_count_by_what_they_mean() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("openvino.json");
+        fs::write(&file, "{}").expect("written");
+        let file = file.to_str().expect("Unicode");
+        let of = |device: &str, options: &[(&str, &str)]| {
+            let device: Device = device.parse().expect(device);
+            let provider = device.provider;
+            let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            let options = options.iter().map(own).collect();
+            let options = DeviceOptions { device, options, ..DeviceOptions::default() };
+            let mut identity = Identity::default();
+            identity.add_settings(provider, &options.settings().expect("fine"));
+            identity
+        };
+        assert_eq!(of("tensorrt", &[]), of("tensorrt:0", &[]));
+        assert_eq!(of("tensorrt:0", &[]), of("tensorrt", &[("device_id", "0")]));
+        assert_ne!(of("tensorrt", &[]), of("tensorrt:1", &[]));
+        assert_eq!(of("openvino:gpu", &[]), of("openvino:GPU", &[]));
+        assert_ne!(of("openvino", &[]), of("openvino:GPU", &[]));
+        let [a, b] = [("trt_fp16_enable", "1"), ("trt_bf16_enable", "0")];
+        assert_eq!(of("tensorrt", &[a, b]), of("tensorrt", &[b, a]));
+        assert_ne!(of("tensorrt", &[a]), of("tensorrt", &[]));
+        let config = [("load_config", file)];
+        let before = of("openvino", &config);
+        assert_eq!(before, of("openvino", &config));
+        fs::write(file, r#"{"GPU": {"EXECUTION_MODE_HINT": "ACCURACY"}}"#).expect("written");
+        assert_ne!(before, of("openvino", &config));
+    }
+
+    #[test]
+    fn variables_that_choose_devices_count() {
+        let variables =
+            ["PATH", "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "ASCEND_RT_VISIBLE_DEVICES"];
+        let found = choosing(variables.into_iter().map(|name| (name.into(), "1".into())));
+        let found: Vec<_> = found.keys().map(String::as_str).collect();
+        assert_eq!(
+            found,
+            ["ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"]
+        );
     }
 
     #[test]

@@ -1,6 +1,15 @@
-use std::{cell::RefCell, fs, path::PathBuf};
+use std::{
+    cell::RefCell,
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
-use super::*;
+use super::{
+    super::{Device, DeviceOptions},
+    *,
+};
 
 /// A provider that writes `blob` where it is told to, and reads it back where it is there.
 struct Toy {
@@ -11,20 +20,24 @@ struct Toy {
     fussy: bool,
     /// Writes it again.
     forgetful: bool,
+    /// Writes nothing.
+    silent: bool,
 }
 
 impl Toy {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        Self { folder, did: RefCell::default(), fussy: false, forgetful: false }
+        Self { folder, did: RefCell::default(), fussy: false, forgetful: false, silent: false }
     }
 
     fn cache(&self, provider: &str, machine: &str) -> Cache {
         let mut identity = Identity::default();
         identity.add("machine", machine);
         let device: Device = provider.parse().expect("a device");
-        let settings = [("precision".to_owned(), "ACCURACY".to_owned())];
-        Cache::new(self.folder.path().join("compiled"), &device, &settings, identity)
+        let provider = device.provider;
+        let options = DeviceOptions { device, ..DeviceOptions::default() };
+        let settings = options.settings().expect("fine");
+        Cache::new(self.folder.path().join("compiled"), provider, &settings, identity)
     }
 
     fn make(&self, using: &Using) -> Result<String, String> {
@@ -32,6 +45,10 @@ impl Toy {
             self.did.borrow_mut().push("without");
             return Ok("compiled".to_owned());
         };
+        if self.silent {
+            self.did.borrow_mut().push("wrote nothing");
+            return Ok("compiled".to_owned());
+        }
         let blob = Path::new(folder).join("a/blob");
         match fs::read_to_string(&blob) {
             Ok(_) if self.fussy => Err("no, thanks".to_owned()),
@@ -70,7 +87,9 @@ impl Toy {
 
     fn entries(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.folder.path().join("compiled")).expect("a cache");
-        entries.map(|entry| entry.expect("an entry").path()).collect()
+        let entries = entries.map(|entry| entry.expect("an entry").path());
+        // The rest is files that are locked.
+        entries.filter(|entry| entry.is_dir()).collect()
     }
 }
 
@@ -98,7 +117,8 @@ fn what_was_made_is_found_and_nothing_else_is() {
     fs::create_dir(folder.join("mine")).expect("made");
     fs::create_dir(folder.join(".unfinished-x")).expect("made");
     assert_eq!(clear_compiled(&folder).expect("cleared"), (6, 40));
-    assert_eq!(toy.entries(), [folder.join("mine")]);
+    let left: Vec<_> = fs::read_dir(&folder).expect("a cache").flatten().collect();
+    assert!(left.len() == 1 && left[0].path() == folder.join("mine"), "{left:?}");
     assert_eq!(clear_compiled(&folder.join("none")).expect("nothing"), (0, 0));
 }
 
@@ -138,6 +158,7 @@ fn a_cache_never_stands_in_the_way() {
     for (toy, did, said) in [
         (Toy { fussy: true, ..Toy::new() }, ["wrote", "without"], "no, thanks"),
         (Toy { forgetful: true, ..Toy::new() }, ["wrote", "wrote"], "does not read"),
+        (Toy { silent: true, ..Toy::new() }, ["wrote nothing", "without"], "wrote nothing"),
     ] {
         let cache = toy.cache("openvino", "a");
         // It is tried once, and known the next time.
@@ -156,7 +177,8 @@ fn a_cache_never_stands_in_the_way() {
     let toy = Toy::new();
     fs::write(toy.folder.path().join("compiled"), "a file").expect("written");
     let (did, outcome) = toy.load(&toy.cache("openvino", "a"), "g", 64);
-    assert!(matches!(outcome, Outcome::NotKept(_)) && did == ["without"], "{did:?} {outcome:?}");
+    let Outcome::Failed(reason) = outcome else { panic!("{outcome:?}") };
+    assert!(did == ["without"] && reason.contains("compiled"), "{did:?} {reason}");
     // A provider that keeps nothing, and one that is not told where.
     let toy = Toy::new();
     let (did, outcome) = toy.load(&toy.cache("cuda", "a"), "g", 64);
@@ -166,6 +188,89 @@ fn a_cache_never_stands_in_the_way() {
         toy.cache("qnn", "a").load(&wanted, &|| Ok(Identity::default()), &|using| toy.make(using));
     let (_, outcome) = loaded.expect("a session");
     assert!(matches!(outcome, Outcome::NotKept(reason) if reason.contains("LoRA")));
+}
+
+#[test]
+fn of_two_that_want_the_same_entry_one_makes_it() {
+    let toy = Toy::new();
+    let caches = [toy.cache("openvino", "a"), toy.cache("openvino", "a")];
+    let (wrote, read) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (begun, begins) = std::sync::mpsc::channel();
+    let wanted = Wanted { model: Path::new("m.onnx"), sizes: &[], changed: false };
+    let make = |using: &Using| {
+        let blob = Path::new(&using.settings[0].1).join("blob");
+        if blob.is_file() {
+            read.fetch_add(1, Ordering::SeqCst);
+            return Ok(());
+        }
+        wrote.fetch_add(1, Ordering::SeqCst);
+        begun.clone().send(()).map_err(|error| error.to_string())?;
+        // Time for the other to do the same.
+        std::thread::sleep(Duration::from_millis(300));
+        fs::write(blob, "compiled").map_err(|error| error.to_string())
+    };
+    let [first, second] = &caches;
+    let load = |cache: &Cache| {
+        let loaded = cache.load(&wanted, &|| Ok(Identity::default()), &make);
+        loaded.map(|((), outcome)| outcome)
+    };
+    let outcomes = std::thread::scope(|scope| {
+        let first = scope.spawn(|| load(first));
+        begins.recv().expect("it compiles");
+        let second = scope.spawn(|| load(second));
+        [first, second].map(|each| each.join().expect("no panic").expect("a session"))
+    });
+    let [Outcome::Made(made), Outcome::Found(found)] = &outcomes else { panic!("{outcomes:?}") };
+    assert_eq!(made, found);
+    assert_eq!((wrote.into_inner(), read.into_inner()), (1, 2));
+}
+
+#[test]
+fn what_killed_processes_have_left_goes_and_what_others_are_making_stays() {
+    let toy = Toy::new();
+    let cache = toy.cache("openvino", "a");
+    let folder = toy.folder.path().join("compiled");
+    let (_, Outcome::Made(own)) = toy.load(&cache, "g", 64) else { panic!("made") };
+    fs::remove_dir_all(&own.folder).expect("removed");
+    let own = own.folder.file_name().expect("a name").to_string_lossy().into_owned();
+    let [left, busy] = ["0", "1"].map(|digit| format!("qnn-{}", digit.repeat(32)));
+    let unfinished = |entry: &str| {
+        let unfinished = folder.join(format!("{UNFINISHED}{entry}.x"));
+        fs::create_dir(&unfinished).expect("made");
+        fs::write(unfinished.join("blob"), "half").expect("written");
+        unfinished
+    };
+    let killed = [unfinished(&own), unfinished(&left)];
+    let (making, foreign) = (unfinished(&busy), unfinished("notes"));
+    let _lock = lock::wait_for(&folder, &busy).expect("a lock");
+    toy.load(&cache, "g", 64);
+    assert!(killed.iter().all(|killed| !killed.exists()), "{killed:?}");
+    assert!(making.join("blob").is_file() && foreign.join("blob").is_file());
+}
+
+#[test]
+fn an_entry_that_another_process_puts_there_is_not_taken_for_one_that_is_not_read() {
+    let toy = Toy::new();
+    let cache = toy.cache("openvino", "a");
+    let (_, Outcome::Made(entry)) = toy.load(&cache, "g", 64) else { panic!("made") };
+    let sizes = [("height".to_owned(), 64)];
+    let wanted = Wanted { model: Path::new("m.onnx"), sizes: &sizes, changed: false };
+    let mut graph = Identity::default();
+    graph.add("graph", "g");
+    // Where files cannot be locked, nobody waits.
+    let replaced = |using: &Using| {
+        let session = toy.make(using)?;
+        for name in ["a/blob", ENTRY] {
+            let file = fs::File::options().write(true).open(entry.folder.join(name));
+            let later = SystemTime::now() + Duration::from_secs(9);
+            file.and_then(|file| file.set_modified(later)).map_err(|error| error.to_string())?;
+        }
+        Ok::<_, String>(session)
+    };
+    let (_, outcome) = cache.load(&wanted, &|| Ok(graph.clone()), &replaced).expect("a session");
+    assert_eq!(outcome, Outcome::Found(entry.clone()));
+    toy.did.take();
+    assert_eq!(toy.load(&cache, "g", 64), (vec!["read"], Outcome::Found(entry)));
 }
 
 #[test]
