@@ -65,6 +65,9 @@ def expression(package):
 
 def own_text(package):
     """What is said of a package whose licence has no SPDX name."""
+    if not package["license_file"]:
+        raise SystemExit(f"{package['name']} {package['version']}: found neither license nor license-file in its "
+                         "Cargo.toml, expected one of them; leave the crate out or ask its author for terms")
     return f"see {Path(package['license_file']).name} in the package"
 
 

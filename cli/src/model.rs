@@ -10,6 +10,7 @@ use pixart_exporter::{
 };
 use pixart_runtime::bundle::{self, Bundle, store};
 use pixart_runtime::engine::provider::PROVIDERS;
+use pixart_runtime::files::hex;
 use pixart_runtime::pipeline::ModelPaths;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -448,7 +449,7 @@ fn fingerprint(
         "{version} {profile} {precision} {variant:?} {} {files:?}",
         source.display()
     ));
-    Ok(digest[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&digest[..8]))
 }
 
 /// `PIXART_CACHE_DIR`, else the platform's folder for caches.

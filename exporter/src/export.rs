@@ -1,6 +1,7 @@
 //! The path of an export, from a checkpoint's folder to a finished ONNX folder.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -47,6 +48,40 @@ pub fn export_component_checked(
     output: &Path,
     options: &ExportOptions,
     progress: &mut dyn FnMut(Progress),
+    check: &mut dyn FnMut(&Staged<'_>) -> Verdict,
+) -> Result<Exported, ExportError> {
+    one(source, component, output, options, &mut unstopped(progress), check)
+}
+
+/// As [`export_component`], unless `progress` asks to end it early; nothing is left behind then.
+///
+/// # Errors
+///
+/// As [`export_component`], and [`WriteError::Stopped`].
+pub fn export_component_until(
+    source: &Path,
+    component: Component,
+    output: &Path,
+    options: &ExportOptions,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+) -> Result<Exported, ExportError> {
+    one(source, component, output, options, progress, &mut |_| Ok(None))
+}
+
+/// Tells the progress to one who never ends it.
+fn unstopped(tell: &mut dyn FnMut(Progress)) -> impl FnMut(Progress) -> ControlFlow<()> {
+    |progress| {
+        tell(progress);
+        ControlFlow::Continue(())
+    }
+}
+
+fn one(
+    source: &Path,
+    component: Component,
+    output: &Path,
+    options: &ExportOptions,
+    progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     check: &mut dyn FnMut(&Staged<'_>) -> Verdict,
 ) -> Result<Exported, ExportError> {
     let located = Located::find(source, component)?;
@@ -109,6 +144,7 @@ pub fn export_pipeline_checked(
     ];
     let staging = Staging::begin(output, Kind::Pipeline, options.force, &sources)?;
     let mut written = Vec::new();
+    let progress = &mut unstopped(progress);
     for part in &prepared {
         let folder = staging.folder().join(part.component.as_str());
         write::create_folder(&folder)?;
@@ -204,14 +240,14 @@ impl Prepared {
         &self,
         folder: &Path,
         options: &ExportOptions,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(Progress) -> ControlFlow<()>,
         check: &mut dyn FnMut(&Staged<'_>) -> Verdict,
         again: &dyn Fn(&ExportOptions) -> Result<Prepared, ExportError>,
     ) -> Result<Vec<FileRecord>, ExportError> {
         let component = self.component;
         let content = self.content(&self.graph, &self.weights, options);
         let written = write::write_component(folder, &content, &mut |bytes_done, bytes_total| {
-            progress(Progress { component, bytes_done, bytes_total });
+            progress(Progress { component, bytes_done, bytes_total })
         })?;
         let architecture = &self.architecture;
         let (precision, int8_mode) =

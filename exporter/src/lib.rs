@@ -35,7 +35,8 @@ pub use check::{Staged, Twins, Verdict};
 pub use component::{Component, UnknownComponent};
 pub use error::ExportError;
 pub use export::{
-    export_component, export_component_checked, export_pipeline, export_pipeline_checked,
+    export_component, export_component_checked, export_component_until, export_pipeline,
+    export_pipeline_checked,
 };
 pub use naming::{KvSampling, Naming, VariantFlags};
 pub use options::{ExportOptions, Exported, Progress};

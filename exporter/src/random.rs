@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -152,11 +153,15 @@ impl RandomWeights {
     /// Writes the weights beside the `config.json`, as diffusers and transformers name the file. What flows
     /// through the network stays near 1: matrices and convolutions keep the size of their input, norms are
     /// neutral, and the gates and biases of the transformer are far from zero. `progress` is told the bytes
-    /// written and those in all.
+    /// written and those in all, and may end it early; half a file is there then.
     ///
     /// # Errors
-    /// When there is a file already or it cannot be written.
-    pub fn write(&self, seed: u64, progress: &mut dyn FnMut(u64, u64)) -> Result<(), WriteError> {
+    /// When there is a file already or it cannot be written, and [`WriteError::Stopped`].
+    pub fn write(
+        &self,
+        seed: u64,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<(), WriteError> {
         let (path, total) = (&self.file, self.bytes());
         let mut file = File::create_new(path).map_err(WriteError::io(path, "create", total))?;
         write_header(&mut file, path, &self.tensors)?;
@@ -177,7 +182,9 @@ impl RandomWeights {
                 out.write_all(&block).map_err(WriteError::io(path, "write", total))?;
                 left -= 2 * count;
                 done += 2 * count;
-                progress(done, total);
+                if progress(done, total).is_break() {
+                    return Err(WriteError::Stopped);
+                }
             }
         }
         out.flush().map_err(WriteError::io(path, "write", total))
@@ -228,13 +235,13 @@ impl Uniform {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ExportOptions, export_component};
+    use crate::{ExportOptions, export_component, export_component_until};
 
     fn written(component: Component, config: &Value) -> (tempfile::TempDir, RandomWeights) {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let weights = RandomWeights::of(folder.path(), component).unwrap();
-        weights.write(7, &mut |_, _| ()).unwrap();
+        weights.write(7, &mut |_, _| ControlFlow::Continue(())).unwrap();
         (folder, weights)
     }
 
@@ -280,6 +287,40 @@ mod tests {
                 export_component(folder.path(), component, output.path(), &options, &mut |_| ());
             exported.unwrap_or_else(|error| panic!("{component}: {error}"));
         }
+    }
+
+    #[test]
+    fn what_is_no_longer_wanted_ends_early() {
+        let (folder, weights) = written(Component::TextEncoder, &smallest_text_config(24));
+        let until = |calls: usize| {
+            let output = tempfile::tempdir().unwrap();
+            let mut told = 0;
+            let result = export_component_until(
+                folder.path(),
+                Component::TextEncoder,
+                output.path(),
+                &ExportOptions::default(),
+                &mut |_| {
+                    told += 1;
+                    if told < calls { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                },
+            );
+            assert!(
+                matches!(result, Err(ExportError::Write(WriteError::Stopped))),
+                "{calls}: {result:?}"
+            );
+            assert_eq!(std::fs::read_dir(output.path()).unwrap().count(), 0, "{calls}");
+            assert!(told <= calls, "{told} after {calls}");
+        };
+        until(1);
+        until(3);
+
+        let size = || std::fs::metadata(&weights.file).unwrap().len();
+        let whole = size();
+        std::fs::remove_file(&weights.file).unwrap();
+        let result = weights.write(7, &mut |_, _| ControlFlow::Break(()));
+        assert!(matches!(result, Err(WriteError::Stopped)), "{result:?}");
+        assert!(size() < whole, "{} of {whole}", size());
     }
 
     #[test]

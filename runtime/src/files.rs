@@ -11,7 +11,10 @@ use tempfile::NamedTempFile;
 
 /// Lets `content` write to a temporary file beside `path`, which then takes `path`'s place. On any
 /// error nothing is left behind and an existing file stays as it was.
-pub(crate) fn write_atomically(
+///
+/// # Errors
+/// Those of `content`, and of the file system.
+pub fn write_atomically(
     path: &Path,
     content: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
 ) -> io::Result<()> {
@@ -80,7 +83,7 @@ pub(crate) fn sha256_of(path: &Path, step: &mut dyn FnMut(u64)) -> io::Result<St
 }
 
 /// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -28,7 +28,7 @@
 pub mod bundle;
 pub mod engine;
 pub mod error;
-mod files;
+pub mod files;
 pub mod image;
 pub mod lora;
 pub mod measure;

@@ -29,6 +29,7 @@ pub(crate) use component::{LazyComponent, LoadedComponent};
 pub(crate) use event::StageProgress;
 pub use event::{Event, Stage};
 pub use init::{InitImage, Mask};
+pub use inputs::size_inputs;
 pub use request::{NoiseSeed, PictureSize, Reference, Request, Variation};
 use run::Run;
 pub use series::Series;

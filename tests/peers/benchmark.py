@@ -70,7 +70,9 @@ def whole_picture(known):
             return math.nan
         return values[0] + 20 * values[1] + values[2] if what == "seconds" else max(values)
 
-    peer = next(name for name in text if name.startswith("transformers"))
+    peer = next((name for name in text if name.startswith("transformers")), None)
+    if peer is None:
+        return None
     lines = ["Put together, not measured as a whole: text encoding, 20 times the median step, and decoding. T5 is in 8 "
              "bits here and in fp32 there. Memory is that of the largest stage; loading is left out.\n",
              "| | seconds | times as fast as diffusers | resident |", "|---|---|---|---|"]

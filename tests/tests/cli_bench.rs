@@ -1,9 +1,12 @@
 //! `pixart bench` through the binary, on the demo model and on small random weights.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use pixart_tests::binary::{Run, Sandbox};
+use pixart_tests::binary::{Run, Sandbox, copy_folder};
+use pixart_tests::fixtures;
 use serde_json::Value;
 
 const OK: i32 = 0;
@@ -56,7 +59,7 @@ fn the_demo_model_is_measured_stage_by_stage() {
             row["runs"].as_array().into_iter().flatten().filter_map(Value::as_f64).sum();
         assert!((number("seconds") - runs / 2.0).abs() < 1e-9, "{row}");
         assert!((number("gflops") - number("gflop") / number("seconds")).abs() < 1e-6, "{row}");
-        let peak = report["matmul_peak"]["gflops"].as_f64().expect("a peak");
+        let peak = report["matmul_peaks"][0]["gflops"].as_f64().expect("a peak");
         assert!((number("share_of_peak") - number("gflops") / peak).abs() < 1e-9, "{row}");
         if cfg!(target_os = "linux") {
             assert!(number("peak_memory_bytes") > 1e6, "{row}");
@@ -122,6 +125,33 @@ fn a_part_alone_is_enough() {
 }
 
 #[test]
+fn operators_of_a_model_with_size_conditions_are_told() {
+    let sandbox = Sandbox::new();
+    copy_folder(&fixtures::root().join("variants/alpha"), &sandbox.path().join("alpha"));
+    let flags = ["--checkpoint", "alpha/transformer", "--sizes", "64", "--engine", "ort"];
+    let run = bench(&sandbox, &[&flags[..], &["--operators"]].concat());
+    says(&run, OK, &[]);
+    assert!(run.stdout.contains("| MatMul |"), "{run:?}");
+}
+
+#[test]
+fn a_late_failure_keeps_what_was_measured() {
+    let sandbox = Sandbox::with_tiny_model();
+    let weights = "model/vae/diffusion_pytorch_model.safetensors";
+    fs::write(sandbox.path().join(weights), "damaged").expect("written");
+    let flags = ["--model", "model", "--sizes", "64", "--engine", "tract"];
+    let run = bench(&sandbox, &[&flags[..], &["--json", "bench.json"]].concat());
+    says(&run, FAILED, &["vae", "safetensors"]);
+    assert!(run.stdout.contains("| text |") && run.stdout.contains("| 64 px step |"), "{run:?}");
+    let report = json(&fs::read_to_string(sandbox.path().join("bench.json")).expect("the JSON"));
+    assert_eq!(report["rows"].as_array().expect("rows").len(), 2);
+    // Where nothing was measured there is nothing to tell.
+    let run = bench(&sandbox, &[&flags[..], &["--stages", "decode"]].concat());
+    says(&run, FAILED, &["vae", "safetensors"]);
+    assert_eq!(run.stdout, "");
+}
+
+#[test]
 fn random_weights_are_made_and_removed() {
     let sandbox = Sandbox::new();
     fs::create_dir(sandbox.path().join("scratch")).expect("a folder");
@@ -140,7 +170,7 @@ fn random_weights_are_made_and_removed() {
         assert_eq!(report["precision"]["decode"], "fp32");
         assert_eq!(report["rows"].as_array().expect("rows").len(), 3);
     }
-    assert_eq!(sandbox.files(), Vec::<std::path::PathBuf>::new(), "all of it is gone");
+    assert_eq!(sandbox.files(), Vec::<PathBuf>::new(), "all of it is gone");
 }
 
 #[test]
@@ -200,41 +230,78 @@ fn ctrl_c_leaves_nothing_behind() {
         return;
     }
     let sandbox = Sandbox::new();
-    fs::create_dir(sandbox.path().join("scratch")).expect("a folder");
-    let child = sandbox
-        .command(&[
-            "bench",
-            "--random",
-            &demo(),
-            "--scratch",
-            "scratch",
-            "--engine",
-            "tract",
-            "--sizes",
-            "64",
-            "--stages",
-            "denoise",
-            "--repeats",
-            "900",
-        ])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("it starts");
     // Weights are there once it measures, which takes minutes.
-    let begin = std::time::Instant::now();
-    let exported = || {
-        let found = fs::read_dir(sandbox.path().join("scratch")).expect("the folder").flatten();
-        found.into_iter().any(|entry| entry.path().join("transformer/manifest.json").is_file())
-    };
-    while !exported() && begin.elapsed().as_secs() < 60 {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    let id = child.id().to_string();
-    assert!(
-        std::process::Command::new("kill").args(["-INT", &id]).status().expect("kill").success()
-    );
-    let run = Run::new(&child.wait_with_output().expect("it ends"));
+    let child = started(&sandbox, &demo());
+    wait_for(&sandbox, "transformer/manifest.json", 1);
+    let run = ended(child, "-INT");
     says(&run, 130, &["interrupted"]);
-    assert_eq!(sandbox.files(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(sandbox.files(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn ctrl_c_ends_the_making_of_weights() {
+    if !cfg!(unix) {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    // 1.2 GB, of which little is written.
+    let child = started(&sandbox, "pixart-sigma-256");
+    wait_for(&sandbox, "source/diffusion_pytorch_model.safetensors", 1 << 20);
+    let run = ended(child, "-INT");
+    says(&run, 130, &["interrupted: no random weights are left"]);
+    assert!(!run.stderr.contains("export transformer"), "{run:?}");
+    assert_eq!(run.stdout, "");
+    assert_eq!(sandbox.files(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn what_a_killed_run_left_goes_with_the_next() {
+    if !cfg!(unix) {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    let child = started(&sandbox, &demo());
+    wait_for(&sandbox, "transformer/manifest.json", 1);
+    signalled(&child, "-KILL");
+    child.wait_with_output().expect("it ends");
+    assert_ne!(sandbox.files(), Vec::<PathBuf>::new());
+    let demo = demo();
+    let flags = ["--random", &demo, "--scratch", "scratch", "--sizes", "64", "--engine", "tract"];
+    says(&bench(&sandbox, &[&flags[..], &["--stages", "text"]].concat()), OK, &[]);
+    assert_eq!(sandbox.files(), Vec::<PathBuf>::new());
+}
+
+/// Measures random weights for minutes.
+fn started(sandbox: &Sandbox, random: &str) -> Child {
+    fs::create_dir(sandbox.path().join("scratch")).expect("a folder");
+    let flags = ["bench", "--random", random, "--scratch", "scratch", "--engine", "tract"];
+    let more = ["--sizes", "64", "--stages", "denoise", "--repeats", "900"];
+    let mut command = sandbox.command(&[&flags[..], &more].concat());
+    command.env("TMPDIR", sandbox.path().join("scratch"));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts")
+}
+
+/// Until a file of so many bytes is in a folder that the run has made.
+fn wait_for(sandbox: &Sandbox, name: &str, bytes: u64) {
+    let begin = Instant::now();
+    let is_there = || {
+        let found = fs::read_dir(sandbox.path().join("scratch")).expect("the folder").flatten();
+        let mut files = found.into_iter().map(|entry| fs::metadata(entry.path().join(name)));
+        files.any(|file| file.is_ok_and(|file| file.len() >= bytes))
+    };
+    while !is_there() && begin.elapsed().as_secs() < 60 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(is_there(), "no {name} within a minute");
+}
+
+/// What a run says that gets a signal.
+fn ended(child: Child, signal: &str) -> Run {
+    signalled(&child, signal);
+    Run::new(&child.wait_with_output().expect("it ends"))
+}
+
+fn signalled(child: &Child, signal: &str) {
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args([signal, &id]).status().expect("kill").success());
 }

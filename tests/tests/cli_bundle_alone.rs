@@ -8,7 +8,7 @@ use pixart_runtime::engine::library;
 use pixart_tests::binary::{Run, Sandbox};
 use pixart_tests::engines;
 
-/// Makes such a root in memory, starts the bundle in it, and keeps its picture. Arguments: the bundle, the
+/// Makes such a root in memory, lets the bundle in it check and extract itself, draws, and keeps the picture. Arguments: the bundle, the
 /// library whose own libraries are needed, `proc` or `none`, where the picture goes, and more for the bundle.
 /// `/out` can be written.
 const SCRIPT: &str = r#"
@@ -30,6 +30,9 @@ mount -o remount,ro "$root"
 if touch "$root/file" 2> /dev/null; then echo "the root can be written" >&2; exit 99; fi
 code=0
 chroot="$(command -v chroot)"
+env -i "$chroot" "$root" /bundle bundle --check --extract /out/folders
+test -f "$root/out/folders/transformer/model.onnx"
+rm -r "$root/out/folders"
 env -i "$chroot" "$root" /bundle --prompt "a red circle" --steps 2 --output_path /out/made "$@" || code=$?
 if [ -f "$root/out/made/0.png" ]; then cp "$root/out/made/0.png" "$picture"; fi
 ls "$root/out"
@@ -83,6 +86,7 @@ fn a_bundle_needs_nothing_and_writes_nothing_but_pictures() {
         let name = format!("{proc}: {run:?}");
         assert_eq!(run.code, 0, "{name}");
         assert!(run.stderr.lines().last().is_some_and(|line| line.contains(engine)), "{name}");
+        assert!(run.stdout.starts_with("/bundle: unaltered\n/out/folders\n"), "{name}");
         assert!(run.stdout.ends_with("\nmade\n"), "{name}");
         assert_eq!(run.stderr.contains("needs /proc"), engine == "tract", "{name}");
         assert!(

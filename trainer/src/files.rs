@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{ArrayD, IxDyn};
 use pixart_exporter::checkpoint::{Checkpoint, CheckpointError, Dtype, OpenOptions};
+pub(crate) use pixart_runtime::files::hex;
 
 use crate::tensors::Tensors;
 
@@ -24,11 +25,6 @@ pub enum FileError {
         /// Its type.
         found: Dtype,
     },
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Every tensor of a file, all of which must be 32-bit floats.

@@ -7,15 +7,17 @@ mod stages;
 
 use crate::exit::{Failure, print_line};
 use crate::interrupt::on_ctrl_c;
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use parts::{Part, Parts};
 use pixart_exporter::{Int8Mode, Precision};
-use pixart_runtime::engine::provider::Provider;
+use pixart_runtime::files::write_atomically;
 use pixart_runtime::measure::matmul_peak;
-use report::{Report, Row};
+use report::{Products, Report, Row};
 use serde::Serialize;
 use stages::Bench;
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
 use super::sample::devices::profile_for;
 use super::sample::settings::Settings;
@@ -176,6 +178,8 @@ impl BenchArgs {
             device_option: self.device_option.clone(),
             device_plugin: self.device_plugin.clone(),
             threads: self.threads,
+            // Loading is measured, and what random weights and stand-ins compile to is of no use later.
+            no_compiled_cache: Some(true),
             ..Settings::default()
         }
     }
@@ -206,7 +210,6 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     let interrupted = on_ctrl_c()?;
-    let half = args.precision == Some(Precision::Fp16) && !is_processor(provider);
     if args.operators && engine.name() != "ort" {
         return Err(Failure::request(format!(
             "operators: {} does not tell them; leave the flag out or take --engine ort",
@@ -215,21 +218,32 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
     }
 
     let mut report = Report::new(&args, &parts, &engine.describe(), threads);
-    let (profile, on_processor) = (profile_for(provider), is_processor(provider));
+    let (profile, on_processor) = (profile_for(provider), provider.is_processor());
     let bench = Bench::new(&args, engine.clone(), profile, on_processor, interrupted.clone());
-    for stage in stages {
-        // What a part takes on the disk is gone before the next one is made.
-        let part: Part = parts.resolve(stage, provider, &args)?;
-        report.note_precision(stage, &part.precision);
-        bench.stage(stage, &part, &mut |row: Row| report.rows.push(row))?;
-        if interrupted.is_cancelled() {
-            break;
+    let measure = || -> Result<(), Failure> {
+        for stage in stages {
+            // What a part takes on the disk is gone before the next one is made.
+            let part: Part = parts.resolve(stage, provider, &args, &interrupted)?;
+            report.note_precision(stage, &part.precision);
+            bench.stage(stage, &part, &mut |row: Row| report.rows.push(row))?;
+            if interrupted.is_cancelled() {
+                return Ok(());
+            }
         }
-    }
-    if !interrupted.is_cancelled() && report.is_measured() {
         // The last, so that its memory is not that of a stage.
-        eprintln!("measuring matrix products on {}", engine.describe());
-        report.note_peak(matmul_peak(engine.as_ref(), half)?, half);
+        for products in report.products(on_processor) {
+            eprintln!("measuring {products} matrix products on {}", engine.describe());
+            let peak = matmul_peak(engine.as_ref(), products == Products::Fp16)?;
+            report.note_peak(peak, products, on_processor);
+        }
+        Ok(())
+    };
+    // What was measured before something went wrong is told all the same.
+    let failure = measure().err();
+    if report.rows.is_empty()
+        && let Some(failure) = failure
+    {
+        return Err(failure);
     }
     for warning in opened.warnings() {
         eprintln!("warning: {warning}");
@@ -241,13 +255,16 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
         print_line(report.table().trim_end())?;
     }
     if let Some(path) = args.json.as_deref().filter(|_| !printed) {
-        report::write(path, report.json().as_bytes())?;
+        write(path, report.json().as_bytes())?;
     }
     if let Some(path) = &args.chart {
-        report::write(path, &chart::draw(&report)?)?;
+        write(path, &chart::draw(&report)?)?;
     }
     if interrupted.is_cancelled() {
         return Err(Failure::Interrupted("what was measured by then is told".to_owned()));
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
     }
     match report.is_measured() {
         true => Ok(()),
@@ -257,6 +274,7 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
     }
 }
 
-fn is_processor(provider: &Provider) -> bool {
-    ["cpu", "tract"].contains(&provider.name)
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let written = write_atomically(path, |file| file.write_all(bytes));
+    Ok(written.with_context(|| format!("cannot write {}", path.display()))?)
 }

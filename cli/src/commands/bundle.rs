@@ -65,11 +65,11 @@ pub fn run(args: BundleArgs) -> Result<(), Failure> {
 }
 
 fn make(args: &BundleArgs, output: &Path) -> Result<(), Failure> {
-    let program = std::env::current_exe()?;
     // All that needs no long work is looked at before it.
-    if bundle::own().is_ok_and(|own| own.is_some()) {
-        return Err(bundle::BundleError::Nested { file: program }.into());
+    if let Ok(Some(own)) = bundle::own() {
+        return Err(bundle::BundleError::Nested { file: own.file().to_owned() }.into());
     }
+    let program = std::env::current_exe()?;
     if !args.force && output.symlink_metadata().is_ok() {
         let advice = "choose another name, or replace it with --force";
         return Err(bundle::BundleError::Exists { path: output.to_owned(), advice }.into());
@@ -124,9 +124,11 @@ fn parts(folders: &[PathBuf]) -> Result<Settings, Failure> {
 
 /// The bundle at a path, or the one that was started.
 fn opened(path: Option<&Path>) -> Result<Bundle, Failure> {
-    let path = match path {
-        Some(path) => path.to_owned(),
-        None => std::env::current_exe()?,
+    let path = match (path, bundle::own()) {
+        (Some(path), _) => path.to_owned(),
+        // It finds itself where the system does not say where it is, too.
+        (None, Ok(Some(own))) => own.file().to_owned(),
+        (None, _) => std::env::current_exe()?,
     };
     let bundle = Bundle::open(&path)?;
     bundle.ok_or_else(|| Failure::request(bundle::BundleError::NotOne { file: path }))

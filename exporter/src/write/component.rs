@@ -1,6 +1,6 @@
 //! One component's folder: graph, weights, configuration, manifest.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -54,11 +54,11 @@ pub(crate) struct Written {
 }
 
 /// Writes the component's files, all but the manifest, into an existing, empty folder and flushes
-/// them. `progress` gets the bytes done and the bytes in all.
+/// them. `progress` gets the bytes done and the bytes in all, and may end it.
 pub(crate) fn write_component(
     folder: &Path,
     content: &Content<'_>,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Written, WriteError> {
     let written = write_graph(folder, content, true, progress)?;
     let config = folder.join("config.json");
@@ -72,7 +72,7 @@ pub(crate) fn write_component(
 /// Writes only the graph and its weights, and does not read what they do not need of the
 /// checkpoint's files, which are not hashed then.
 pub(crate) fn write_bare(folder: &Path, content: &Content<'_>) -> Result<(), WriteError> {
-    write_graph(folder, content, false, &mut |_, _| ()).map(drop)
+    write_graph(folder, content, false, &mut |_, _| ControlFlow::Continue(())).map(drop)
 }
 
 /// Completes a component's folder.
@@ -103,7 +103,7 @@ fn write_graph(
     folder: &Path,
     content: &Content<'_>,
     hash_source: bool,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Written, WriteError> {
     let graph = content.graph;
     let layout = Layout::new(graph)?;
@@ -123,7 +123,7 @@ fn write_data(
     content: &Content<'_>,
     layout: &Layout,
     hash_source: bool,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Data, WriteError> {
     let total = layout.data_bytes;
     let data = HashedFile::create(folder, DATA_FILE, total)?;

@@ -56,6 +56,9 @@ pub enum WriteError {
         /// What the system said.
         source: io::Error,
     },
+    /// Who was told the progress asked to end it.
+    #[error("ended before it was complete")]
+    Stopped,
     /// A weight is not a number.
     #[error(
         "{}: tensor {tensor} holds {value} at element {element}; the checkpoint is damaged",

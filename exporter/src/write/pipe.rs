@@ -1,5 +1,8 @@
 //! The way of the weights into the data file: one thread converts, another hashes and writes.
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
@@ -18,7 +21,9 @@ pub(super) struct Pipe<'scope, 'p> {
     writer: ScopedJoinHandle<'scope, Result<FileRecord, WriteError>>,
     position: u64,
     total: u64,
-    progress: &'p mut dyn FnMut(u64, u64),
+    progress: &'p mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    /// Whether nobody wants the file any more.
+    stopped: Arc<AtomicBool>,
 }
 
 /// The writer has stopped; [`Pipe::finish`] says why.
@@ -26,18 +31,20 @@ pub(super) struct Pipe<'scope, 'p> {
 pub(super) struct Closed;
 
 impl<'scope, 'p> Pipe<'scope, 'p> {
-    /// A pipe into `file`, which will get `total` bytes. `progress` gets the bytes done and `total`.
+    /// A pipe into `file`, which will get `total` bytes. `progress` gets the bytes done and `total`,
+    /// and may end it.
     pub fn new<'env>(
         scope: &'scope Scope<'scope, 'env>,
         file: HashedFile,
         total: u64,
-        progress: &'p mut dyn FnMut(u64, u64),
+        progress: &'p mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Self {
         let (filled, blocks) = sync_channel(WAITING);
         let (empty, spare) = channel();
-        let writer = scope.spawn(move || write(file, &blocks, &empty));
-        progress(0, total);
-        Self { filled, spare, writer, position: 0, total, progress }
+        let stopped = Arc::new(AtomicBool::new(progress(0, total).is_break()));
+        let told = stopped.clone();
+        let writer = scope.spawn(move || write(file, &blocks, &empty, &told));
+        Self { filled, spare, writer, position: 0, total, progress, stopped }
     }
 
     /// Position in the file of what comes next.
@@ -78,9 +85,14 @@ impl Sink for Pipe<'_, '_> {
     }
 
     fn put(&mut self, block: Block) -> Result<(), Closed> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return Err(Closed);
+        }
         self.position += block.bytes().len() as u64;
         self.filled.send(block).map_err(|_| Closed)?;
-        (self.progress)(self.position, self.total);
+        if (self.progress)(self.position, self.total).is_break() {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
         Ok(())
     }
 }
@@ -89,11 +101,16 @@ fn write(
     mut file: HashedFile,
     blocks: &Receiver<Block>,
     empty: &Sender<Block>,
+    stopped: &AtomicBool,
 ) -> Result<FileRecord, WriteError> {
     for block in blocks {
         file.write(block.bytes())?;
         // Nobody may be left who wants it.
         let _ = empty.send(block);
+    }
+    if stopped.load(Ordering::Relaxed) {
+        // Flushing what nobody wants could take long.
+        return Err(WriteError::Stopped);
     }
     file.finish()
 }

@@ -70,7 +70,7 @@ impl Staging {
         };
         let parents = MadeFolders::make(parent)?;
         let prefix = format!(".{}.", name.to_string_lossy());
-        remove_abandoned(parent, &prefix);
+        remove_abandoned(parent, &prefix, SUFFIX);
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(SUFFIX);
         #[cfg(unix)]
@@ -116,7 +116,7 @@ impl Staging {
 /// Removes what killed processes have left in `parent` when they were writing folders; what is still
 /// being written stays, and what cannot be removed.
 pub fn remove_all_abandoned(parent: &Path) {
-    remove_abandoned(parent, ".");
+    remove_abandoned(parent, ".", SUFFIX);
 }
 
 /// Takes a folder for this process alone; `None` if another has it or the system cannot tell. The
@@ -131,13 +131,13 @@ fn lock(folder: &Path) -> Option<File> {
     Some(handle)
 }
 
-/// Removes what killed exports to the same target have left, gigabytes perhaps. What cannot be
-/// removed does no harm to this export.
-fn remove_abandoned(parent: &Path, prefix: &str) {
+/// Removes what killed processes have left under such names, gigabytes perhaps. What cannot be
+/// removed does no harm to this one.
+pub(super) fn remove_abandoned(parent: &Path, prefix: &str, suffix: &str) {
     for name in entries(parent).unwrap_or_default() {
         let folder = parent.join(&name);
         if name.starts_with(prefix)
-            && name.ends_with(SUFFIX)
+            && name.ends_with(suffix)
             && let Some(_lock) = lock(&folder)
         {
             let _ = fs::remove_dir_all(&folder);

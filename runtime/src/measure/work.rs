@@ -28,6 +28,9 @@ pub struct TransformerShape {
     pub patch_size: usize,
     /// Width of the caption embeddings.
     pub caption_channels: usize,
+    /// Whether it is told the picture's size.
+    #[serde(default)]
+    pub use_additional_conditions: bool,
     /// How keys and values are compressed, if they are.
     #[serde(flatten)]
     pub kv_compression: Option<KvCompression>,
@@ -228,6 +231,7 @@ mod tests {
             out_channels: 8,
             patch_size: 2,
             caption_channels: 4096,
+            use_additional_conditions: false,
             kv_compression,
         }
     }

@@ -2,7 +2,7 @@
 
 use ndarray::{ArrayD, ArrayViewD, Axis, Slice, concatenate};
 
-use crate::{tensor::Tensor, text::Conditioning};
+use crate::{size::LATENT_SCALE, tensor::Tensor, text::Conditioning};
 
 /// What stays the same from step to step of the transformer's inputs, for `halves` rows a picture: first all
 /// unconditional ones, if there are two, then all prompts.
@@ -30,14 +30,20 @@ pub(super) fn constant_inputs(
         ("encoder_attention_mask", stacked(&masks).into()),
     ];
     if let Some((height, width)) = latent_size {
-        // In pixels, and height first.
-        let (height, width) = (8.0 * height as f32, 8.0 * width as f32);
-        let sizes = [height, width].repeat(batch);
-        let sizes = ArrayD::from_shape_vec(vec![batch, 2], sizes).expect("two numbers a row");
-        inputs.push(("resolution", sizes.into()));
-        inputs.push(("aspect_ratio", ArrayD::from_elem(vec![batch, 1], height / width).into()));
+        inputs.extend(size_inputs(batch, (height, width)));
     }
     inputs
+}
+
+/// What a transformer with size conditions is told about a picture of this latent height and width, for so many
+/// rows: f32 `resolution` \[rows, 2\], height and width in pixels, and `aspect_ratio` \[rows, 1\], height to width.
+pub fn size_inputs(rows: usize, (height, width): (usize, usize)) -> [(&'static str, Tensor); 2] {
+    let scale = LATENT_SCALE as f32;
+    let (height, width) = (scale * height as f32, scale * width as f32);
+    let sizes = [height, width].repeat(rows);
+    let sizes = ArrayD::from_shape_vec(vec![rows, 2], sizes).expect("two numbers a row");
+    let ratios = ArrayD::from_elem(vec![rows, 1], height / width);
+    [("resolution", sizes.into()), ("aspect_ratio", ratios.into())]
 }
 
 /// The last entry but `before` along the first dimension; the prompt's half is always the last.

@@ -3,7 +3,7 @@
 use super::Size;
 
 /// How many pixels a latent pixel stands for.
-pub(super) const LATENT_SCALE: u32 = 8;
+pub const LATENT_SCALE: u32 = 8;
 /// Latent sides are even because the transformer takes patches of 2 × 2.
 pub(super) const SIDE_MULTIPLE: u32 = 2 * LATENT_SCALE;
 
@@ -124,31 +124,22 @@ fn is_listed(&(ratio, .., short): &Bin, sample_size: u32) -> bool {
 /// Published tables are there for 32, 64, 128, 256, 360 (2880 px) and 512. Models of other sizes get
 /// the 256-pixel table scaled to their side, each side rounded to the nearest multiple of 16.
 pub(super) fn nearest(request: Size, sample_size: u32) -> Size {
-    nearest_ratio(f64::from(request.height) / f64::from(request.width), sample_size)
+    nearest_entry(f64::from(request.height) / f64::from(request.width), sample_size).1
 }
 
-/// The same for a ratio, height to width.
-pub(super) fn nearest_ratio(ratio: f64, sample_size: u32) -> Size {
+/// The same for a ratio, height to width, with the ratio that names the size.
+pub(super) fn nearest_entry(ratio: f64, sample_size: u32) -> (f64, Size) {
     if sample_size == 360 {
-        let (_, height, width) = nearest_row(BINS_2880.iter(), |row| row.0, ratio);
-        return Size { height: height * UNIT_2880, width: width * UNIT_2880 };
+        let (label, height, width) = nearest_row(BINS_2880.iter(), |row| row.0, ratio);
+        return (*label, Size { height: height * UNIT_2880, width: width * UNIT_2880 });
     }
     let listed = BINS.iter().filter(|row| is_listed(row, sample_size));
-    let (_, height, width, _) = nearest_row(listed, |row| row.0, ratio);
+    let (label, height, width, _) = nearest_row(listed, |row| row.0, ratio);
     let pixels = |sixteenths: &u32| {
         let exact = sixteenths * sample_size * LATENT_SCALE / 16;
         ((exact + SIDE_MULTIPLE / 2) / SIDE_MULTIPLE * SIDE_MULTIPLE).max(SIDE_MULTIPLE)
     };
-    Size { height: pixels(height), width: pixels(width) }
-}
-
-/// The ratio that names the size which [`nearest_ratio`] gives.
-pub(super) fn nearest_label(ratio: f64, sample_size: u32) -> f64 {
-    if sample_size == 360 {
-        return nearest_row(BINS_2880.iter(), |row| row.0, ratio).0;
-    }
-    let listed = BINS.iter().filter(|row| is_listed(row, sample_size));
-    nearest_row(listed, |row| row.0, ratio).0
+    (*label, Size { height: pixels(height), width: pixels(width) })
 }
 
 /// Every size of a model of this latent side, the widest first.
@@ -158,7 +149,7 @@ pub(super) fn all(sample_size: u32) -> Vec<Size> {
         _ => BINS.iter().map(|row| row.0).collect(),
     };
     let mut sizes: Vec<Size> =
-        labels.into_iter().map(|ratio| nearest_ratio(ratio, sample_size)).collect();
+        labels.into_iter().map(|ratio| nearest_entry(ratio, sample_size).1).collect();
     // A label that the model's table lacks gives the size of a neighbour.
     sizes.dedup();
     sizes

@@ -3,9 +3,10 @@
 mod bins;
 mod resize;
 
+pub use bins::LATENT_SCALE;
 pub use resize::cover_and_crop;
 
-use bins::{LATENT_SCALE, SIDE_MULTIPLE};
+use bins::SIDE_MULTIPLE;
 
 /// The longest side that can be asked for, in pixels.
 pub const MAX_SIDE: u32 = 16_384;
@@ -90,7 +91,7 @@ impl SizePlan {
     ) -> Result<Self, SizeError> {
         check_sides(width, height, true)?;
         let ratio = f64::from(height_part) / f64::from(width_part);
-        let generated = bins::nearest_ratio(ratio, sample_size);
+        let (_, generated) = bins::nearest_entry(ratio, sample_size);
         let requested = Size {
             width: width.unwrap_or(generated.width),
             height: height.unwrap_or(generated.height),
@@ -101,7 +102,7 @@ impl SizePlan {
     /// The ratio of height to width by which the published tables name the trained size that is nearest to
     /// `size`, such as 0.57 for 16 : 9. The size itself is [`SizePlan::with_ratio`]'s.
     pub fn ratio_label(size: Size, sample_size: u32) -> f64 {
-        bins::nearest_label(f64::from(size.height) / f64::from(size.width), sample_size)
+        bins::nearest_entry(f64::from(size.height) / f64::from(size.width), sample_size).0
     }
 
     /// Height and width of the latents.

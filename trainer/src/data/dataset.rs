@@ -4,13 +4,10 @@ use super::picture::{PictureError, PictureLimits, Sizing};
 use super::scan::{Depth, Seen, in_parallel, scan};
 use super::{Captions, FeatureError, Labels, Place, Record};
 use crate::files::hex;
-use pixart_runtime::size::Size;
+use pixart_runtime::size::{LATENT_SCALE, Size};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// Pixels a latent pixel stands for.
-const LATENT_SCALE: u32 = 8;
 
 /// What is trained on.
 #[derive(Clone, Copy, Debug)]

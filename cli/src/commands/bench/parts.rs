@@ -7,12 +7,13 @@ use crate::model::{self, Wanted};
 use crate::progress::{Progress, Unit};
 use anyhow::Context;
 use pixart_exporter::random::{self, RandomWeights};
-use pixart_exporter::write::free_space;
-use pixart_exporter::{Component, ExportOptions, Int8Mode, Precision, export_component};
+use pixart_exporter::write::{Scratch, free_space};
+use pixart_exporter::{Component, ExportOptions, Int8Mode, Precision, export_component_until};
 use pixart_runtime::engine::provider::Provider;
+use pixart_runtime::pipeline::Cancel;
 use serde_json::Value;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 
 /// All random weights begin here, so that every run has the same.
 const SEED: u64 = 42;
@@ -31,7 +32,7 @@ pub struct Part {
     /// Its precision, with the mode of int8.
     pub precision: String,
     /// Where random weights lie, until this is dropped.
-    _scratch: Option<TempDir>,
+    _scratch: Option<Scratch>,
 }
 
 /// The component of a stage.
@@ -142,6 +143,7 @@ impl Parts {
         stage: StageName,
         provider: &'static Provider,
         args: &BenchArgs,
+        interrupted: &Cancel,
     ) -> Result<Part, Failure> {
         let index = STAGES.iter().position(|known| *known == stage).unwrap_or_default();
         match self {
@@ -169,10 +171,19 @@ impl Parts {
                     },
                     ..ExportOptions::default()
                 };
-                make(component(stage), &configs[index], &options, args.scratch.as_deref())
+                let place = args.scratch.as_deref();
+                make(component(stage), &configs[index], &options, place, interrupted)
             }
         }
     }
+}
+
+/// A folder for what is made here, in the system's place for such where none is named. What killed runs have
+/// left in that place is removed.
+pub fn scratch(place: Option<&Path>) -> Result<Scratch, Failure> {
+    let place = place.map_or_else(std::env::temp_dir, Path::to_owned);
+    let folder = Scratch::new_in(&place, "pixart-bench-");
+    Ok(folder.with_context(|| format!("cannot make a folder in {}", place.display()))?)
 }
 
 /// Exports random weights in the shapes of a configuration, into a folder that lasts as long as the part.
@@ -180,16 +191,10 @@ pub fn make(
     component: Component,
     config: &Value,
     options: &ExportOptions,
-    scratch: Option<&Path>,
+    place: Option<&Path>,
+    interrupted: &Cancel,
 ) -> Result<Part, Failure> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("pixart-bench-");
-    let folder = match scratch {
-        Some(folder) => builder.tempdir_in(folder),
-        None => builder.tempdir(),
-    };
-    let place = scratch.map_or_else(std::env::temp_dir, Path::to_owned);
-    let folder = folder.with_context(|| format!("cannot make a folder in {}", place.display()))?;
+    let folder = scratch(place)?;
     let source = folder.path().join("source");
     std::fs::create_dir(&source)?;
     std::fs::write(source.join("config.json"), config.to_string())?;
@@ -201,22 +206,46 @@ pub fn make(
             "random weights of the {component} take {:.1} GB, but {} has {:.1} GB left; name a folder on \
              another disk with --scratch, or leave the stage out with --stages",
             needed as f64 / 1e9,
-            place.display(),
+            folder.path().parent().unwrap_or(folder.path()).display(),
             free as f64 / 1e9
         )));
     }
     let mut bar = Progress::start(format!("random {component}"), 0, Unit::Bytes);
-    let written = weights.write(SEED, &mut |done, total| bar.update(done, total));
-    bar.finish();
-    written?;
-    let mut bar = Progress::start(format!("export {component}"), 0, Unit::Bytes);
-    let exported = export_component(&source, component, folder.path(), options, &mut |progress| {
-        bar.update(progress.bytes_done, progress.bytes_total);
+    let written = weights.write(SEED, &mut |done, total| {
+        bar.update(done, total);
+        wanted(interrupted)
     });
     bar.finish();
-    let exported = exported?.folder;
+    whole(written, interrupted)?;
+    let mut bar = Progress::start(format!("export {component}"), 0, Unit::Bytes);
+    let exported =
+        export_component_until(&source, component, folder.path(), options, &mut |progress| {
+            bar.update(progress.bytes_done, progress.bytes_total);
+            wanted(interrupted)
+        });
+    bar.finish();
+    let exported = whole(exported, interrupted)?.folder;
     std::fs::remove_dir_all(&source)?;
     Ok(Part { precision: precision(&exported), folder: exported, _scratch: Some(folder) })
+}
+
+/// Whether to go on.
+fn wanted(interrupted: &Cancel) -> ControlFlow<()> {
+    match interrupted.is_cancelled() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
+}
+
+/// What was made, unless it was interrupted.
+fn whole<T, E: Into<anyhow::Error>>(
+    made: Result<T, E>,
+    interrupted: &Cancel,
+) -> Result<T, Failure> {
+    made.map_err(|error| match interrupted.is_cancelled() {
+        true => Failure::Interrupted("no random weights are left".to_owned()),
+        false => error.into().into(),
+    })
 }
 
 /// Bits of a number in an export, scales included.

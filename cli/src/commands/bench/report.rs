@@ -2,14 +2,11 @@
 
 use super::parts::Parts;
 use super::{BenchArgs, StageName};
-use crate::exit::Failure;
-use anyhow::Context;
 use pixart_runtime::measure::Peak;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::path::Path;
 
 /// One stage at one size.
 #[derive(Clone, Debug, Serialize)]
@@ -72,13 +69,42 @@ impl Row {
     }
 }
 
+/// What matrix products compute with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Products {
+    Fp32,
+    Fp16,
+}
+
+impl Products {
+    /// Those that a part of this precision is held against. On a processor all is computed in 32 bits; bf16 has
+    /// none on an accelerator, where it is faster than fp32 and not measured.
+    fn of(precision: &str, on_processor: bool) -> Option<Self> {
+        match precision {
+            "fp16" if !on_processor => Some(Self::Fp16),
+            "bf16" if !on_processor => None,
+            _ => Some(Self::Fp32),
+        }
+    }
+}
+
+impl fmt::Display for Products {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+        })
+    }
+}
+
 /// The machine's fastest matrix product.
 #[derive(Clone, Debug, Serialize)]
 struct MatmulPeak {
     gflops: f64,
     /// Side of the square matrices.
     side: usize,
-    precision: &'static str,
+    precision: Products,
 }
 
 /// A whole picture, put together from what was measured.
@@ -108,8 +134,8 @@ pub struct Report {
     steps: usize,
     warmup: usize,
     repeats: usize,
-    /// Absent after an interruption.
-    matmul_peak: Option<MatmulPeak>,
+    /// Those that rows are held against; none after an interruption.
+    matmul_peaks: Vec<MatmulPeak>,
     pub rows: Vec<Row>,
 }
 
@@ -127,7 +153,7 @@ impl Report {
             steps: args.steps,
             warmup: args.warmup,
             repeats: args.repeats,
-            matmul_peak: None,
+            matmul_peaks: Vec::new(),
             rows: Vec::new(),
         }
     }
@@ -142,13 +168,28 @@ impl Report {
         self.rows.iter().any(|row| row.skipped.is_none())
     }
 
-    /// The machine's matrix products, in 16-bit floats or in 32-bit ones, and the rows held against them.
-    pub fn note_peak(&mut self, peak: Peak, half: bool) {
+    /// The matrix products that the rows which were measured are held against.
+    pub fn products(&self, on_processor: bool) -> Vec<Products> {
+        let measured = self.rows.iter().filter(|row| row.skipped.is_none());
+        let mut all: Vec<Products> =
+            measured.filter_map(|row| self.products_of(row.stage, on_processor)).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    fn products_of(&self, stage: StageName, on_processor: bool) -> Option<Products> {
+        Products::of(self.precision.get(&stage)?, on_processor)
+    }
+
+    /// The machine's matrix products, and the rows held against them that compute like this.
+    pub fn note_peak(&mut self, peak: Peak, precision: Products, on_processor: bool) {
         let Peak { gflops, side } = peak;
-        let precision = if half { "fp16" } else { "fp32" };
-        self.matmul_peak = Some(MatmulPeak { gflops, side, precision });
-        for row in &mut self.rows {
-            row.share_of_peak = row.gflops.map(|row| row / gflops);
+        self.matmul_peaks.push(MatmulPeak { gflops, side, precision });
+        for k in 0..self.rows.len() {
+            if self.products_of(self.rows[k].stage, on_processor) == Some(precision) {
+                self.rows[k].share_of_peak = self.rows[k].gflops.map(|row| row / gflops);
+            }
         }
     }
 
@@ -202,7 +243,7 @@ impl Report {
             self.batch_size,
             self.tokens
         ));
-        if let Some(MatmulPeak { gflops, side, precision }) = &self.matmul_peak {
+        for MatmulPeak { gflops, side, precision } in &self.matmul_peaks {
             line(format!(
                 "matrix products: at best {gflops:.0} GFLOP/s ({side} × {side}, {precision})"
             ));
@@ -291,21 +332,47 @@ pub fn digits(value: f64) -> String {
     format!("{value:.places$}")
 }
 
-/// Writes a file in one step.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let context = || format!("cannot write {}", path.display());
-    let file =
-        tempfile::Builder::new().prefix(".pixart-").tempfile_in(folder.unwrap_or(".".as_ref()));
-    let mut file = file.with_context(context)?;
-    file.write_all(bytes).with_context(context)?;
-    file.persist(path).map_err(|error| error.error).with_context(context)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_row_is_held_against_products_like_its_own() {
+        let row = |stage| Row {
+            gflops: Some(50.0),
+            skipped: None,
+            ..Row::skipped(stage, None, String::new())
+        };
+        let stages = [StageName::Text, StageName::Denoise, StageName::Decode];
+        let shares = |precisions: [&str; 3], on_processor: bool| {
+            let mut report = Report {
+                version: "",
+                model: String::new(),
+                precision: stages.into_iter().zip(precisions.map(str::to_owned)).collect(),
+                engine: String::new(),
+                threads: 1,
+                batch_size: 1,
+                guidance_scale: 1.0,
+                tokens: 1,
+                steps: 1,
+                warmup: 1,
+                repeats: 1,
+                matmul_peaks: Vec::new(),
+                rows: stages.map(row).into(),
+            };
+            for products in report.products(on_processor) {
+                let gflops = if products == Products::Fp16 { 400.0 } else { 100.0 };
+                report.note_peak(Peak { gflops, side: 512 }, products, on_processor);
+            }
+            let shares: Vec<_> = report.rows.iter().map(|row| row.share_of_peak).collect();
+            (shares, report.matmul_peaks.len())
+        };
+        let (half, whole) = (Some(0.125), Some(0.5));
+        assert_eq!(shares(["int8", "fp16", "fp32"], false), (vec![whole, half, whole], 2));
+        assert_eq!(shares(["fp16", "fp16", "fp16"], false), (vec![half, half, half], 1));
+        assert_eq!(shares(["fp16", "bf16", "fp32"], true), (vec![whole, whole, whole], 1));
+        assert_eq!(shares(["bf16", "bf16", "bf16"], false), (vec![None, None, None], 0));
+    }
 
     #[test]
     fn three_digits_count() {

@@ -6,13 +6,14 @@ use super::{BenchArgs, StageName};
 use crate::exit::Failure;
 use crate::progress::{Progress, Unit};
 use ndarray::{Array2, ArrayD};
+use pixart_exporter::write::Scratch;
 use pixart_exporter::{Component, ExportOptions, Profile, random};
 use pixart_runtime::engine::Engine;
 use pixart_runtime::measure::{TextEncoderShape, TransformerShape, VaeDecoderShape};
 use pixart_runtime::memory;
 use pixart_runtime::noise::TorchGenerator;
 use pixart_runtime::pipeline::{
-    Cancel, Event, ModelPaths, Pipeline, PipelineOptions, Request, Stage,
+    Cancel, Event, ModelPaths, Pipeline, PipelineOptions, Request, Stage, size_inputs,
 };
 use pixart_runtime::tensor::Tensor;
 use pixart_runtime::text::{CaptionEncoder, LENGTH_MULTIPLE};
@@ -21,7 +22,6 @@ use pixart_runtime::vae::tiles::{TilingMode, TilingOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-use tempfile::TempDir;
 
 /// A word that the stand-in's tokenizer has, with the mark of its beginning, and so one token.
 const WORD: &str = "a";
@@ -110,7 +110,7 @@ impl<'a> Bench<'a> {
 
     fn denoise(&self, part: &Part, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
         let shape = TransformerShape::open(&part.folder)?;
-        let stand_in = StandIn::around(&shape, self.profile)?;
+        let stand_in = StandIn::around(&shape, self.profile, &self.interrupted)?;
         let rows = self.halves() * self.args.batch_size;
         for &pixels in &self.args.sizes {
             if self.interrupted.is_cancelled() {
@@ -214,14 +214,18 @@ impl<'a> Bench<'a> {
         &self,
         shape: &TransformerShape,
         [height, width]: [usize; 2],
-    ) -> Result<[(&'static str, Tensor); 4], Failure> {
+    ) -> Result<Vec<(&'static str, Tensor)>, Failure> {
         let (rows, length) = (self.halves() * self.args.batch_size, self.length());
-        Ok([
+        let mut inputs = vec![
             ("hidden_states", noise(vec![rows, shape.in_channels, height, width])?.into()),
             ("encoder_hidden_states", noise(vec![rows, length, shape.caption_channels])?.into()),
             ("encoder_attention_mask", Tensor::I64(ArrayD::ones(vec![rows, length]))),
             ("timestep", Tensor::F32(ArrayD::from_elem(vec![rows], 500.0))),
-        ])
+        ];
+        if shape.use_additional_conditions {
+            inputs.extend(size_inputs(rows, (height, width)));
+        }
+        Ok(inputs)
     }
 
     fn decode(&self, part: &Part, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
@@ -332,10 +336,16 @@ impl<'a> Bench<'a> {
         if self.args.is_guided() { 2 } else { 1 }
     }
 
-    /// Tokens with padding.
+    /// Tokens with padding, as sampling computes them.
     fn length(&self) -> usize {
-        self.args.tokens.next_multiple_of(LENGTH_MULTIPLE)
+        padded(self.args.tokens, self.engine.compiles_per_size())
     }
+}
+
+/// So many tokens with padding. Where a graph is compiled for each size, all prompts have one.
+fn padded(tokens: usize, per_size: bool) -> usize {
+    let least = if per_size { Request::default().max_length } else { 0 };
+    tokens.next_multiple_of(LENGTH_MULTIPLE).max(least)
 }
 
 /// The same numbers each time, normally distributed.
@@ -356,7 +366,7 @@ fn median(runs: &[f64]) -> f64 {
 
 /// The parts around one that is measured.
 struct StandIn {
-    folder: TempDir,
+    folder: Scratch,
     text_encoder: Option<Part>,
     vae_decoder: Option<Part>,
 }
@@ -364,7 +374,7 @@ struct StandIn {
 impl StandIn {
     /// A tokenizer alone.
     fn tokenizer() -> Result<Self, Failure> {
-        let folder = tempfile::tempdir()?;
+        let folder = parts::scratch(None)?;
         let tokenizer = folder.path().join("tokenizer");
         std::fs::create_dir(&tokenizer)?;
         std::fs::write(tokenizer.join("tokenizer.json"), TOKENIZER)?;
@@ -372,13 +382,18 @@ impl StandIn {
     }
 
     /// All that a transformer needs.
-    fn around(shape: &TransformerShape, profile: Profile) -> Result<Self, Failure> {
+    fn around(
+        shape: &TransformerShape,
+        profile: Profile,
+        interrupted: &Cancel,
+    ) -> Result<Self, Failure> {
         let options = ExportOptions { profile, ..ExportOptions::default() };
         let text = random::smallest_text_config(shape.caption_channels);
         let vae = random::smallest_vae_config(shape.in_channels);
+        let make = |part, config| parts::make(part, config, &options, None, interrupted);
         Ok(Self {
-            text_encoder: Some(parts::make(Component::TextEncoder, &text, &options, None)?),
-            vae_decoder: Some(parts::make(Component::VaeDecoder, &vae, &options, None)?),
+            text_encoder: Some(make(Component::TextEncoder, &text)?),
+            vae_decoder: Some(make(Component::VaeDecoder, &vae)?),
             ..Self::tokenizer()?
         })
     }
@@ -405,6 +420,15 @@ impl StandIn {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prompts_are_as_long_as_sampling_makes_them() {
+        for (tokens, per_size, expected) in
+            [(20, false, 24), (20, true, 300), (300, true, 304), (310, true, 312)]
+        {
+            assert_eq!(padded(tokens, per_size), expected, "{tokens}, {per_size}");
+        }
+    }
 
     #[test]
     fn the_middle_counts() {

@@ -6,6 +6,7 @@ use super::paths::model_name;
 use crate::model::Sources;
 use pixart_runtime::bundle::store;
 use pixart_runtime::engine::Engine;
+use pixart_runtime::files::hex;
 use pixart_runtime::lora::Lora;
 use pixart_runtime::pipeline::ModelPaths;
 use serde_json::{Map, Value, json};
@@ -82,10 +83,6 @@ fn files_hash(files: &Value) -> Option<String> {
 /// The SHA-256 of a small file.
 pub fn file_hash(file: &Path) -> Option<String> {
     Some(hex(&Sha256::digest(store::read(file).ok()?)))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What differs between a picture's facts and those of this run, in words; empty if nothing.
