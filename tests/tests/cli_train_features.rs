@@ -102,8 +102,9 @@ fn what_is_missing_or_of_another_shape_is_left_out_and_told() {
     assert_eq!(run.code, DONE, "{run:?}");
     for said in [
         "1 of 3 pictures do not have the features",
+        "ask for: 1 missing",
         "(exact.png: there is no InternData/img_sdxl_vae_features_64resolution_ms_new/exact.npy)",
-        "are not trained on",
+        "they are not trained on",
     ] {
         assert!(run.stderr.contains(said), "no `{said}` in: {}", run.stderr);
     }
@@ -129,7 +130,11 @@ fn what_is_missing_or_of_another_shape_is_left_out_and_told() {
     refused(
         &["--t5_max_length=1"],
         FAILED,
-        &["caption_feature: found F16 of [1, ", "at most 1 tokens (t5_max_length), 48]"],
+        &[
+            "ask for: 3 of another type or shape",
+            "caption_feature: found F16 of [1, ",
+            "at most 1 tokens (t5_max_length), 48]",
+        ],
     );
     fs::remove_dir_all(at("sharegpt4v_caption_features_new")).expect("removed");
     refused(
@@ -141,6 +146,36 @@ fn what_is_missing_or_of_another_shape_is_left_out_and_told() {
         fs::write(at(moments).join(file), "no array").expect("written");
     }
     refused(&[], FAILED, &["wide.npy: it is no array of numpy"]);
+}
+
+#[test]
+fn files_of_the_tool_end_at_the_first_dot_and_may_be_of_two_pictures() {
+    let sandbox = sandbox();
+    let images = sandbox.path().join("InternImgs");
+    let data = |path: &str| sandbox.path().join("InternData").join(path);
+    let label = |path: &str| json!({"path": path, "prompt": "a red circle"});
+    let rename = |name: &str| {
+        fs::rename(images.join("wide.png"), images.join(format!("{name}.png"))).expect("renamed");
+        let captions = |name: &str| data(&format!("caption_features_new/{name}.npz"));
+        fs::rename(captions("wide"), captions(name)).expect("renamed");
+    };
+    rename("wide.v2");
+    write_labels(&sandbox, vec![label("wide.v2.png"), label("small.png")]);
+    let run = train(&sandbox, &BOTH);
+    assert_eq!(run.code, DONE, "{run:?}");
+    assert!(!run.stderr.contains("not trained on"), "{}", run.stderr);
+    fs::copy(images.join("wide.v2.png"), images.join("wide.v3.png")).expect("copied");
+    let labels = ["wide.v2.png", "wide.v3.png", "small.png"].map(label);
+    write_labels(&sandbox, labels.to_vec());
+    let run =
+        train(&sandbox, &["--load_vae_feat", "--output_path=other", ENCODERS[0], ENCODERS[1]]);
+    assert_eq!(run.code, DONE, "{run:?}");
+    for said in [
+        "ask for: 2 ambiguous (wide.v2.png: ",
+        "wide.npy can be of one picture only, and 2 have that name",
+    ] {
+        assert!(run.stderr.contains(said), "no `{said}` in: {}", run.stderr);
+    }
 }
 
 #[test]
@@ -164,6 +199,7 @@ fn what_becomes_unreadable_later_is_skipped_and_named() {
 #[test]
 fn settings_they_do_not_go_with_are_refused() {
     let sandbox = sandbox();
+    copy_folder(&fixtures::root().join("variants/alpha"), &sandbox.path().join("alpha"));
     let before = sandbox.files();
     for (more, said) in [
         (&["--load_vae_feat", "--cache_dir=x"][..], "load_vae_feat: found it with cache_dir"),
@@ -177,12 +213,38 @@ fn settings_they_do_not_go_with_are_refused() {
             ],
             "load_t5_feat: found it with prior_image_dir",
         ),
-        (&["--load_vae_feat"], "text_encoder_root: nothing given"),
-        (&["--load_t5_feat"], "vae_root: nothing given"),
+        (
+            &["--load_vae_feat"],
+            "text_encoder_root: nothing given; name its folder with --text_encoder_root, or read what the official \
+             tools have made of captions with --load_t5_feat True\n",
+        ),
+        (
+            &["--load_t5_feat"],
+            "vae_root: nothing given; name its folder with --vae_root, or read what the official tools have made of \
+             pictures with --load_vae_feat True\n",
+        ),
+        (
+            &["--load_t5_feat", "--class_dropout_prob=0.1", ENCODERS[0], ENCODERS[1]],
+            "vae_root: nothing given; name its folder with --vae_root, or read what the official tools have made of \
+             pictures with --load_vae_feat True\n",
+        ),
         (
             &["--load_t5_feat", "--load_vae_feat", "--class_dropout_prob=0.1"],
             "text_encoder_root: nothing given; name its folder with --text_encoder_root, which makes the empty \
-             caption",
+             caption that dropped ones become, or drop none: --class_dropout_prob 0\n",
+        ),
+        (
+            &["--multi_scale=False"],
+            "text_encoder_root: nothing given; name its folder with --text_encoder_root, or with --cache_dir what \
+             `pixart train cache` has made of pictures and captions\n",
+        ),
+        (
+            &["--multi_scale=False", "--prior_image_dir=InternImgs", "--prior_prompt=a"],
+            "text_encoder_root: nothing given; name its folder with --text_encoder_root\n",
+        ),
+        (
+            &["--load_vae_feat", "--checkpoint=alpha/transformer"],
+            "load_vae_feat: found it with a model that has conditions of size",
         ),
     ] {
         let run = train(&sandbox, more);

@@ -104,6 +104,7 @@ fn a_training_goes_on_with_the_prior_pictures_it_began_with_and_draws_none() {
     let sandbox = sandbox();
     let at = |path: &str| sandbox.path().join(path);
     fs::create_dir(at("prior")).expect("made");
+    fs::create_dir(at("empty")).expect("made");
     for name in ["0.png", "1.png", "2.png"] {
         fs::copy(at("images").join(name), at("prior").join(name)).expect("copied");
     }
@@ -113,19 +114,40 @@ fn a_training_goes_on_with_the_prior_pictures_it_began_with_and_draws_none() {
     fs::rename(at("prior"), at("moved")).expect("moved");
     let moved = ["--prior_image_dir=moved", "--prior_prompt", "a picture"];
     let resume = ["--resume=output/ckpt/step_00000002"];
+    let weights = at("output/ckpt/step_00000004/adapter_model.safetensors");
+    let learnt = fs::read(&weights).expect("a LoRA");
     trained(&sandbox, &[&moved[..], &resume].concat());
+    assert!(fs::read(&weights).expect("a LoRA") == learnt, "another LoRA");
+    // Whatever has come to them.
+    fs::copy(at("images/3.png"), at("moved/1_more.png")).expect("copied");
+    let run = trained(&sandbox, &[&moved[..], &["--num_prior_images=3"], &resume].concat());
+    assert!(run.stderr.contains("1 pictures of moved are passed over"), "{run:?}");
+    assert!(fs::read(&weights).expect("a LoRA") == learnt, "another LoRA");
     fs::remove_file(at("moved/2.png")).expect("removed");
+    fs::write(at("moved/1.png"), "no picture").expect("written");
     let before = sandbox.files();
+    let other_prompt = ["--prior_image_dir=moved", "--prior_prompt", "a dog"];
     for (more, said) in [
         (
-            &[&moved[..], &["--num_prior_images=3"]].concat(),
-            "num_prior_images: found 3, expected at most the 2 of moved, because a training that goes on draws none",
+            &[&moved[..], &["--num_prior_images=4"]].concat(),
+            "num_prior_images: found 4, expected at most the 3 that it began with, because a training that goes on \
+             draws none",
         ),
-        (&moved.to_vec(), "found the prior pictures "),
+        (
+            &moved.to_vec(),
+            "prior_image_dir: found 1 of the 3 pictures in moved that the training began with, expected all; put \
+             back 1.png (",
+        ),
+        (&moved.to_vec(), "), and 1 more\n"),
         (&vec![], "expected no prior pictures"),
         (
-            &["--prior_image_dir=images", "--prior_prompt", "a picture"].to_vec(),
-            "continue with the settings it was saved with",
+            &other_prompt.to_vec(),
+            "prior_prompt: found \"a dog\", expected \"a picture\", with which the training began",
+        ),
+        (
+            &["--prior_image_dir=empty", "--prior_prompt", "a picture"].to_vec(),
+            "found 0 of the 3 pictures in empty that the training began with, expected all; put back 0.png (it is \
+             not there), and 2 more\n",
         ),
     ] {
         let run = train(&sandbox, &[more, &resume[..]].concat());

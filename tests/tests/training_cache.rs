@@ -330,7 +330,7 @@ fn features_of_the_official_tools_are_what_the_references_encode() {
         let captions = Some((options(0.0).captions, SETTINGS.max_length));
         Ok(features.check(dataset, item, true, captions)?)
     };
-    let dataset = Arc::new(Arc::into_inner(all).expect("ours").keep(2, check));
+    let dataset = Arc::new(Arc::into_inner(all).expect("ours").keep(2, check, &mut |_, _| {}));
     let names = dataset.items().iter().map(|item| item.path.display().to_string());
     assert_eq!(names.collect::<Vec<_>>(), ["wide.png", "small.png", "exact.png"]);
     assert_eq!(dataset.left_out().len(), 3);

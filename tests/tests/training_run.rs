@@ -22,8 +22,8 @@ use pixart_trainer::{
     loss::LossKind,
     optimizer::{AdamW, Algorithm, Came},
     run::{
-        AverageOptions, Event, Length, NotFinite, Outcome, Policy, PriorOptions, Run, RunError,
-        RunOptions, SaveOptions, StartingPoint, StepReport,
+        AverageOptions, Event, Length, NotFinite, Outcome, Policy, PriorOptions, PriorPictures,
+        Run, RunError, RunOptions, SaveOptions, StartingPoint, StepReport,
     },
     scaler::{Dynamic, Scaling},
     schedule::Shape,
@@ -601,8 +601,13 @@ fn a_model_with_size_conditions_learns_from_them() {
 #[test]
 fn a_run_goes_on_with_the_model_and_the_prior_pictures_it_began_with() {
     let (engine, world) = (engines::ort(), World::new());
+    let pictures = PriorPictures {
+        names: vec!["a.png".to_owned(), "b.png".to_owned()],
+        prompt: "a dog".to_owned(),
+    };
     let prior = |fingerprint: &str| {
-        Some(PriorOptions { items: 4..6, weight: 1.0, fingerprint: fingerprint.to_owned() })
+        let (fingerprint, pictures) = (fingerprint.to_owned(), pictures.clone());
+        Some(PriorOptions { items: 4..6, weight: 1.0, fingerprint, pictures })
     };
     let options = RunOptions {
         loss: LossKind::NoiseError,
@@ -613,22 +618,25 @@ fn a_run_goes_on_with_the_model_and_the_prior_pictures_it_began_with() {
     };
     done(go(new(&engine, &world, tiny(), options.clone()), Encoder::default(), None).0);
     let saved = Saved::open(&world.checkpoints()).expect("a checkpoint");
+    assert_eq!(Run::prior(&saved).expect("readable"), Some(pictures.clone()));
     let resume = |start, prior| {
         let options = RunOptions { prior, length: Length::Steps(2), ..options.clone() };
         Run::resume(&engine, start, world.sampler(2, Some(&saved)), options, &saved)
     };
     let error = |run: Result<Run, RunError>| run.err().expect("another training").to_string();
     let other = error(resume(tiny(), prior("def")));
-    assert!(
-        other.contains("found the prior pictures abc, expected the prior pictures def"),
-        "{other}"
-    );
+    let told = |hash| format!("the prior pictures {hash} (2 of \"a dog\", the first a.png)");
+    let said = format!("found {}, expected {}", told("abc"), told("def"));
+    assert!(other.contains(&said), "{other}");
     let none = error(resume(tiny(), None));
-    assert!(none.contains("found the prior pictures abc, expected no prior pictures"), "{none}");
+    let said = format!("found {}, expected no prior pictures", told("abc"));
+    assert!(none.contains(&said), "{none}");
     let mut another = tiny();
     *another.weights.get_mut("proj_out.bias").expect("there") += 1e-3;
     let model = error(resume(another, prior("abc")));
     assert!(model.contains("found a LoRA of the model "), "{model}");
+    let path = tiny().source.expect("a checkpoint's");
+    assert!(model.contains(&format!("(--checkpoint {}), expected", path.display())), "{model}");
     assert!(model.contains("continue with the settings it was saved with"), "{model}");
     resume(tiny(), prior("abc")).unwrap_or_else(|error| panic!("{error}"));
 }

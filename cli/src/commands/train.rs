@@ -98,12 +98,19 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
         ranks::compare(ranks, &settings.told(data, saved.as_ref().map(Saved::step))?)?;
     }
     if let Some(prior) = &prior {
-        match saved {
+        let began = match &saved {
             // One draws what is missing for all.
-            None => ranks::in_turn(ranks, || prior.draw(settings, &opened.engine, &start))?,
-            Some(_) => prior.check_drawn()?,
-        }
-        (dataset, options.prior) = prior.join(&settings.data, &dataset)?;
+            None => {
+                ranks::in_turn(ranks, || prior.draw(settings, &opened.engine, &start))?;
+                None
+            }
+            Some(saved) => {
+                let began = Run::prior(saved).map_err(failure)?;
+                prior.check_began(began.as_ref())?;
+                began
+            }
+        };
+        (dataset, options.prior) = prior.join(&settings.data, &dataset, began.as_ref())?;
     }
     if let Some(saved) = &saved {
         Run::check(&start, &options, saved).map_err(failure)?;
@@ -256,28 +263,34 @@ fn dataset(settings: &data::Settings) -> Result<Dataset, Failure> {
         }
     })?;
     let entries = labels.records.len();
-    let mut bar = None;
-    let dataset = Dataset::open(labels, &image_dir, &options, &mut |done, total| {
-        bar.get_or_insert_with(|| Progress::start("look", total as u64, Unit::Count("picture")))
-            .update(done as u64, total as u64);
-    });
-    if let Some(bar) = bar {
-        bar.finish();
-    }
-    let mut reasons = BTreeMap::<&str, usize>::new();
-    for left_out in dataset.left_out() {
-        *reasons.entry(left_out.reason.kind()).or_default() += 1;
-    }
-    if !reasons.is_empty() {
-        let reasons: Vec<String> =
-            reasons.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let dataset = looking("look", |progress| Dataset::open(labels, &image_dir, &options, progress));
+    if !dataset.left_out().is_empty() {
         note(format_args!(
             "{} of {entries} labels are not trained on ({}); `pixart dataset check` tells which",
             dataset.left_out().len(),
-            reasons.join(", ")
+            counts(dataset.left_out().iter().map(|left_out| left_out.reason.kind()))
         ));
     }
     Ok(dataset)
+}
+
+/// Does `work` with a bar that counts pictures.
+fn looking<T>(label: &str, work: impl FnOnce(&mut dyn FnMut(usize, usize)) -> T) -> T {
+    let mut bar = Progress::start(label, 0, Unit::Count("picture"));
+    let result = work(&mut |done, total| bar.update(done as u64, total as u64));
+    bar.finish();
+    result
+}
+
+/// How many there are of each kind.
+fn counts<'a>(kinds: impl Iterator<Item = &'a str>) -> String {
+    let mut counts = BTreeMap::<&str, usize>::new();
+    for kind in kinds {
+        *counts.entry(kind).or_default() += 1;
+    }
+    let counts: Vec<String> =
+        counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    counts.join(", ")
 }
 
 /// Notes about what has no effect here.

@@ -97,7 +97,8 @@ impl Captions {
         kinds
     }
 
-    fn get(&self, kind: CaptionKind) -> Option<&String> {
+    /// The one of this kind.
+    pub(super) fn get(&self, kind: CaptionKind) -> Option<&String> {
         match kind {
             CaptionKind::Prompt => self.prompt.as_ref(),
             CaptionKind::Sharegpt4v => self.sharegpt4v.as_ref(),

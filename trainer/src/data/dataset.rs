@@ -212,17 +212,20 @@ impl Dataset {
         ((size.height / LATENT_SCALE) as usize, (size.width / LATENT_SCALE) as usize)
     }
 
-    /// The same without the pictures that `judge` gives a reason against; it is asked on `threads` threads. Those that
-    /// stay get other numbers.
+    /// The same without the pictures that `judge` gives a reason against; it is asked on `threads` threads,
+    /// and `progress` is told how many of how many were judged. Those that stay get other numbers.
     pub fn keep(
         self,
         threads: usize,
         judge: impl Fn(&Self, usize) -> Result<(), Reason> + Sync,
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Self {
         let mut reasons = BTreeMap::new();
         let look = |item| judge(&self, item).err();
-        in_parallel(self.items.len(), threads, look, |item, reason, _| {
+        let count = self.items.len();
+        in_parallel(count, threads, look, |item, reason, done| {
             reasons.extend(reason.map(|reason| (item, reason)));
+            progress(done, count);
         });
         let Self { image_dir, sizing, limits, items, mut buckets, mut left_out } = self;
         let mut numbers = BTreeMap::new();

@@ -63,7 +63,7 @@ impl Learner {
         start: StartingPoint,
         options: &RunOptions,
     ) -> Result<Self, RunError> {
-        let StartingPoint { config, json, weights } = start;
+        let StartingPoint { config, json, weights, .. } = start;
         let adapter = match &options.lora {
             None => None,
             Some(settings) => {

@@ -59,6 +59,7 @@ pub use options::{
     TogetherOptions,
 };
 use origin::Origin;
+pub use origin::PriorPictures;
 use prepare::{Prepared, Recipe};
 use progress::Progress;
 pub use start::StartingPoint;
@@ -188,6 +189,15 @@ impl Run {
         saved: &Saved,
     ) -> Result<(), RunError> {
         Origin::new(start, options).check(saved)
+    }
+
+    /// The prior pictures that a checkpoint's run began with, which one that goes on needs; none if it had none, or
+    /// if the checkpoint does not tell which.
+    ///
+    /// # Errors
+    /// When what the checkpoint says cannot be read.
+    pub fn prior(saved: &Saved) -> Result<Option<PriorPictures>, RunError> {
+        Origin::prior(saved)
     }
 
     /// Where a checkpoint stands in the data.

@@ -2,6 +2,7 @@
 
 use std::{ops::Range, path::PathBuf, sync::Arc};
 
+use super::PriorPictures;
 use crate::{
     ema::Warmup, gradient::Precision, lora::AdapterSettings, loss::LossKind, optimizer::Algorithm,
     ranks::Ranks, scaler::Scaling, schedule::Shape,
@@ -77,6 +78,8 @@ pub struct PriorOptions {
     /// Tells these pictures from others ([`Dataset::fingerprint`](crate::data::Dataset::fingerprint)): a run
     /// goes on with the same.
     pub fingerprint: String,
+    /// Which they are: what a run that goes on looks for.
+    pub pictures: PriorPictures,
 }
 
 /// How long a run is.

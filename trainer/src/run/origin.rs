@@ -18,20 +18,40 @@ const FIELD: &str = "origin";
 /// Numbers of each weight that the hash of a model is made of.
 const SAMPLES: usize = 4096;
 
-/// Hashes of what must be the same when a run goes on.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// What must be the same when a run goes on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Origin {
-    /// Of the model that a LoRA is trained on.
+    /// A hash of the model that a LoRA is trained on.
     base: Option<String>,
-    /// Of the prior pictures.
+    /// Where that model was; only told, because it may be moved.
+    #[serde(default)]
+    base_path: Option<String>,
+    /// A hash of the prior pictures.
     prior: Option<String>,
+    /// Which they are.
+    #[serde(default)]
+    prior_pictures: Option<PriorPictures>,
+}
+
+/// The prior pictures that a run began with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PriorPictures {
+    /// Their paths in their folder, in their order.
+    pub names: Vec<String>,
+    /// The caption of all.
+    pub prompt: String,
 }
 
 impl Origin {
     pub fn new(start: &StartingPoint, options: &RunOptions) -> Self {
+        let is_lora = options.lora.is_some();
+        let path = start.source.as_ref().map(|path| path.display().to_string());
+        let prior = options.prior.as_ref();
         Self {
-            base: options.lora.as_ref().map(|_| fingerprint(start)),
-            prior: options.prior.as_ref().map(|prior| prior.fingerprint.clone()),
+            base: is_lora.then(|| fingerprint(start)),
+            base_path: path.filter(|_| is_lora),
+            prior: prior.map(|prior| prior.fingerprint.clone()),
+            prior_pictures: prior.map(|prior| prior.pictures.clone()),
         }
     }
 
@@ -39,29 +59,50 @@ impl Origin {
         state.insert(FIELD.to_owned(), state::value(self));
     }
 
+    /// What a checkpoint says; nothing in those of before it was saved.
+    fn read(saved: &Saved) -> Result<Option<Self>, RunError> {
+        match saved.state().contains_key(FIELD) {
+            true => state::field(saved, FIELD).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// The prior pictures of a checkpoint's run, if it had any and the checkpoint tells which.
+    pub fn prior(saved: &Saved) -> Result<Option<PriorPictures>, RunError> {
+        Ok(Self::read(saved)?.and_then(|origin| origin.prior_pictures))
+    }
+
     /// Whether a checkpoint is of a run that began with the same. Those of before this was saved are.
     pub fn check(&self, saved: &Saved) -> Result<(), RunError> {
-        if !saved.state().contains_key(FIELD) {
-            return Ok(());
+        let Some(found) = Self::read(saved)? else { return Ok(()) };
+        let other = |told: fn(&Self) -> String| {
+            let (path, found, expected) = (saved.folder().to_owned(), told(&found), told(self));
+            Err(CheckpointError::Other { path, found, expected }.into())
+        };
+        if found.base != self.base {
+            return other(Self::base_told);
         }
-        let found: Self = state::field(saved, FIELD)?;
-        let base = |hash: &Option<String>| match hash {
-            Some(hash) => format!("a LoRA of the model {hash}"),
-            None => "no LoRA".to_owned(),
-        };
-        let prior = |hash: &Option<String>| match hash {
-            Some(hash) => format!("the prior pictures {hash}"),
-            None => "no prior pictures".to_owned(),
-        };
-        for (found, expected) in
-            [(base(&found.base), base(&self.base)), (prior(&found.prior), prior(&self.prior))]
-        {
-            if found != expected {
-                let path = saved.folder().to_owned();
-                return Err(CheckpointError::Other { path, found, expected }.into());
-            }
+        if found.prior != self.prior {
+            return other(Self::prior_told);
         }
         Ok(())
+    }
+
+    fn base_told(&self) -> String {
+        match (&self.base, &self.base_path) {
+            (None, _) => "no LoRA".to_owned(),
+            (Some(hash), None) => format!("a LoRA of the model {hash}"),
+            (Some(hash), Some(path)) => format!("a LoRA of the model {hash} (--checkpoint {path})"),
+        }
+    }
+
+    fn prior_told(&self) -> String {
+        let Some(hash) = &self.prior else { return "no prior pictures".to_owned() };
+        let Some(PriorPictures { names, prompt }) = &self.prior_pictures else {
+            return format!("the prior pictures {hash}");
+        };
+        let first = names.first().map(String::as_str).unwrap_or_default();
+        format!("the prior pictures {hash} ({} of \"{prompt}\", the first {first})", names.len())
     }
 }
 

@@ -157,7 +157,7 @@ mod tests {
     use pixart_runtime::sampler::{NoiseSchedule, SchedulerConfig};
 
     use super::*;
-    use crate::data::Position;
+    use crate::{data::Position, run::PriorPictures};
 
     fn recipe(prior: Option<PriorOptions>) -> Recipe {
         let diffusion = Arc::new(Diffusion::new(&NoiseSchedule::new(&SchedulerConfig::default())));
@@ -166,7 +166,8 @@ mod tests {
     }
 
     fn prior(items: std::ops::Range<usize>, weight: f64) -> Option<PriorOptions> {
-        Some(PriorOptions { items, weight, fingerprint: String::new() })
+        let pictures = PriorPictures::default();
+        Some(PriorOptions { items, weight, fingerprint: String::new(), pictures })
     }
 
     fn plan(batch: u64) -> BatchPlan {

@@ -1,6 +1,9 @@
 //! What a training begins with: a checkpoint's weights, or random ones.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use ndarray::{ArrayD, IxDyn};
 use pixart_exporter::{
@@ -24,6 +27,8 @@ pub struct StartingPoint {
     pub json: Value,
     /// Every weight, under diffusers' names and in its shapes.
     pub weights: Tensors,
+    /// Where they come from; absent for random ones.
+    pub source: Option<PathBuf>,
 }
 
 impl StartingPoint {
@@ -53,7 +58,7 @@ impl StartingPoint {
             weights.insert(name, array);
         }
         let (config, json) = (opened.config().clone(), opened.config_json().clone());
-        Ok(Self { config, json, weights })
+        Ok(Self { config, json, weights, source: Some(source.to_owned()) })
     }
 
     /// Random weights, as the official code begins; the same for the same seed.
@@ -66,7 +71,8 @@ impl StartingPoint {
             let weight = initial::weight(&name, &shape, &mut generator);
             (name, weight)
         });
-        Ok(Self { weights: weights.collect(), json: config.to_json(), config })
+        let (weights, json) = (weights.collect(), config.to_json());
+        Ok(Self { weights, json, config, source: None })
     }
 }
 

@@ -97,7 +97,7 @@ pub fn run(args: &CacheArgs) -> Result<(), Failure> {
         tokenizer: data.tokenizer_root.as_deref(),
         vae: places.vae_root.as_deref(),
     };
-    roots.check(true, true, "")?;
+    roots.check(true, true, [""; 2])?;
     let (text_encoder, tokenizer) = roots.text(&engine, None)?;
     let vae = roots.vae(&engine, None)?;
     let mut captions = CaptionEncoder::new(&engine, &text_encoder, &tokenizer, None)?;

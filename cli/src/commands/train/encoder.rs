@@ -50,11 +50,23 @@ pub fn open(
     };
     // Dropped captions become the empty one, which the official tools do not extract.
     let drops = options.captions.class_dropout_prob > 0.0;
-    let or = match of_captions {
-        Some(_) => {
-            ", which makes the empty caption that dropped ones become, or drop none: --class_dropout_prob 0"
+    let or = match (&of_captions, &of_moments) {
+        (None, None) if settings.prior.prior_image_dir.is_some() => [""; 2],
+        (None, None) => {
+            [", or with --cache_dir what `pixart train cache` has made of pictures and captions"; 2]
         }
-        None => ", or with --cache_dir what `pixart train cache` has made of pictures and captions",
+        (of_captions, _) => [
+            match of_captions {
+                Some(_) => {
+                    ", which makes the empty caption that dropped ones become, or drop none: \
+                     --class_dropout_prob 0"
+                }
+                None => {
+                    ", or read what the official tools have made of captions with --load_t5_feat True"
+                }
+            },
+            ", or read what the official tools have made of pictures with --load_vae_feat True",
+        ],
     };
     roots.check(of_captions.is_none() || drops, of_moments.is_none(), or)?;
     // Captions are encoded in the precision that the model is computed in, as upstream.
@@ -100,12 +112,13 @@ pub struct Roots<'a> {
 }
 
 impl Roots<'_> {
-    /// Whether those that are needed are given. `or` ends the message about one that is not.
-    pub fn check(&self, text: bool, vae: bool, or: &str) -> Result<(), Failure> {
-        for (name, given, needed) in [
-            ("text_encoder_root", self.text_encoder, text),
-            ("tokenizer_root", self.tokenizer, text),
-            ("vae_root", self.vae, vae),
+    /// Whether those that are needed are given. `or` ends the message about one that is not: of the text's side, and
+    /// of the VAE's.
+    pub fn check(&self, text: bool, vae: bool, or: [&str; 2]) -> Result<(), Failure> {
+        for (name, given, needed, or) in [
+            ("text_encoder_root", self.text_encoder, text, or[0]),
+            ("tokenizer_root", self.tokenizer, text, or[0]),
+            ("vae_root", self.vae, vae, or[1]),
         ] {
             if needed && given.is_none() {
                 return Err(missing(name, or));

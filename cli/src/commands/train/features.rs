@@ -1,9 +1,11 @@
 //! Features that the official tools have extracted, read in the place of encoders.
 
 use super::settings::Settings;
+use super::{counts, looking};
 use crate::exit::Failure;
+use crate::progress::note;
 use pixart_exporter::naming::TransformerConfig;
-use pixart_trainer::data::{Dataset, Features};
+use pixart_trainer::data::{Dataset, Features, Reason};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,6 +51,12 @@ pub fn of(
     config: &TransformerConfig,
 ) -> Result<(Dataset, Arc<Features>), Failure> {
     let Read { moments, captions } = read;
+    if moments && config.use_additional_conditions {
+        return Err(Failure::request(
+            "load_vae_feat: found it with a model that has conditions of size, as PixArt-α has, whose VAE is not \
+             SDXL's, which the features are of; leave it out",
+        ));
+    }
     let (_, _, image_dir) = settings.data.source()?;
     let beside = settings.data.json_path.as_deref().map(|file| file.parent().unwrap_or(file));
     let root = match beside {
@@ -64,26 +72,31 @@ pub fn of(
         false => None,
     };
     let workers = settings.data.data(true)?.threads;
-    let had = dataset.left_out().len();
-    let dataset = dataset
-        .keep(workers, |dataset, item| Ok(features.check(dataset, item, moments, captions)?));
-    let left_out = dataset.left_out().len() - had;
-    if left_out == 0 {
+    let check = |dataset: &Dataset, item| Ok(features.check(dataset, item, moments, captions)?);
+    let dataset = looking("features", |progress| dataset.keep(workers, check, progress));
+    let left_out = dataset.left_out().iter();
+    let without: Vec<_> = left_out
+        .filter_map(|it| match &it.reason {
+            Reason::Features(error) => Some((&it.path, error)),
+            _ => None,
+        })
+        .collect();
+    let [(path, error), ..] = &without[..] else {
         return Ok((dataset, Arc::new(features)));
-    }
-    let mut reasons = dataset.left_out().iter().filter(|it| it.reason.kind() == "without features");
-    let first = reasons.next().map(|it| format!("{}: {}", it.path.display(), it.reason));
+    };
     let told = format!(
-        "{left_out} of {all} pictures do not have the features that load_vae_feat and load_t5_feat ask for ({})",
-        first.unwrap_or_default()
+        "{} of {all} pictures do not have the features that load_vae_feat and load_t5_feat ask for: {} ({}: {error})",
+        without.len(),
+        counts(without.iter().map(|(_, error)| error.kind())),
+        path.display()
     );
-    if left_out == all {
+    if without.len() == all {
         return Err(Failure::Failed(anyhow::anyhow!(
             "{told}; extract them with the official tools/extract_features.py into {}, or leave the two out \
              (with real_prompt_ratio 1, those of sharegpt4v are not needed)",
             root.display()
         )));
     }
-    eprintln!("{told} and are not trained on");
+    note(format_args!("{told}; they are not trained on"));
     Ok((dataset, Arc::new(features)))
 }

@@ -1,17 +1,19 @@
 //! Pictures that keep a model from forgetting what it can draw: read from a folder, and drawn into it where
 //! they are missing.
 
+use super::looking;
 use super::options::wrong;
 use super::settings::{PriorSettings, Settings};
 use super::watch;
 use crate::commands::dataset::settings as data;
 use crate::exit::Failure;
-use crate::progress::{Progress, Unit};
+use crate::progress::{Progress, Unit, note};
 use pixart_runtime::engine::Engine;
 use pixart_runtime::image::{Metadata, SaveOptions, save_new_image};
 use pixart_runtime::pipeline::{Event, Request};
 use pixart_trainer::data::{Captions, Columns, Dataset, Labels, Source};
-use pixart_trainer::run::{PriorOptions, StartingPoint, Untrained};
+use pixart_trainer::run::{PriorOptions, PriorPictures, StartingPoint, Untrained};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -91,21 +93,29 @@ impl Prior {
         }
     }
 
-    /// Whether the folder has as many as are wanted, for a training that goes on: its model is not the one
-    /// any more that could draw the others.
-    pub fn check_drawn(&self) -> Result<(), Failure> {
-        match self.count()? {
-            there if there >= self.wanted => Ok(()),
-            there => Err(wrong(
-                "num_prior_images",
-                self.wanted,
-                &format!(
-                    "at most the {there} of {}, because a training that goes on draws none: its model has \
-                     changed since; put those back that it began with",
-                    shown(&self.folder)
-                ),
-            )),
+    /// Whether a training that goes on can take the same pictures as before: its model is not the one any more that
+    /// could draw others. `began` is what it began with, if that is known.
+    pub fn check_began(&self, began: Option<&PriorPictures>) -> Result<(), Failure> {
+        let (there, which, back) = match began {
+            Some(PriorPictures { names, prompt }) => {
+                if self.prompt.trim() != prompt {
+                    let expected = format!("\"{prompt}\", with which the training began");
+                    return Err(wrong("prior_prompt", format!("\"{}\"", self.prompt), &expected));
+                }
+                (names.len(), "that it began with".to_owned(), "")
+            }
+            None => {
+                let back = "; put those back that it began with";
+                (self.count()?, format!("of {}", shown(&self.folder)), back)
+            }
+        };
+        if there >= self.wanted {
+            return Ok(());
         }
+        let expected = format!(
+            "at most the {there} {which}, because a training that goes on draws none: its model has changed since{back}"
+        );
+        Err(wrong("num_prior_images", self.wanted, &expected))
     }
 
     /// Draws what the folder lacks, with the model as it is before training.
@@ -160,14 +170,34 @@ impl Prior {
         Ok(())
     }
 
-    /// The data set of the encoder: the pictures that are learnt, and these behind them.
+    /// The data set of the encoder: the pictures that are learnt, and these behind them; of a training that goes on,
+    /// those that it began with.
     pub fn join(
         &self,
         settings: &data::Settings,
         own: &Dataset,
+        began: Option<&PriorPictures>,
     ) -> Result<(Dataset, Option<PriorOptions>), Failure> {
         let options = settings.data(true)?;
-        let prior = Dataset::open(self.labels()?, &self.folder, &options, &mut |_, _| {});
+        let mut labels = self.labels()?;
+        if let Some(began) = began {
+            let all = labels.records.len();
+            let names: HashSet<&str> = began.names.iter().map(String::as_str).collect();
+            labels.records.retain(|record| names.contains(&*record.path.to_string_lossy()));
+            let others = all - labels.records.len();
+            if others > 0 {
+                let folder = shown(&self.folder);
+                note(format_args!(
+                    "{others} pictures of {folder} are passed over: the training began without them"
+                ));
+            }
+        }
+        let prior = looking("prior pictures", |progress| {
+            Dataset::open(labels, &self.folder, &options, progress)
+        });
+        if let Some(began) = began {
+            self.check_complete(&prior, began)?;
+        }
         let both = own.and(&prior);
         let items = own.items().len()..both.items().len();
         if items.is_empty() {
@@ -178,16 +208,43 @@ impl Prior {
             ));
         }
         if let [first, ..] = prior.left_out() {
-            eprintln!(
+            note(format_args!(
                 "{} of {} prior pictures are not trained on ({}: {})",
                 prior.left_out().len(),
                 items.len() + prior.left_out().len(),
                 shown(&first.path),
                 first.reason
-            );
+            ));
         }
         let (weight, fingerprint) = (self.weight, prior.fingerprint());
-        Ok((both, Some(PriorOptions { items, weight, fingerprint })))
+        let names = prior.items().iter().map(|item| item.path.to_string_lossy().into_owned());
+        let prompt = self.prompt.trim().to_owned();
+        let pictures = PriorPictures { names: names.collect(), prompt };
+        Ok((both, Some(PriorOptions { items, weight, fingerprint, pictures })))
+    }
+
+    /// Whether all that a training began with can still be used.
+    fn check_complete(&self, prior: &Dataset, began: &PriorPictures) -> Result<(), Failure> {
+        let there: HashSet<_> =
+            prior.items().iter().map(|item| item.path.to_string_lossy()).collect();
+        let gone: Vec<&String> =
+            began.names.iter().filter(|name| !there.contains(name.as_str())).collect();
+        let [first, others @ ..] = &gone[..] else { return Ok(()) };
+        let reason = prior.left_out().iter().find(|it| it.path.to_string_lossy() == first.as_str());
+        let reason = reason.map_or("it is not there".to_owned(), |it| it.reason.to_string());
+        let more = match others.len() {
+            0 => String::new(),
+            count => format!(", and {count} more"),
+        };
+        let (of, folder) = (began.names.len(), shown(&self.folder));
+        Err(wrong(
+            "prior_image_dir",
+            format!(
+                "{} of the {of} pictures in {folder} that the training began with",
+                there.len()
+            ),
+            &format!("all; put back {first} ({reason}){more}"),
+        ))
     }
 }
 

@@ -6,16 +6,17 @@
 //! | `caption_features_new/<name>.npz` | of `prompt`: `caption_feature` fp16 or fp32 [1, tokens, width], `attention_mask` of whole numbers [1, tokens] |
 //! | `sharegpt4v_caption_features_new/<name>.npz` | the same of `sharegpt4v` |
 //!
-//! The name is that of the picture without its ending. The official trainer looks for pictures in folders by a
-//! name in which the last separator is `_`, but the tool writes by the picture's own name; both are found here.
+//! The name is that of the picture without its ending. With buckets the official trainer looks for pictures in folders
+//! by a name in which the last separator is `_`, but the tools write by the picture's own name, and what they write
+//! of the latents ends at its first dot; all are found here.
 
+mod names;
 mod npy;
 
 use super::{CaptionKind, CaptionOptions, CaptionStates, Dataset};
+use names::{Names, Part};
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, Slice, s};
 use npy::Npy;
-use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
@@ -31,8 +32,7 @@ pub struct Features {
     moments: String,
     latent_channels: usize,
     caption_width: usize,
-    /// How many pictures have a name.
-    names: HashMap<OsString, usize>,
+    names: Names,
 }
 
 /// The features of a picture cannot be used.
@@ -46,13 +46,22 @@ pub enum FeatureError {
         tried: Vec<PathBuf>,
     },
     /// They may be of another picture.
-    #[error("{count} pictures are called {name}, so that {} can be of one of them only", path.display())]
+    #[error("{} can be of one picture only, and {count} have that name", path.display())]
     Ambiguous {
         /// The file.
         path: PathBuf,
-        /// The name without its ending.
-        name: String,
-        /// How many have it.
+        /// How many pictures may have it by their names.
+        count: usize,
+    },
+    /// They may be of another caption.
+    #[error(
+        "{} is of one caption only, and the picture is listed with {count} that differ",
+        path.display()
+    )]
+    SeveralCaptions {
+        /// The file.
+        path: PathBuf,
+        /// How many captions there are; a missing one counts, too.
         count: usize,
     },
     /// The file is not what it should be.
@@ -63,6 +72,17 @@ pub enum FeatureError {
         /// What is wrong with it.
         problem: String,
     },
+}
+
+impl FeatureError {
+    /// A word for it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Missing { .. } => "missing",
+            Self::Ambiguous { .. } | Self::SeveralCaptions { .. } => "ambiguous",
+            Self::Unusable { .. } => "of another type or shape",
+        }
+    }
 }
 
 impl Features {
@@ -77,12 +97,7 @@ impl Features {
         let sizing = dataset.sizing();
         let scales = if sizing.multi_scale { "_ms" } else { "" };
         let moments = format!("img_sdxl_vae_features_{}resolution{scales}_new", sizing.side());
-        let items = dataset.items().iter().map(|item| &item.path);
-        let mut names = HashMap::new();
-        // Pictures that are left out may have been extracted as well.
-        for path in items.chain(dataset.left_out().iter().map(|left_out| &left_out.path)) {
-            *names.entry(stem(path).to_owned()).or_default() += 1;
-        }
+        let names = Names::new(dataset);
         Self { root: root.to_owned(), moments, latent_channels, caption_width, names }
     }
 
@@ -183,7 +198,8 @@ impl Features {
         dataset: &Dataset,
         item: usize,
     ) -> Result<(Npy<BufReader<File>>, PathBuf), FeatureError> {
-        let path = self.find(&self.moments, dataset, item, "npy")?;
+        let folder = self.root.join(&self.moments);
+        let path = self.names.find(&folder, &dataset.items()[item].path, Part::Moments)?;
         let (height, width) = dataset.latent_size(item);
         let expected = [2 * self.latent_channels, height, width];
         let file = File::open(&path).map_err(|error| error.to_string());
@@ -209,7 +225,8 @@ impl Features {
             CaptionKind::Prompt => "caption_features_new",
             CaptionKind::Sharegpt4v => "sharegpt4v_caption_features_new",
         };
-        self.find(folder, dataset, item, "npz")
+        let picture = &dataset.items()[item].path;
+        self.names.find(&self.root.join(folder), picture, Part::Caption(kind))
     }
 
     fn open_states<R: io::Read>(&self, reader: R, max_length: usize) -> Result<Npy<R>, String> {
@@ -229,48 +246,6 @@ impl Features {
              {width}]"
         ))
     }
-
-    /// Where the features of a picture are.
-    fn find(
-        &self,
-        folder: &str,
-        dataset: &Dataset,
-        item: usize,
-        extension: &str,
-    ) -> Result<PathBuf, FeatureError> {
-        let (picture, folder) = (&dataset.items()[item].path, self.root.join(folder));
-        let name = stem(picture);
-        let file = |mut name: OsString| {
-            name.push(".");
-            name.push(extension);
-            name
-        };
-        let mut tried = Vec::new();
-        let above = picture.parent().filter(|above| !above.as_os_str().is_empty());
-        if let Some((above, last)) = above.and_then(|above| Some((above, above.file_name()?))) {
-            let joined = file([last, OsStr::new("_"), name].into_iter().collect());
-            tried.push(folder.join(above).with_file_name(joined));
-        }
-        if let Some(path) = tried.first().filter(|path| path.is_file()) {
-            return Ok(path.clone());
-        }
-        let path = folder.join(file(name.to_owned()));
-        if !path.is_file() {
-            tried.push(path);
-            return Err(FeatureError::Missing { tried });
-        }
-        match self.names.get(name) {
-            Some(&count) if count > 1 => {
-                Err(FeatureError::Ambiguous { path, name: name.to_string_lossy().into(), count })
-            }
-            _ => Ok(path),
-        }
-    }
-}
-
-/// The name of a picture without its ending.
-fn stem(picture: &Path) -> &OsStr {
-    picture.file_stem().unwrap_or_default()
 }
 
 /// How many places are attended to, which must be the first ones.

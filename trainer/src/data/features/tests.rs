@@ -62,47 +62,91 @@ const WITH_BOTH: CaptionOptions =
 const PROMPTS: CaptionOptions = CaptionOptions { real_prompt_ratio: 1.0, class_dropout_prob: 0.0 };
 
 #[test]
-fn files_are_found_under_either_name() {
+fn files_are_found_under_each_name() {
     let folder = tempfile::tempdir().expect("a folder");
-    let paths = ["a.b.png", "x/y/one.png", "x/two.png", "x/three.png"];
+    let paths = ["a.b.c.png", "x/y/one.png", "x/two.png", "own.1.png", "x/three.4.png"];
     let dataset = dataset(folder.path(), &paths, true);
     let features = Features::new(folder.path(), &dataset, 4, 3);
     let below = folder.path().join("img_sdxl_vae_features_64resolution_ms_new");
     let file = npy(&[8, 8, 8], 1.0);
-    // The picture's own name, as the tool writes it; and with `_` for the last separator, which the official
-    // trainer reads.
-    for name in ["a.b.npy", "x/y_one.npy", "two.npy"] {
+    // Up to the first dot, as the tool writes it; with `_` for the last separator, which the official trainer
+    // reads; the picture's own name.
+    for name in ["a.npy", "x/y_one.npy", "two.npy", "own.1.npy"] {
         write(&below.join(name), &file);
     }
-    for item in 0..3 {
+    for item in 0..4 {
         assert_eq!(features.check(&dataset, item, true, None), Ok(()), "{item}");
         let moments = features.moments(&dataset, item).expect("moments");
         assert_eq!((moments.dim(), moments[[0, 0, 1]]), ((8, 8, 8), 2.0));
         let deviation = (moments[[4, 0, 0]] / 2.0).exp();
         assert!((deviation - 257.0).abs() < 1e-3, "{deviation}");
     }
-    let tried = ["x_three.npy", "three.npy"].map(|name| below.join(name)).to_vec();
+    let tried = ["x_three.4.npy", "three.4.npy", "three.npy"].map(|name| below.join(name));
+    let missing = FeatureError::Missing { tried: tried.to_vec() };
+    assert_eq!(features.check(&dataset, 4, true, None), Err(missing.clone()));
+    assert_eq!(features.moments(&dataset, 4), Err(missing));
+    // Captions have all of the name.
+    let captions = folder.path().join("caption_features_new");
+    write(&captions.join("a.npz"), b"of another picture");
+    let tried = vec![captions.join("a.b.c.npz")];
+    let captions = Some((PROMPTS, 20));
     let missing = FeatureError::Missing { tried };
-    assert_eq!(features.check(&dataset, 3, true, None), Err(missing.clone()));
-    assert_eq!(features.moments(&dataset, 3), Err(missing));
-    // Without buckets they are in another folder.
+    assert_eq!(features.check(&dataset, 0, false, captions), Err(missing));
+    // Without buckets they are in another folder, and no name has that of the picture's.
     let dataset = self::dataset(folder.path(), &paths, false);
     let features = Features::new(folder.path(), &dataset, 4, 3);
-    let error = features.moments(&dataset, 0).expect_err("not there").to_string();
-    assert!(error.contains("img_sdxl_vae_features_64resolution_new"), "{error}");
+    let below = folder.path().join("img_sdxl_vae_features_64resolution_new");
+    write(&below.join("x_two.npy"), &file);
+    let tried = vec![below.join("two.npy")];
+    assert_eq!(features.moments(&dataset, 2), Err(FeatureError::Missing { tried }));
 }
 
 #[test]
 fn a_file_that_may_be_of_several_pictures_is_none() {
     let folder = tempfile::tempdir().expect("a folder");
-    let dataset = dataset(folder.path(), &["a/1.png", "b/1.png", "2.png"], true);
+    let paths = ["a/1.png", "b/1.png", "v.1.png", "v.2.png", "c/3.png", "c_3.png", "v.1.png"];
+    let dataset = dataset(folder.path(), &paths, true);
     let features = Features::new(folder.path(), &dataset, 4, 3);
     let below = folder.path().join("img_sdxl_vae_features_64resolution_ms_new");
-    write(&below.join("1.npy"), &npy(&[8, 8, 8], 1.0));
-    write(&below.join("b_1.npy"), &npy(&[8, 8, 8], 1.0));
-    let error = features.moments(&dataset, 0).expect_err("of which?").to_string();
-    assert!(error.starts_with("2 pictures are called 1, so that "), "{error}");
-    assert!(features.moments(&dataset, 1).is_ok());
+    let written = ["1.npy", "b_1.npy", "v.npy", "v.2.npy", "c_3.npy"];
+    for name in written {
+        write(&below.join(name), &npy(&[8, 8, 8], 1.0));
+    }
+    // The tool writes one file for the two of a name, and one for two versions.
+    for (item, name) in [(0, "1.npy"), (2, "v.npy"), (4, "c_3.npy"), (5, "c_3.npy")] {
+        let error = FeatureError::Ambiguous { path: below.join(name), count: 2 };
+        assert_eq!(features.moments(&dataset, item), Err(error), "{}", paths[item]);
+    }
+    assert!(features.moments(&dataset, 1).is_ok() && features.moments(&dataset, 3).is_ok());
+}
+
+#[test]
+fn a_picture_that_is_listed_twice_is_one_but_its_captions_may_be_two() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut labels = Labels::default();
+    for (k, prompt) in ["one", "another"].into_iter().enumerate() {
+        RgbImage::new(64, 64).save(folder.path().join("1.png")).expect("written");
+        let captions = Captions::new(Some(prompt.into()), Some("long".into()));
+        let place = Place { entry: k + 1, line: None };
+        labels.records.push(Record { place, path: "1.png".into(), captions, declared: None });
+    }
+    let options = DataOptions::new(Sizing { sample_size: 8, multi_scale: true });
+    let dataset = Dataset::open(labels, folder.path(), &options, &mut |_, _| {});
+    let features = Features::new(folder.path(), &dataset, 4, 3);
+    let at = |path: &str| folder.path().join(path);
+    write(&at("img_sdxl_vae_features_64resolution_ms_new/1.npy"), &npy(&[8, 8, 8], 1.0));
+    let [short, long] =
+        ["caption", "sharegpt4v_caption"].map(|kind| at(&format!("{kind}_features_new/1.npz")));
+    for path in [&short, &long] {
+        write(path, &npz(&[("caption_feature", npy(&[1, 5, 3], 0.0))]));
+    }
+    for item in 0..2 {
+        assert_eq!(features.check(&dataset, item, true, None), Ok(()));
+        assert!(features.caption(&dataset, item, CaptionKind::Sharegpt4v, 20).is_ok());
+        let error = features.caption(&dataset, item, CaptionKind::Prompt, 20);
+        let expected = FeatureError::SeveralCaptions { path: short.clone(), count: 2 };
+        assert_eq!(error, Err(expected));
+    }
 }
 
 #[test]
@@ -193,7 +237,9 @@ fn pictures_without_features_are_left_out() {
     write(&below.join("1.npy"), &npy(&[8, 8, 8], 1.0));
     write(&below.join("3.npy"), &npy(&[8, 8, 8], 1.0));
     let check = |dataset: &Dataset, item| Ok(features.check(dataset, item, true, None)?);
-    let dataset = dataset.keep(2, check);
+    let mut told = Vec::new();
+    let dataset = dataset.keep(2, check, &mut |done, of| told.push((done, of)));
+    assert_eq!(told, [(1, 3), (2, 3), (3, 3)]);
     let paths: Vec<_> = dataset.items().iter().map(|item| item.path.as_path()).collect();
     assert_eq!(paths, ["1.png", "3.png"].map(Path::new));
     assert_eq!(dataset.buckets()[0].items, [0, 1]);
@@ -202,6 +248,6 @@ fn pictures_without_features_are_left_out() {
     assert_eq!((left_out.place.entry, left_out.reason.kind()), (2, "without features"));
     assert!(!left_out.reason.is_filter());
     // Where nothing is left, no bucket is.
-    let dataset = dataset.keep(1, |_, _| Err(Reason::NoCaption));
+    let dataset = dataset.keep(1, |_, _| Err(Reason::NoCaption), &mut |_, _| {});
     assert!(dataset.items().is_empty() && dataset.buckets().is_empty());
 }
