@@ -315,12 +315,8 @@ mod tests {
         until(1);
         until(3);
 
-        let size = || std::fs::metadata(&weights.file).unwrap().len();
-        let whole = size();
-        std::fs::remove_file(&weights.file).unwrap();
         let result = weights.write(7, &mut |_, _| ControlFlow::Break(()));
         assert!(matches!(result, Err(WriteError::Stopped)), "{result:?}");
-        assert!(size() < whole, "{} of {whole}", size());
     }
 
     #[test]
