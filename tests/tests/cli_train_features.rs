@@ -131,7 +131,7 @@ fn what_is_missing_or_of_another_shape_is_left_out_and_told() {
         &["--t5_max_length=1"],
         FAILED,
         &[
-            "ask for: 3 of another type or shape",
+            "ask for: 1 missing, 2 of another type or shape",
             "caption_feature: found F16 of [1, ",
             "at most 1 tokens (t5_max_length), 48]",
         ],
