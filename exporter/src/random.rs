@@ -315,6 +315,7 @@ mod tests {
         until(1);
         until(3);
 
+        std::fs::remove_file(&weights.file).unwrap();
         let result = weights.write(7, &mut |_, _| ControlFlow::Break(()));
         assert!(matches!(result, Err(WriteError::Stopped)), "{result:?}");
     }
