@@ -40,6 +40,17 @@ impl Run {
     }
 }
 
+/// That a run ends with `code` and says all of `said` on stderr.
+///
+/// # Panics
+/// When it does not.
+pub fn says(run: &Run, code: i32, said: &[&str]) {
+    assert_eq!(run.code, code, "{run:?}");
+    for said in said {
+        assert!(run.stderr.contains(said), "`{said}` is not in {}", run.stderr);
+    }
+}
+
 /// A temporary working folder. The cache lies in it; ONNX Runtime is the one that tests use.
 pub struct Sandbox {
     folder: TempDir,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pixart_tests::binary::{Run, Sandbox, copy_folder};
+use pixart_tests::binary::{Run, Sandbox, copy_folder, says};
 use pixart_tests::fixtures;
 use serde_json::Value;
 
@@ -21,14 +21,6 @@ fn demo() -> String {
 fn bench(sandbox: &Sandbox, more: &[&str]) -> Run {
     sandbox
         .pixart(&[&["bench", "--threads", "2", "--repeats", "2", "--warmup", "1"], more].concat())
-}
-
-/// That a run ends with `code` and says all of `said` on stderr.
-fn says(run: &Run, code: i32, said: &[&str]) {
-    assert_eq!(run.code, code, "{run:?}");
-    for said in said {
-        assert!(run.stderr.contains(said), "`{said}` is not in {}", run.stderr);
-    }
 }
 
 fn json(text: &str) -> Value {

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use pixart_tests::binary::{Run, Sandbox};
+use pixart_tests::binary::{Run, Sandbox, says};
 
 const OK: i32 = 0;
 const FAILED: i32 = 1;
@@ -24,14 +24,6 @@ const SMALL: [&str; 8] = [
 
 fn warm(sandbox: &Sandbox, more: &[&str]) -> Run {
     sandbox.pixart(&[&["engine", "warm"], more].concat())
-}
-
-/// That a run ends with `code` and says all of `said` on stderr.
-fn says(run: &Run, code: i32, said: &[&str]) {
-    assert_eq!(run.code, code, "{run:?}");
-    for said in said {
-        assert!(run.stderr.contains(said), "`{said}` is not in {}", run.stderr);
-    }
 }
 
 #[test]

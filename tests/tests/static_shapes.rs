@@ -1,7 +1,13 @@
 //! Networks whose sizes are fixed before the device sees them, one session for each size, draw the same
 //! pictures as those that take all sizes.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
 
 use pixart_exporter::Profile;
 use pixart_runtime::{
@@ -72,10 +78,6 @@ fn pictures_of_several_sizes_are_the_same() {
 fn each_size_has_a_session_that_takes_no_other() {
     let export = Export::pipeline(&fixtures::tiny(), Profile::Portable);
     let model = export.path().join("text_encoder/model.onnx");
-    let inputs = |tokens: usize| {
-        let of = |value: i64| Tensor::from(ndarray::Array2::from_elem((1, tokens), value));
-        [("input_ids", of(3)), ("attention_mask", of(1))]
-    };
     let (free, fixed) = (fixed(false), fixed(true));
     assert!(fixed.compiles_per_size() && !free.compiles_per_size());
     let mut sessions = [free.load(&model).expect("loads"), fixed.load(&model).expect("loads")];
@@ -99,6 +101,45 @@ fn each_size_has_a_session_that_takes_no_other() {
     let values: Vec<_> = values.iter().map(|(name, value)| (*name, value)).collect();
     let error = sessions[1].run(&values).expect_err("two lengths");
     assert!(matches!(error, EngineError::Input { .. }), "{error}");
+}
+
+/// A caption of so many tokens.
+fn inputs(tokens: usize) -> [(&'static str, Tensor); 2] {
+    let of = |value: i64| Tensor::from(ndarray::Array2::from_elem((1, tokens), value));
+    [("input_ids", of(3)), ("attention_mask", of(1))]
+}
+
+/// The record of a profile must not be kept in threads that other sessions use.
+#[test]
+fn a_profile_leaves_other_sessions_alone() {
+    let export = Export::pipeline(&fixtures::tiny(), Profile::Portable);
+    let model = export.path().join("text_encoder/model.onnx");
+    let engine = fixed(false);
+    let captions = inputs(4);
+    let captions: Vec<_> = captions.iter().map(|(name, value)| (*name, value)).collect();
+    // Large enough for several threads to be at it nearly all the time.
+    let mut busy = engine.load(&export.path().join("vae_decoder/model.onnx")).expect("loads");
+    let latents = Tensor::from(ndarray::Array4::from_elem((1, 4, 32, 32), 0.1f32));
+    let done = AtomicBool::new(false);
+    let runs = thread::scope(|scope| {
+        let others = scope.spawn(|| {
+            let mut runs = 0;
+            while !done.load(Ordering::Relaxed) || runs == 0 {
+                busy.run(&[("latent_sample", &latents)])
+                    .expect("a picture while others are measured");
+                runs += 1;
+            }
+            runs
+        });
+        for _ in 0..20 {
+            let shares = engine.time_shares(&model, &captions);
+            done.store(shares.is_err(), Ordering::Relaxed);
+            assert!(shares.expect("a profile").is_some());
+        }
+        done.store(true, Ordering::Relaxed);
+        others.join().expect("no run failed")
+    });
+    assert!(runs > 1, "only {runs} runs beside the profiles");
 }
 
 #[test]

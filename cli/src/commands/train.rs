@@ -11,7 +11,7 @@ pub mod settings;
 mod watch;
 
 use crate::commands::dataset::settings as data;
-use crate::commands::engine::devices::{idle_plugin, split_options};
+use crate::commands::engine::devices::device_options;
 use crate::commands::sample::devices::{device_of, left_over, not_opened};
 use crate::exit::{Failure, print_line};
 use crate::interrupt::on_ctrl_c;
@@ -19,7 +19,7 @@ use crate::progress::{Progress, Unit, note};
 use crate::ranks;
 use crate::upstream::Upstream;
 use clap::{Args, Subcommand};
-use pixart_runtime::engine::provider::{Device, DeviceOptions};
+use pixart_runtime::engine::provider::Device;
 use pixart_runtime::engine::{self, EngineChoice, EngineOptions, Opened};
 use pixart_trainer::checkpoint::{self, CheckpointError, Saved};
 use pixart_trainer::data::{Dataset, LabelError, Labels, Sampler, SamplerError};
@@ -143,7 +143,10 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
         };
     }
     let shown = watch::shown(settings, &opened.engine, &config, &cancel)?;
-    let mut watch = Watch::begin(settings, saved.map(|saved| saved.step()), shown)?;
+    let before = saved.as_ref().map(Saved::step);
+    let mut watch = Watch::begin(settings, before, shown)?;
+    // The weights that all began with were sent until here.
+    let begun = ranks.map_or(0, |ranks| ranks.sent());
     let outcome = run.go(encoder, &cancel, &mut |event| {
         watch.tell(event);
         Ok(())
@@ -154,7 +157,8 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
     }
     let outcome = outcome.map_err(failure)?;
     if let Some(ranks) = ranks {
-        let per_step = ranks.sent() as f64 / 1e6 / outcome.step.max(1) as f64;
+        let steps = outcome.step.saturating_sub(before.unwrap_or(0)).max(1);
+        let per_step = (ranks.sent() - begun) as f64 / 1e6 / steps as f64;
         note(format_args!(
             "{} processes, {per_step:.1} MB sent a step by each",
             ranks.place().world
@@ -183,17 +187,9 @@ fn open_engine(
         let numbered = format!("{device}:{}", ranks.place().local_rank).parse::<Device>();
         device = numbered.unwrap_or(device);
     }
-    let plugin = settings.device_plugin.clone();
-    if let Some(plugin) = plugin.as_deref().filter(|_| device.provider.is_processor()) {
-        return Err(idle_plugin(plugin));
-    }
-    let device = DeviceOptions {
-        device,
-        options: split_options(&settings.device_option)?,
-        plugin,
-        allow_cpu_fallback: settings.allow_cpu_fallback.unwrap_or(false),
-        ..DeviceOptions::default()
-    };
+    let mut device =
+        device_options(device, &settings.device_option, settings.device_plugin.as_deref())?;
+    device.allow_cpu_fallback = settings.allow_cpu_fallback.unwrap_or(false);
     let options = EngineOptions { threads, device, ..EngineOptions::default() };
     let opened = engine::open(choice, &options).map_err(not_opened)?;
     opened.note.iter().for_each(note);

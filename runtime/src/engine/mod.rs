@@ -10,7 +10,7 @@ mod error;
 mod external_data;
 pub mod install;
 pub mod library;
-mod model_file;
+pub(crate) mod model_file;
 mod ort;
 mod ort_value;
 mod part;

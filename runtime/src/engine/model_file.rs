@@ -5,13 +5,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tract_onnx::pb::{ModelProto, StringStringEntryProto};
+use tract_onnx::pb::{GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto};
 
 use super::{EngineError, external_data, external_data::Stored, signature::Signature, wiring};
 use crate::bundle::store;
 
 /// Protobuf cannot hold more.
 const MOST_BYTES: u64 = i32::MAX as u64;
+
+/// A model of a graph made here, of versions so old that every provider knows them.
+pub(crate) fn small_model(graph: GraphProto) -> ModelProto {
+    ModelProto {
+        ir_version: 8,
+        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 15 }],
+        graph: Some(graph),
+        ..ModelProto::default()
+    }
+}
 
 /// A graph whose external data has been checked.
 pub(super) struct ModelFile {

@@ -237,7 +237,9 @@ impl OrtEngine {
             // A pattern takes its memory from the second run of a shape on, beside what the first took: up
             // to twice as much, and nothing is faster for it (docs/big-pictures.md).
             .with_memory_pattern(false)?;
-        if self.own_threads {
+        // A profile starts and ends a record in the pool that its session uses, which fails the runs of
+        // others in it that are under way at that moment.
+        if self.own_threads || profile.is_some() {
             builder = builder.with_independent_thread_pool()?.with_intra_threads(self.threads)?;
         }
         if let Some(profile) = profile {

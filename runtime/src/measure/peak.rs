@@ -5,13 +5,13 @@ use std::{fs, time::Instant};
 use ndarray::ArrayD;
 use prost::Message as _;
 use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
-    TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType,
-    tensor_proto::DataType, tensor_shape_proto, type_proto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataType, tensor_shape_proto,
+    type_proto,
 };
 
 use crate::{
-    engine::{Engine, EngineError, Value},
+    engine::{Engine, EngineError, Value, model_file::small_model},
     tensor::Tensor,
 };
 
@@ -153,13 +153,7 @@ fn graph(side: usize, half: bool) -> ModelProto {
         output: vec![value("y", [1, 1])],
         ..Default::default()
     };
-    ModelProto {
-        // Old enough for every provider.
-        ir_version: 8,
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 15 }],
-        graph: Some(graph),
-        ..Default::default()
-    }
+    small_model(graph)
 }
 
 #[cfg(test)]

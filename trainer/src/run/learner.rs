@@ -122,6 +122,11 @@ impl Learner {
         })
     }
 
+    /// Whether it is alone, or the one of several that writes.
+    pub(super) fn is_first(&self) -> bool {
+        self.together.as_ref().is_none_or(|together| together.ranks.is_first())
+    }
+
     /// Takes the weights of the first of several.
     pub(super) fn share_weights(&mut self) -> Result<(), RunError> {
         match &self.together {
@@ -221,7 +226,7 @@ impl Learner {
             Some(together) => together.others_state(&self.optimizer)?,
             None => Vec::new(),
         };
-        if self.together.as_ref().is_some_and(|together| !together.ranks.is_first()) {
+        if !self.is_first() {
             return Ok(checkpoint::place(root, self.optimizer.steps()));
         }
         if let Some(adapter) = &mut self.adapter {

@@ -452,8 +452,7 @@ impl Run {
         let mut state = self.state.to_json();
         self.origin.add_to(&mut state);
         let folder = self.learner.save(root, epoch, &state)?;
-        let is_first = self.options.together.as_ref().is_none_or(|own| own.ranks.is_first());
-        let removed = if is_first { prune(root, *keep)? } else { Vec::new() };
+        let removed = if self.learner.is_first() { prune(root, *keep)? } else { Vec::new() };
         if let Some(TogetherOptions { ranks, .. }) = &self.options.together {
             // Nobody ends before it is written.
             ranks.meet()?;

@@ -28,23 +28,25 @@ impl DeviceArgs {
 
     /// Opens the device, or nothing.
     pub fn open(&self, device: Device) -> Result<Opened, Failure> {
-        if let Some(plugin) = &self.device_plugin
-            && device.provider.is_processor()
-        {
-            return Err(idle_plugin(plugin));
-        }
-        let options = EngineOptions {
-            threads: self.threads,
-            device: DeviceOptions {
-                device,
-                options: split_options(&self.device_option)?,
-                plugin: self.device_plugin.clone(),
-                ..DeviceOptions::default()
-            },
-            ..EngineOptions::default()
-        };
+        let device = device_options(device, &self.device_option, self.device_plugin.as_deref())?;
+        let options = EngineOptions { threads: self.threads, device, ..EngineOptions::default() };
         Ok(engine::open(EngineChoice::Auto, &options)?)
     }
+}
+
+/// A device with `--device_option` and `--device_plugin`.
+pub fn device_options(
+    device: Device,
+    options: &[String],
+    plugin: Option<&Path>,
+) -> Result<DeviceOptions, Failure> {
+    if let Some(plugin) = plugin
+        && device.provider.is_processor()
+    {
+        return Err(idle_plugin(plugin));
+    }
+    let (options, plugin) = (split_options(options)?, plugin.map(Path::to_owned));
+    Ok(DeviceOptions { device, options, plugin, ..DeviceOptions::default() })
 }
 
 /// A plugin where no device could come from it.

@@ -1,6 +1,7 @@
 //! A graph loaded by ONNX Runtime.
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -62,15 +63,10 @@ impl Session for OrtSession {
         &mut self,
         inputs: &[(&str, &Value)],
     ) -> Result<Vec<(String, Value)>, EngineError> {
-        let values =
-            self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
+        let values = self.readable(inputs)?;
         let failed = |error: ort::Error| run_failed(&self.model, inputs, error);
         let here = self.transfer.as_ref();
-        let values = values.into_iter().map(|value| ort_value::readable(value, here));
-        let values = values.collect::<Result<Vec<_>, _>>()?;
-        let named = self.signature.inputs.iter().zip(&values);
-        let named = named.map(|(input, value)| Ok((&*input.name, ort_value::view(value)?)));
-        let named = named.collect::<ort::Result<Vec<_>>>().map_err(failed)?;
+        let named = named(&self.signature, &values).map_err(failed)?;
         let mut made = match here {
             Some(_) => binding::run(&mut self.session, &named).map_err(failed)?,
             None => {
@@ -91,19 +87,35 @@ impl Session for OrtSession {
         &mut self,
         inputs: &[(&str, &Value)],
     ) -> Result<Vec<(String, Tensor)>, EngineError> {
-        let values =
-            self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
+        let values = self.readable(inputs)?;
         let failed = |error: ort::Error| run_failed(&self.model, inputs, error);
-        let here = self.transfer.as_ref();
-        let values = values.into_iter().map(|value| ort_value::readable(value, here));
-        let values = values.collect::<Result<Vec<_>, _>>()?;
-        let named = self.signature.inputs.iter().zip(&values);
-        let named = named.map(|(input, value)| Ok((&*input.name, ort_value::view(value)?)));
-        let named = named.collect::<ort::Result<Vec<_>>>().map_err(failed)?;
+        let named = named(&self.signature, &values).map_err(failed)?;
         // A plain run leaves inputs where they are and brings results back.
         let outputs = self.session.run(named).map_err(failed)?;
         outputs.iter().map(|(name, value)| Ok((name.to_owned(), copy_out(name, &value)?))).collect()
     }
+}
+
+impl OrtSession {
+    /// The inputs in the graph's order, copied where this session could not read them.
+    fn readable<'v>(
+        &self,
+        inputs: &[(&str, &'v Value)],
+    ) -> Result<Vec<Cow<'v, Value>>, EngineError> {
+        let values =
+            self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
+        let here = self.transfer.as_ref();
+        values.into_iter().map(|value| ort_value::readable(value, here)).collect()
+    }
+}
+
+/// Inputs under their names, as ONNX Runtime takes them.
+fn named<'v>(
+    signature: &'v Signature,
+    values: &'v [Cow<'v, Value>],
+) -> ort::Result<Vec<(&'v str, SessionInputValue<'v>)>> {
+    let named = signature.inputs.iter().zip(values);
+    named.map(|(input, value)| Ok((&*input.name, ort_value::view(value)?))).collect()
 }
 
 /// An input whose elements lie in order; borrowed where they already did.

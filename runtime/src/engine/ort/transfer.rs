@@ -8,15 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::session::{Session, SessionInputValue};
 use prost::Message as _;
 use tract_onnx::pb::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto,
-    ValueInfoProto,
+    GraphProto, NodeProto, TensorShapeProto, TypeProto, ValueInfoProto,
     tensor_proto::DataType,
     tensor_shape_proto::{Dimension, dimension},
     type_proto,
 };
 
 use super::binding;
-use crate::engine::{EngineError, ort_value, value::Value};
+use crate::engine::{EngineError, model_file::small_model, ort_value, value::Value};
 use crate::tensor::Tensor;
 
 /// Sessions that copy, one for each type of elements.
@@ -130,12 +129,5 @@ fn graph(data_type: DataType) -> Vec<u8> {
         output: vec![value("y")],
         ..GraphProto::default()
     };
-    let model = ModelProto {
-        // Old enough for every provider.
-        ir_version: 8,
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 15 }],
-        graph: Some(graph),
-        ..ModelProto::default()
-    };
-    model.encode_to_vec()
+    small_model(graph).encode_to_vec()
 }

@@ -2,12 +2,13 @@
 
 use prost::Message as _;
 use tract_onnx::pb::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
-    TypeProto, ValueInfoProto,
+    GraphProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
     tensor_proto::DataType,
     tensor_shape_proto::{Dimension, dimension},
     type_proto,
 };
+
+use crate::engine::model_file::small_model;
 
 /// Rows and columns of its matrices.
 const SIDE: usize = 8;
@@ -66,14 +67,7 @@ pub(super) fn graph() -> Vec<u8> {
         output: vec![value("y")],
         ..GraphProto::default()
     };
-    let model = ModelProto {
-        // Old enough for every provider.
-        ir_version: 8,
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 15 }],
-        graph: Some(graph),
-        ..ModelProto::default()
-    };
-    model.encode_to_vec()
+    small_model(graph).encode_to_vec()
 }
 
 /// A matrix of numbers from -1 to 1 that no two places of a small graph share.
