@@ -46,7 +46,7 @@ pub(super) struct OrtEngine {
     own_threads: bool,
     /// Graphs are computed as they are written.
     plain: bool,
-    /// Kernels lay out weights anew.
+    /// Kernels lay out weights anew, where that pays.
     repack: bool,
     /// What computes instead of the processor.
     accelerator: Option<Arc<Accelerator>>,
@@ -177,7 +177,9 @@ impl OrtEngine {
         sizes: &[(String, usize)],
     ) -> Result<OrtSession, EngineError> {
         let session = match self.accelerator.as_deref() {
-            None => self.builder(sizes, None).and_then(|builder| source.commit(builder, None)),
+            None => {
+                self.builder(source, sizes, None).and_then(|builder| source.commit(builder, None))
+            }
             Some(accelerator) => accelerator.load(
                 &Wanted { model: &source.model, sizes, changed: source.is_changed() },
                 &|| source.identity(),
@@ -197,7 +199,7 @@ impl OrtEngine {
         profile: Option<&Path>,
         using: &Using,
     ) -> ort::Result<ort::session::Session> {
-        let builder = self.builder(sizes, profile)?;
+        let builder = self.builder(source, sizes, profile)?;
         let commit = |builder| source.commit(builder, using.graph.as_deref());
         match self.accelerator.as_deref() {
             None => commit(builder),
@@ -215,6 +217,7 @@ impl OrtEngine {
     /// A session to be, with a profile written to a file whose name begins like `profile`.
     fn builder(
         &self,
+        source: &Source,
         sizes: &[(String, usize)],
         profile: Option<&Path>,
     ) -> ort::Result<SessionBuilder> {
@@ -233,7 +236,7 @@ impl OrtEngine {
             .with_auto_device(AutoDevicePolicy::PreferCPU)?
             .with_optimization_level(level)?
             // Repacked weights are copies in memory of what is otherwise mapped from the file.
-            .with_prepacking(self.repack)?
+            .with_prepacking(self.repack && source.repack)?
             // A pattern takes its memory from the second run of a shape on, beside what the first took: up
             // to twice as much, and nothing is faster for it (docs/big-pictures.md).
             .with_memory_pattern(false)?;

@@ -250,7 +250,7 @@ pub struct Settings {
     #[arg(long = "vae_device", value_name = "NAME[:N]", help_heading = "Devices")]
     pub vae_device: Option<String>,
     /// Give each size of inputs a graph of its own whose sizes are fixed; captions are padded to the most tokens
-    /// then [default: what the device needs]
+    /// then [default: what the device of the transformer needs; the other parts go by their own devices]
     #[arg(long = "static_shapes", value_name = "BOOL", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
           help_heading = "Devices")]

@@ -12,6 +12,7 @@ use ort::{
     value::{DynTensor, DynValue, PrimitiveTensorElementType},
 };
 use prost::Message as _;
+use tract_onnx::pb::GraphProto;
 
 use super::specialised::Sizes;
 use crate::engine::{
@@ -34,6 +35,8 @@ pub(super) struct Source {
     /// The folder of the weights, where it is not that of the file.
     folder: Option<PathBuf>,
     overrides: Vec<(String, Arc<DynValue>)>,
+    /// Whether kernels lay out its weights anew when a session is made.
+    pub repack: bool,
     /// Files that hold weights.
     weights: Vec<PathBuf>,
     /// Hashes of the overrides, where somebody wants to know.
@@ -51,6 +54,7 @@ impl Source {
         let ModelFile { path, proto, signature, bundled, stored } = file;
         // ONNX Runtime replaces what lies outside the graph; for the rest, it gets a changed graph.
         let graph = (changed || bundled.is_some()).then(|| proto.encode_to_vec());
+        let repack = gains_by_repacking(proto.graph.as_ref());
         drop(proto);
         let mut weights: Vec<PathBuf> = stored.into_iter().map(|(_, stored)| stored.file).collect();
         weights.sort();
@@ -63,7 +67,7 @@ impl Source {
             values.push((new.name.clone(), Arc::new(owned_tensor(&new)?.into_dyn())));
         }
         let (model, folder, overrides) = (path, bundled, values);
-        Ok(Self { model, signature, graph, folder, overrides, weights, changes })
+        Ok(Self { model, signature, graph, folder, overrides, repack, weights, changes })
     }
 
     /// The open sizes of its inputs, as these have them.
@@ -106,6 +110,16 @@ impl Source {
     }
 }
 
+/// Whether a graph is computed so much faster with repacked weights that it pays to wait for them, and to have them
+/// in memory instead of mapped from their file. Products of floats need to be repacked anew in each run otherwise, which
+/// takes a step of DiT-XL/2 7 % at 256 px and nothing that can be measured from 512 px on; repacking takes two seconds and
+/// 2.4 GB first (docs/performance.md).
+fn gains_by_repacking(graph: Option<&GraphProto>) -> bool {
+    const OPERATORS: [&str; 2] = ["MatMulInteger", "MatMulNBits"];
+    let mut nodes = graph.into_iter().flat_map(|graph| &graph.node);
+    nodes.any(|node| OPERATORS.contains(&&*node.op_type))
+}
+
 /// The elements of an override as a value that owns them: ONNX Runtime reads them where they lie.
 fn owned_tensor(new: &Override) -> ort::Result<DynTensor> {
     fn numbers<T: PrimitiveTensorElementType + Debug + Clone + 'static, const N: usize>(
@@ -121,5 +135,26 @@ fn owned_tensor(new: &Override) -> ort::Result<DynTensor> {
         WeightType::F16 => numbers(new, f16::from_le_bytes),
         WeightType::Bf16 => numbers(new, bf16::from_le_bytes),
         WeightType::Other(name) => Err(ort::Error::new(format!("{name} weights"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tract_onnx::pb::NodeProto;
+
+    #[test]
+    fn only_quantised_products_are_worth_repacking() {
+        let graph = |operators: &[&str]| GraphProto {
+            node: operators
+                .iter()
+                .map(|name| NodeProto { op_type: (*name).to_owned(), ..NodeProto::default() })
+                .collect(),
+            ..GraphProto::default()
+        };
+        assert!(!gains_by_repacking(None));
+        assert!(!gains_by_repacking(Some(&graph(&["Conv", "MatMul", "Gemm"]))));
+        assert!(gains_by_repacking(Some(&graph(&["MatMul", "MatMulNBits"]))));
+        assert!(gains_by_repacking(Some(&graph(&["DynamicQuantizeLinear", "MatMulInteger"]))));
     }
 }
