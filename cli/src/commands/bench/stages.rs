@@ -316,8 +316,8 @@ impl<'a> Bench<'a> {
     /// Why this machine has too little memory for a part and so many bytes beside its weights, if it has.
     fn too_large(&self, part: &Part, values: u64) -> Option<String> {
         let stored = parts::stored_bytes(&part.folder) as f64;
-        // In fp32, the copies that kernels lay out count; the file's pages can go. 16-bit weights are widened,
-        // integers are laid out beside what is mapped.
+        // In fp32, each step reads all that is mapped. 16-bit weights are widened, integers are laid out beside what is
+        // mapped.
         let factor = match part.precision.as_str() {
             "fp32" => 1.1,
             "fp16" | "bf16" => 3.3,
