@@ -89,7 +89,8 @@ impl Encoders {
         let (mut text, mut vae) = (self.text(), self.vae());
         let description = TextDescription::new(text.folder().expect("there"), &tokenizer());
         let description = description.expect("a tokenizer");
-        let mut filling = Filling::open(folder, description, VaeDescription::new(vae.folder()));
+        let mut filling =
+            Filling::open(folder, description, VaeDescription::new(vae.folder()), None);
         let filling = filling.as_mut().expect("a cache");
         let cancel = Cancel::new();
         let options = FillOptions { settings: SETTINGS, kept, workers: 2, cancel };

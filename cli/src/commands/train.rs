@@ -16,10 +16,10 @@ use crate::commands::sample::devices::{device_of, left_over, not_opened};
 use crate::exit::{Failure, print_line};
 use crate::interrupt::on_ctrl_c;
 use crate::progress::{Progress, Unit, note};
-use crate::ranks;
+use crate::ranks::{self, Traffic};
 use crate::upstream::Upstream;
 use clap::{Args, Subcommand};
-use pixart_runtime::engine::provider::{Device, DeviceOptions};
+use pixart_runtime::engine::provider::DeviceOptions;
 use pixart_runtime::engine::{self, EngineChoice, EngineOptions, Opened};
 use pixart_trainer::checkpoint::{self, CheckpointError, Saved};
 use pixart_trainer::data::{Dataset, LabelError, Labels, Sampler, SamplerError};
@@ -128,9 +128,9 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
     if let Some(ranks) = ranks.filter(|ranks| !ranks.is_first()) {
         let outcome = run.go(encoder, &cancel, &mut |event| {
             if let Event::Unreadable(unreadable) = event {
-                let rank = ranks.place().rank;
                 eprintln!(
-                    "rank {rank}: skipped {}: {}",
+                    "{}: skipped {}: {}",
+                    ranks::name(ranks),
                     unreadable.file.display(),
                     unreadable.problem
                 );
@@ -144,7 +144,11 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
     }
     let shown = watch::shown(settings, &opened.engine, &config, &cancel)?;
     let mut watch = Watch::begin(settings, saved.map(|saved| saved.step()), shown)?;
+    let mut traffic = Traffic::default();
     let outcome = run.go(encoder, &cancel, &mut |event| {
+        if let (Some(ranks), Event::Step(_)) = (ranks, &event) {
+            traffic.note(ranks);
+        }
         watch.tell(event);
         Ok(())
     });
@@ -154,11 +158,8 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
     }
     let outcome = outcome.map_err(failure)?;
     if let Some(ranks) = ranks {
-        let per_step = ranks.sent() as f64 / 1e6 / outcome.step.max(1) as f64;
-        note(format_args!(
-            "{} processes, {per_step:.1} MB sent a step by each",
-            ranks.place().world
-        ));
+        let sent = traffic.per_step().map(|sent| format!(", {sent:.2} MB sent a step by each"));
+        note(format_args!("{} processes{}", ranks.place().world, sent.unwrap_or_default()));
     }
     finish(&outcome, &opened.engine.describe())
 }
@@ -171,18 +172,11 @@ fn open_engine(
 ) -> Result<Opened, Failure> {
     let threads = match settings.threads {
         Some(0) => return Err(options::wrong("threads", 0, "1 or more")),
-        threads => ranks::threads(ranks, threads),
+        threads => ranks::threads(ranks, threads)?,
     };
     let choice = settings.engine.as_deref().map_or(Ok(EngineChoice::Auto), str::parse)?;
-    let mut device = device_of(settings.device.as_deref(), device_target)?;
-    if let Some(ranks) = ranks
-        && device.suffix.is_none()
-        && !device.provider.is_processor()
-    {
-        // Providers without numbers have one device, which the processes of a machine share.
-        let numbered = format!("{device}:{}", ranks.place().local_rank).parse::<Device>();
-        device = numbered.unwrap_or(device);
-    }
+    let device = device_of(settings.device.as_deref(), device_target)?;
+    let device = ranks.map_or(device.clone(), |ranks| ranks::device(ranks, device));
     let plugin = settings.device_plugin.clone();
     if let Some(plugin) = plugin.as_deref().filter(|_| device.provider.is_processor()) {
         return Err(idle_plugin(plugin));
@@ -297,12 +291,11 @@ fn counts<'a>(kinds: impl Iterator<Item = &'a str>) -> String {
 fn upstream_notes(settings: &Settings) -> Result<Vec<String>, Failure> {
     let own = &settings.upstream;
     let upstream = Upstream {
-        use_parallel: own.use_parallel,
         enable_flash_attention: own.enable_flash_attention,
         mode: own.mode,
         jit_level: own.jit_level.as_deref(),
     };
-    let mut notes = upstream.notes(None)?;
+    let mut notes = upstream.notes()?;
     if own.recompute == Some(false) {
         notes.push(
             "recompute: false has no effect; the inside of a block is always computed again on the way back"
