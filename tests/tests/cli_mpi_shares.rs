@@ -14,6 +14,7 @@ use pixart_tests::{
     mpi::{Part, kill_second, mpirun, run, start, wait, wait_for},
     training,
 };
+use safetensors::SafeTensors;
 
 const PARALLEL: [&str; 2] = ["--use_parallel", "True"];
 
@@ -51,9 +52,21 @@ fn names(sandbox: &Sandbox, folder: &str) -> Vec<PathBuf> {
     names.into_iter().filter_map(|file| Some(file.strip_prefix(folder).ok()?.to_owned())).collect()
 }
 
-/// What is in them.
+/// What is in them; of tensors, their notes in order, which files have in any.
 fn content(sandbox: &Sandbox, folder: &str) -> BTreeMap<PathBuf, Vec<u8>> {
-    let read = |name: &PathBuf| fs::read(sandbox.path().join(folder).join(name)).expect("read");
+    let read = |name: &PathBuf| {
+        let bytes = fs::read(sandbox.path().join(folder).join(name)).expect("read");
+        if name.extension().is_none_or(|extension| extension != "safetensors") {
+            return bytes;
+        }
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("tensors");
+        let notes: BTreeMap<_, _> =
+            metadata.metadata().clone().unwrap_or_default().into_iter().collect();
+        let tensors = SafeTensors::deserialize(&bytes).expect("tensors");
+        let mut tensors: Vec<_> = tensors.tensors();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        format!("{notes:?} {tensors:?}").into_bytes()
+    };
     names(sandbox, folder).into_iter().map(|name| (name.clone(), read(&name))).collect()
 }
 
