@@ -25,7 +25,9 @@ pub struct Part<'a> {
 
 /// What starts a job.
 pub fn mpirun(sandbox: &Sandbox, parts: &[Part]) -> Command {
-    let mut arguments = vec!["--allow-run-as-root".to_owned(), "--oversubscribe".to_owned()];
+    // Where cores are enough, Open MPI gives each process one of them.
+    let all = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"];
+    let mut arguments: Vec<String> = all.map(str::to_owned).to_vec();
     for (k, Part { count, folder, told }) in parts.iter().enumerate() {
         arguments.extend((k > 0).then(|| ":".to_owned()));
         let folder = folder.display().to_string();
@@ -79,17 +81,37 @@ pub fn wait_for(what: &str, is_there: impl Fn() -> bool) {
     }
 }
 
+/// The processes of a job.
+fn ranks(child: &Child) -> Vec<u32> {
+    let path = format!("/proc/{0}/task/{0}/children", child.id());
+    let children = fs::read_to_string(path).unwrap_or_default();
+    children.split_whitespace().filter_map(|id| id.parse().ok()).collect()
+}
+
+fn signal(name: &str, process: u32) {
+    let sent = Command::new("kill").args([name, &process.to_string()]).status();
+    assert!(sent.expect("kill").success());
+}
+
+/// Does to each of `count` processes of a job what Ctrl-C does to one, and waits until all have ended.
+///
+/// # Panics
+/// When there are not as many, or they go on for too long.
+pub fn interrupt(child: Child, count: usize) -> Run {
+    let ranks = ranks(&child);
+    assert_eq!(ranks.len(), count);
+    ranks.into_iter().for_each(|process| signal("-INT", process));
+    wait(child, "interrupted")
+}
+
 /// Kills the second of `count` processes of a job, and waits until all have ended.
 ///
 /// # Panics
 /// When there are not as many, or some go on for too long.
 pub fn kill_second(child: Child, count: usize) -> Run {
-    let path = format!("/proc/{0}/task/{0}/children", child.id());
-    let children = fs::read_to_string(path).unwrap_or_default();
-    let ranks: Vec<u32> = children.split_whitespace().filter_map(|id| id.parse().ok()).collect();
+    let ranks = ranks(&child);
     assert_eq!(ranks.len(), count);
-    let killed = Command::new("kill").args(["-9", &ranks[1].to_string()]).status();
-    assert!(killed.expect("kill").success());
+    signal("-9", ranks[1]);
     let run = wait(child, "killed");
     assert_ne!(run.code, 0, "{run:?}");
     let begun = Instant::now();

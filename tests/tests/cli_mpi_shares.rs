@@ -11,7 +11,7 @@ use std::{
 
 use pixart_tests::{
     binary::{Run, Sandbox},
-    mpi::{Part, kill_second, mpirun, run, start, wait, wait_for},
+    mpi::{Part, interrupt, kill_second, mpirun, run, start, wait, wait_for},
     training,
 };
 use safetensors::SafeTensors;
@@ -176,6 +176,64 @@ fn pictures_that_are_done_outlive_a_killed_process() {
     assert!(ids.contains(&0), "{ids:?}");
     for id in ids {
         assert!(samples.join(format!("{id}.png")).is_file(), "{id} is listed and not there");
+    }
+}
+
+#[test]
+fn ctrl_c_keeps_and_lists_what_all_have_drawn() {
+    let sandbox = sandbox();
+    let many = "a picture\n".repeat(3000);
+    fs::write(sandbox.path().join("many.txt"), many).expect("written");
+    let told = ["--prompt_path", "many.txt", "--keep_resident", "--imagegrid"];
+    let told = [&SAMPLE[..], &told, &PARALLEL].concat();
+    let child = start(&sandbox, &[Part { count: 2, folder: sandbox.path(), told: &told }]);
+    let samples = sandbox.path().join("samples");
+    wait_for("picture", || samples.join("1.png").is_file() && samples.join("1501.png").is_file());
+    let run = interrupt(child, 2);
+    assert_eq!(run.code, 130, "{run:?}");
+    let mut drawn = names(&sandbox, "samples");
+    drawn.retain(|name| name.extension().is_some_and(|extension| extension == "png"));
+    let list = fs::read(samples.join("prompts.json")).expect("a list");
+    let list: serde_json::Value = serde_json::from_slice(&list).expect("JSON");
+    let list = list
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|entry| entry["id"].as_u64().expect("a number"));
+    let mut listed: Vec<PathBuf> = list.map(|id| format!("{id}.png").into()).collect();
+    listed.sort();
+    assert_eq!(listed, drawn);
+    assert_eq!(run.stdout.lines().count(), drawn.len(), "{run:?}");
+    for said in [
+        format!("interrupted: {0} pictures in samples, {0} of 3000, seed 42", drawn.len()),
+        "ended early, so no grids and no latents are written".to_owned(),
+    ] {
+        assert_eq!(run.stderr.matches(&said).count(), 1, "no `{said}` in {}", run.stderr);
+    }
+}
+
+#[test]
+fn processes_of_a_machine_share_its_processors() {
+    let sandbox = sandbox();
+    let told = [
+        "sample",
+        "--model",
+        "model",
+        "--engine",
+        "tract",
+        "--sampling_steps",
+        "2",
+        "--prompt",
+        "a",
+        "b",
+    ];
+    let cores = std::thread::available_parallelism().expect("some").get();
+    for (count, more) in [(2, &[][..]), (3, &[]), (2, &["--threads", "3"])] {
+        let run = run(&sandbox, count, &[&told[..], more, &PARALLEL].concat());
+        assert_eq!(run.code, 0, "{run:?}");
+        let threads = if more.is_empty() { (cores / count).max(1) } else { 3 };
+        let said = format!("(cpu, {threads} thread{})", if threads == 1 { "" } else { "s" });
+        assert!(run.stderr.contains(&said), "no `{said}` in {}", run.stderr);
     }
 }
 
@@ -347,6 +405,14 @@ fn a_killed_process_loses_nothing_of_the_cache() {
     let child = start(&sandbox, &[Part { count: 3, folder: sandbox.path(), told: &told }]);
     wait_for("caption", || names(&sandbox, "kept/captions").len() > 20);
     kill_second(child, 3);
+    let whole = names(&sandbox, "kept/captions").len();
+    // Nor does Ctrl-C; in the middle of it, if it is not over before.
+    let child = start(&sandbox, &[Part { count: 2, folder: sandbox.path(), told: &told }]);
+    wait_for("caption", || names(&sandbox, "kept/captions").len() > whole + 20);
+    let run = interrupt(child, 2);
+    assert_eq!((run.code, run.stdout.as_str()), (130, ""), "{run:?}");
+    let said = "are missing; the same command goes on there";
+    assert_eq!(run.stderr.matches(said).count(), 1, "{}", run.stderr);
     let whole = names(&sandbox, "kept/captions").len();
     let run = fill(&sandbox, 2, "kept");
     let there = format!("captions: {} encoded, {whole} were there", 601 - whole);
