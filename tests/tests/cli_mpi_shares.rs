@@ -10,7 +10,7 @@ use std::{
 };
 
 use pixart_tests::{
-    binary::{Run, Sandbox},
+    binary::{Run, Sandbox, binary},
     mpi::{Part, interrupt, kill_second, mpirun, run, start, wait, wait_for},
     training,
 };
@@ -81,17 +81,23 @@ fn assert_same(sandbox: &Sandbox, found: &str, expected: &str) {
 #[test]
 fn processes_draw_what_one_does() {
     let sandbox = sandbox();
-    for (name, more) in [
-        ("plain", &[][..]),
+    for (name, counts, more) in [
+        ("plain", &[3][..], &[][..]),
         // Neighbours of one size are computed at once, so they stay together.
-        ("batches", &["--batch_size", "2", "--num_trials", "2", "--imagegrid", "--no_text_cache"]),
+        (
+            "batches",
+            &[2, 3, 4],
+            &["--batch_size", "2", "--num_trials", "2", "--imagegrid", "--no_text_cache"],
+        ),
         // Names that come again are told apart by the order of the pictures.
         (
             "named",
+            &[2],
             &["--output_name", "{prompt}", "--num_trials", "3", "--sampling_method", "sa-solver"],
         ),
         (
             "varied",
+            &[4],
             &["--variation_seed", "7", "--variation_strength", "0.3", "--output_format", "jpeg"],
         ),
     ] {
@@ -109,7 +115,7 @@ fn processes_draw_what_one_does() {
             paths.sort();
             paths
         };
-        for count in [2, 3, 4] {
+        for &count in counts {
             let folder = format!("{name}-{count}");
             let run = draw(count, &folder);
             assert_same(&sandbox, &folder, &format!("{name}-1"));
@@ -255,6 +261,25 @@ fn a_process_that_cannot_draw_ends_all_with_its_message() {
 fn damage(file: &Path) {
     let bytes = fs::read(file).expect("read");
     fs::write(file, &bytes[..bytes.len() / 2]).expect("written");
+}
+
+#[test]
+fn a_process_without_memory_ends_all_with_its_message() {
+    let sandbox = sandbox();
+    draw(&sandbox, 1, &["--prompt", "exported"]);
+    let size =
+        ["--image_width", "1024", "--image_height", "1024", "--use_resolution_binning", "False"];
+    let told =
+        [&SAMPLE[..], &["--prompt", "a", "b", "c", "--vae_tiling", "false"], &size, &PARALLEL]
+            .concat();
+    let mut command = mpirun(&sandbox, &[Part { count: 2, folder: sandbox.path(), told: &told }]);
+    // The third process may take 500 MB of addresses.
+    let limited = "ulimit -v 500000; exec \"$0\" \"$@\"";
+    command.args([":", "-n", "1", "sh", "-c", limited]).arg(binary()).args(&told);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mpirun");
+    let run = wait(child, "without memory");
+    assert_ne!(run.code, 0, "{run:?}");
+    assert!(run.stderr.contains("error: rank 2: "), "{}", run.stderr);
 }
 
 #[test]

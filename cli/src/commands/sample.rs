@@ -25,7 +25,7 @@ mod upstream;
 use crate::exit::Failure;
 use crate::interrupt::on_ctrl_c;
 use crate::model::Wanted;
-use crate::progress::{Progress, Unit, note};
+use crate::progress::{self, Progress, Unit, note};
 use crate::ranks;
 use clap::Args;
 use devices::OpenEngines;
@@ -251,8 +251,8 @@ impl Reporter {
     /// Tells something that the user should know.
     fn warn(&self, text: &str) {
         match &self.who {
-            None => eprintln!("warning: {text}"),
-            Some(who) => eprintln!("warning: {who}: {text}"),
+            None => progress::tell(format_args!("warning: {text}")),
+            Some(who) => progress::tell(format_args!("warning: {who}: {text}")),
         }
     }
 

@@ -137,10 +137,8 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
             }
             Ok(())
         });
-        return match outcome.map_err(failure)?.interrupted {
-            true => Err(Failure::Interrupted("the first process says what is saved".to_owned())),
-            false => Ok(()),
-        };
+        // The first process tells how it ended.
+        return outcome.map(drop).map_err(failure);
     }
     let shown = watch::shown(settings, &opened.engine, &config, &cancel)?;
     let mut watch = Watch::begin(settings, saved.map(|saved| saved.step()), shown)?;

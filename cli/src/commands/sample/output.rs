@@ -106,9 +106,7 @@ impl Output {
             }
             Some(shared) => {
                 shared.made.push((index, id, file.into_owned()));
-                if shared.lists {
-                    self.list_so_far(request)?;
-                }
+                self.list_so_far(request)?;
             }
         }
         print_line(path.display())?;

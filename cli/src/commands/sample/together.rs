@@ -94,9 +94,10 @@ impl<'a> Together<'a> {
         let (sizes, batches) = (pipeline.picture_sizes(request)?, pipeline.batches(request)?);
         let names: Vec<Named> =
             ranks::of_first(self.ranks, || output.names(request, &sizes, model))?;
-        output.expect(names, self.ranks.is_first());
         let place = self.ranks.place();
-        Ok(own(&batches, place.rank, place.world))
+        let of = |rank| own(&batches, rank, place.world);
+        output.expect(names, self.ranks.is_first().then(|| (1..place.world).map(of).collect()));
+        Ok(of(place.rank))
     }
 
     /// What is done when all have drawn: the first process writes what is of the run as a whole. Gives how many

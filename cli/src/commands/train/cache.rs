@@ -160,6 +160,19 @@ fn cache(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
     let text = TextDescription::new(text, &tokenizer)
         .with_context(|| format!("{}: cannot read the tokenizer", tokenizer.display()))?;
     let vae = VaeDescription::new(pictures.folder());
+    if let Some(ranks) = ranks {
+        let of = |origin: &str, precision: &str| format!("{origin} in {precision}");
+        ranks::compare(
+            ranks,
+            &[
+                ("text encoder", of(&text.origin, &text.precision)),
+                ("tokenizer", text.tokenizer.clone()),
+                ("VAE", of(&vae.origin, &vae.precision)),
+            ]
+            .map(|(name, what)| (name.to_owned(), what))
+            .into(),
+        )?;
+    }
     let mut filling = Filling::open(folder, text, vae, ranks.cloned())?;
     let options = FillOptions { settings: tokens, kept, workers, cancel: on_ctrl_c()? };
 

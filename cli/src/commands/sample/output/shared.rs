@@ -6,6 +6,7 @@ use pixart_runtime::pipeline::{Picture, Request};
 use pixart_runtime::size::Size;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::ops::Range;
 
 /// A name that is kept for a picture.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,11 +38,17 @@ pub struct Made {
 pub(super) struct Shared {
     /// A name for each.
     pub names: Vec<Named>,
-    /// What this one has written: number in the run, id in the list, file.
-    pub made: Vec<(usize, usize, String)>,
-    /// Whether this one keeps the list of prompts.
-    pub lists: bool,
+    /// What this one has written.
+    pub made: Vec<Listed>,
+    /// What the others draw, each in this order, and have not written when it was last looked; known to the one
+    /// that keeps the list of prompts.
+    pub others: Option<Vec<Range<usize>>>,
+    /// What they had.
+    pub seen: Vec<Listed>,
 }
+
+/// A picture in the list of prompts: number in the run, id in the list, file.
+type Listed = (usize, usize, String);
 
 impl Output {
     /// Names for all pictures of a run, of these sizes, as they would get them one after the other.
@@ -66,9 +73,10 @@ impl Output {
         Ok(names)
     }
 
-    /// Takes these names for pictures from now on; the process that `lists` keeps the list of prompts.
-    pub fn expect(&mut self, names: Vec<Named>, lists: bool) {
-        self.shared = Some(Shared { names, made: Vec::new(), lists });
+    /// Takes these names for pictures from now on. The process that is told what each of the `others` draws keeps the
+    /// list of prompts.
+    pub fn expect(&mut self, names: Vec<Named>, others: Option<Vec<Range<usize>>>) {
+        self.shared = Some(Shared { names, made: Vec::new(), others, seen: Vec::new() });
     }
 
     /// Whether pictures are needed once more when all are there.
@@ -87,24 +95,27 @@ impl Output {
         made.collect()
     }
 
-    /// Lists the pictures of this process, and those of others that are there already.
-    pub(super) fn list_so_far(&self, request: &Request) -> Result<(), Failure> {
-        let Some(Shared { names, made, .. }) = &self.shared else { return Ok(()) };
+    /// Lists the pictures of this process, and those of others that are there already; does nothing where another one
+    /// keeps the list.
+    pub(super) fn list_so_far(&mut self, request: &Request) -> Result<(), Failure> {
         let plain = self.files.template.is_plain();
-        let mut own = made.iter().peekable();
-        let mut list = Vec::new();
-        for (index, named) in names.iter().enumerate() {
-            if let Some((_, id, file)) = own.next_if(|(own, ..)| *own == index) {
-                list.push((index, *id, file.clone()));
-                continue;
-            }
-            let path = self.files.path(&named.stem);
-            if path.exists() {
+        let Some(Shared { names, made, others: Some(others), seen }) = &mut self.shared else {
+            return Ok(());
+        };
+        for other in others {
+            while let Some(named) = names[other.clone()].first() {
+                let path = self.files.path(&named.stem);
+                if !path.exists() {
+                    break;
+                }
                 let id = if plain { named.number } else { named.id };
                 let file = path.file_name().unwrap_or_default().to_string_lossy();
-                list.push((index, id, file.into_owned()));
+                seen.push((other.start, id, file.into_owned()));
+                other.start += 1;
             }
         }
+        let mut list = [made.as_slice(), seen.as_slice()].concat();
+        list.sort_by_key(|(index, ..)| *index);
         self.list(&list, request)
     }
 
@@ -129,7 +140,7 @@ impl Output {
         Ok(())
     }
 
-    fn list(&self, list: &[(usize, usize, String)], request: &Request) -> Result<(), Failure> {
+    fn list(&self, list: &[Listed], request: &Request) -> Result<(), Failure> {
         let pictures = list.iter().map(|(index, id, file)| {
             (*id, file.as_str(), request.prompts[*index].as_str(), negative(request, *index))
         });
