@@ -1,5 +1,6 @@
 //! How a command ends: exit codes and the one place that prints an error.
 
+use crate::progress;
 use anyhow::Error;
 use pixart_exporter::ExportError;
 use pixart_exporter::naming::ConfigError;
@@ -116,11 +117,11 @@ pub fn tell(failure: Failure, who: &str) -> u8 {
         Failure::Request(error) => (error, 2),
         Failure::Failed(error) => (error, 1),
         Failure::Interrupted(done) => {
-            eprintln!("interrupted: {who}{done}");
+            progress::tell(format_args!("interrupted: {who}{done}"));
             return INTERRUPTED;
         }
     };
-    eprintln!("error: {who}{error:#}");
+    progress::tell(format_args!("error: {who}{error:#}"));
     code
 }
 

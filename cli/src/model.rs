@@ -3,7 +3,7 @@
 
 use crate::commands::sample::devices::{Providers, profile_for};
 use crate::exit::Failure;
-use crate::progress::{Progress, Unit};
+use crate::progress::{Progress, Unit, note};
 use anyhow::Context;
 use pixart_exporter::{
     Component, ExportOptions, Precision, Profile, VariantFlags, export_component,
@@ -318,11 +318,11 @@ impl Wanted {
         if let (Some(wanted), Some(found)) = (wanted, manifest["precision"].as_str())
             && found != wanted.as_str()
         {
-            eprintln!(
+            note(format_args!(
                 "note: dtype asks for {wanted}, but the {component} in {} is exported in {found} and used as \
                  it is",
                 folder.display()
-            );
+            ));
         }
     }
 }

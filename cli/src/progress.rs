@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,14 @@ pub fn keep_quiet(quiet: bool) {
 /// A line about the work.
 pub fn note(line: impl fmt::Display) {
     if !QUIET.load(Ordering::Relaxed) {
-        eprintln!("{line}");
+        tell(line);
     }
+}
+
+/// A line on stderr, written at once: launchers put the pieces of several processes' lines between each other.
+pub fn tell(line: impl fmt::Display) {
+    // Whoever does not listen is told nothing.
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// One task at a time, counted in steps or bytes.

@@ -6,7 +6,6 @@ use crate::exit::Failure;
 /// Those that sampling and training share.
 #[derive(Clone, Copy, Default)]
 pub struct Upstream<'a> {
-    pub use_parallel: Option<bool>,
     pub enable_flash_attention: Option<bool>,
     pub mode: Option<u32>,
     pub jit_level: Option<&'a str>,
@@ -14,14 +13,9 @@ pub struct Upstream<'a> {
 
 impl Upstream<'_> {
     /// Refuses what would have to have an effect and has none; of what may be left aside, returns a
-    /// line for each. `several` says what is wrong with asking for several devices, if something is, and what to do.
-    pub fn notes(&self, several: Option<&str>) -> Result<Vec<String>, Failure> {
+    /// line for each.
+    pub fn notes(&self) -> Result<Vec<String>, Failure> {
         let refuse = |message: String| Err(Failure::request(message));
-        if let Some(several) = several
-            && self.use_parallel == Some(true)
-        {
-            return refuse(format!("use_parallel: found true, {several}"));
-        }
         let mut notes = Vec::new();
         if self.enable_flash_attention == Some(false) {
             notes.push(

@@ -9,6 +9,7 @@ pub mod errors;
 pub mod exports;
 pub mod fixtures;
 pub mod learning;
+pub mod mpi;
 pub mod random;
 pub mod ranks;
 pub mod training;

@@ -104,6 +104,12 @@ impl Transport for Threads {
         self.all(&self.shared.bytes, own)
     }
 
+    fn to_first(&mut self, own: Vec<u8>, from: usize, count: usize) -> Vec<u8> {
+        let found = self.gather_bytes(own).swap_remove(from);
+        assert_eq!(found.len(), count, "as many as the first one expects");
+        if self.place.rank == 0 { found } else { Vec::new() }
+    }
+
     fn abort(&self) -> fn(i32) -> ! {
         process::exit
     }

@@ -1,46 +1,16 @@
-//! Several processes under `mpirun`, on one machine. `scripts/test-mpi` runs these.
+//! Several processes under `mpirun` that train, on one machine. `scripts/test-mpi` runs these.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread::sleep,
-    time::{Duration, Instant},
 };
 
 use pixart_tests::{
-    binary::{Run, Sandbox, binary},
+    binary::{Run, Sandbox},
+    mpi::{Part, kill_second, run, start, wait, wait_for},
     training::sandbox,
 };
 use safetensors::SafeTensors;
-
-/// So long may it take until all have ended when one has failed.
-const ENDED: Duration = Duration::from_secs(30);
-
-/// A part of a job: how many processes, where, and what they are told.
-struct Part<'a> {
-    count: usize,
-    folder: &'a Path,
-    told: &'a [&'a str],
-}
-
-fn mpirun(sandbox: &Sandbox, parts: &[Part]) -> Command {
-    let mut arguments = vec!["--allow-run-as-root".to_owned(), "--oversubscribe".to_owned()];
-    for (k, Part { count, folder, told }) in parts.iter().enumerate() {
-        arguments.extend((k > 0).then(|| ":".to_owned()));
-        let folder = folder.display().to_string();
-        arguments.extend(["-n".to_owned(), count.to_string(), "-wdir".to_owned(), folder]);
-        arguments.push(binary().display().to_string());
-        arguments.extend(told.iter().map(|text| (*text).to_owned()));
-    }
-    sandbox.command_of(Path::new("mpirun"), &arguments)
-}
-
-/// Runs a job of so many equal processes.
-fn run(sandbox: &Sandbox, count: usize, told: &[&str]) -> Run {
-    let part = Part { count, folder: sandbox.path(), told };
-    Run::new(&mpirun(sandbox, &[part]).output().expect("mpirun"))
-}
 
 const TRAIN: [&str; 5] =
     ["train", "-c", "short.yaml", "--warmup_steps=0", "--start_learning_rate=1e-4"];
@@ -129,47 +99,16 @@ fn another_number_of_processes_goes_on() {
     train(3, "1", "12", &["--resume", "--shard_optimizer", "True"]);
 }
 
-fn wait(mut child: Child, what: &str) -> Run {
-    let begun = Instant::now();
-    while child.try_wait().expect("it can be asked").is_none() {
-        assert!(begun.elapsed() < ENDED, "{what}: it goes on");
-        sleep(Duration::from_millis(50));
-    }
-    Run::new(&child.wait_with_output().expect("its output"))
-}
-
-/// The processes that `mpirun` has started, by their numbers.
-fn processes(of: u32) -> Vec<u32> {
-    let path = format!("/proc/{of}/task/{of}/children");
-    let children = fs::read_to_string(path).unwrap_or_default();
-    children.split_whitespace().filter_map(|id| id.parse().ok()).collect()
-}
-
 #[test]
 fn a_killed_process_ends_all_and_the_checkpoint_is_usable() {
     let sandbox = sandbox();
     let told = [&TRAIN[..], &["--use_parallel", "True", "--ckpt_save_steps", "1"]].concat();
     let endless = [&told[..], &["--max_train_steps", "1000000", "--batch_size", "1"]].concat();
     let part = Part { count: 3, folder: sandbox.path(), told: &endless };
-    let mut command = mpirun(&sandbox, &[part]);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mpirun");
+    let child = start(&sandbox, &[part]);
     let checkpoint = sandbox.path().join("output/ckpt/step_00000003");
-    let begun = Instant::now();
-    while !checkpoint.is_dir() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "no checkpoint");
-        sleep(Duration::from_millis(20));
-    }
-    let ranks = processes(child.id());
-    assert_eq!(ranks.len(), 3);
-    let killed = Command::new("kill").args(["-9", &ranks[1].to_string()]).status();
-    assert!(killed.expect("kill").success());
-    let run = wait(child, "killed");
-    assert_ne!(run.code, 0, "{run:?}");
-    let begun = Instant::now();
-    while ranks.iter().any(|id| Path::new(&format!("/proc/{id}")).exists()) {
-        assert!(begun.elapsed() < ENDED, "some go on");
-        sleep(Duration::from_millis(50));
-    }
+    wait_for("checkpoint", || checkpoint.is_dir());
+    kill_second(child, 3);
     // The step was done before: there is nothing to do, and the checkpoint could be read.
     let more = ["--resume", "--batch_size", "3", "--max_train_steps", "1"];
     let check = sandbox.pixart(&[&TRAIN[..], &more].concat());
@@ -187,9 +126,7 @@ fn bad_data_on_one_rank_ends_all_with_its_message() {
         Part { count: 2, folder: first.path(), told: &told },
         Part { count: 1, folder: second.path(), told: &told },
     ];
-    let mut command = mpirun(&first, &parts);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mpirun");
-    let run = wait(child, "bad data");
+    let run = wait(start(&first, &parts), "bad data");
     assert_ne!(run.code, 0, "{run:?}");
     assert!(run.stderr.contains("error: rank 2: "), "{}", run.stderr);
     assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
@@ -205,9 +142,7 @@ fn what_does_not_fit_together_is_refused() {
         Part { count: 1, folder: sandbox.path(), told: &other },
     ];
     let before = sandbox.files();
-    let mut command = mpirun(&sandbox, &parts);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mpirun");
-    let several = wait(child, "unequal");
+    let several = wait(start(&sandbox, &parts), "unequal");
     assert_ne!(several.code, 0, "{several:?}");
     let expected = "rank 1: weight_decay: found 0.5, but rank 0 has not given";
     assert!(several.stderr.contains(expected), "{}", several.stderr);

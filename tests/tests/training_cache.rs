@@ -25,6 +25,7 @@ use pixart_tests::{
     errors::assert_close,
     exports::Export,
     fixtures::{self, Case},
+    ranks::together,
 };
 use pixart_trainer::data::{
     BatchEncoder, BatchOptions, CachedEncoder, CaptionKind, CaptionOptions, CaptionSettings,
@@ -32,6 +33,7 @@ use pixart_trainer::data::{
     EncodedBatches, EncodingCache, Features, FillOptions, Filling, Labels, LiveEncoder,
     MomentSource, Place, Record, Sampler, Sizing, TextDescription, VaeDescription, empty_caption,
 };
+use pixart_trainer::ranks::Ranks;
 
 const SETTINGS: CaptionSettings = CaptionSettings { cleaning: PromptCleaning::Raw, max_length: 60 };
 
@@ -86,10 +88,21 @@ impl Encoders {
     }
 
     fn fill(&self, folder: &Path, dataset: &Dataset, kept: CaptionType) -> EncodingCache {
+        self.fill_among(folder, dataset, kept, None)
+    }
+
+    fn fill_among(
+        &self,
+        folder: &Path,
+        dataset: &Dataset,
+        kept: CaptionType,
+        ranks: Option<Arc<Ranks>>,
+    ) -> EncodingCache {
         let (mut text, mut vae) = (self.text(), self.vae());
         let description = TextDescription::new(text.folder().expect("there"), &tokenizer());
         let description = description.expect("a tokenizer");
-        let mut filling = Filling::open(folder, description, VaeDescription::new(vae.folder()));
+        let mut filling =
+            Filling::open(folder, description, VaeDescription::new(vae.folder()), ranks);
         let filling = filling.as_mut().expect("a cache");
         let cancel = Cancel::new();
         let options = FillOptions { settings: SETTINGS, kept, workers: 2, cancel };
@@ -189,6 +202,33 @@ fn assert_reference_within(
         }
     }
     assert_eq!(compared, 3);
+}
+
+#[test]
+fn several_ranks_fill_a_cache_with_what_one_does() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dataset = dataset(folder.path());
+    let encoders = Encoders::on(engines::tract());
+    let one = encoders.fill(&folder.path().join("one"), &dataset, CaptionType::F16);
+    // More than there are batches, too.
+    for world in [2, 3, 8] {
+        let place = folder.path().join(format!("by-{world}"));
+        let fill = |ranks| {
+            let encoders = Encoders::on(engines::tract());
+            encoders.fill_among(&place, &dataset, CaptionType::F16, Some(ranks))
+        };
+        let caches = together(world, fill);
+        assert_eq!(caches[0].description().sizes(), one.description().sizes());
+        for item in 0..PICTURES.len() {
+            assert_eq!(caches[0].moments().get(&dataset, item), one.moments().get(&dataset, item));
+        }
+        for (_, text) in PICTURES.iter().chain([&("", "")]) {
+            let [found, expected] =
+                [&caches[0], &one].map(|cache| cache.captions().get(text, SETTINGS));
+            assert!(expected.is_ok(), "{text}");
+            assert_eq!(found, expected, "{text}");
+        }
+    }
 }
 
 #[test]

@@ -47,8 +47,16 @@ struct Way {
     shard_optimizer: bool,
 }
 
-/// How a rank ended, the loss and the pictures of each step it told of, and how many batches it left out.
-type Ended = (Result<Outcome, RunError>, Vec<(f64, usize)>, usize);
+/// How a rank ended, the steps it told of, and how many batches it left out.
+type Ended = (Result<Outcome, RunError>, Vec<Told>, usize);
+
+/// What a rank told of a step.
+struct Told {
+    loss: f64,
+    images: usize,
+    /// Bytes that were given to be sent by then.
+    sent: u64,
+}
 
 impl Way {
     fn alone(algorithm: Algorithm) -> Self {
@@ -111,7 +119,7 @@ impl World {
     ) -> Vec<Ended> {
         let rank = |ranks: Option<Arc<Ranks>>| {
             let rank = ranks.as_ref().map_or(0, |ranks| ranks.place().rank);
-            let options = self.options(way, name, ranks);
+            let options = self.options(way, name, ranks.clone());
             let saved = saved.map(|saved| Saved::open(saved).expect("a checkpoint"));
             let batches =
                 BatchOptions { rank, world: way.world, ..BatchOptions::new(batch_size, 3) };
@@ -136,7 +144,10 @@ impl World {
             let run = run.unwrap_or_else(|error| panic!("{error}"));
             let outcome = run.go(Box::new(encoder(rank)), &Cancel::new(), &mut |event| {
                 match event {
-                    Event::Step(step) => steps.push((step.loss, step.images)),
+                    Event::Step(step) => {
+                        let sent = ranks.as_ref().map_or(0, |ranks| ranks.sent());
+                        steps.push(Told { loss: step.loss, images: step.images, sent });
+                    }
                     Event::Skipped(batch) => {
                         assert!(matches!(batch.what, NotFinite::Loss(_) | NotFinite::Gradients));
                         skipped += 1;
@@ -165,7 +176,7 @@ impl World {
             assert!(outcome.checkpoint.as_ref().is_some_and(|folder| folder.is_dir()));
         }
         let (_, steps, _) = ranks.swap_remove(0);
-        (tensors(&folder.join("step_00000020")), steps.into_iter().map(|(loss, _)| loss).collect())
+        (tensors(&folder.join("step_00000020")), steps.into_iter().map(|step| step.loss).collect())
     }
 }
 
@@ -256,6 +267,51 @@ fn several_ranks_equal_one_with_their_batch() {
     }
 }
 
+#[test]
+fn as_much_is_sent_as_the_page_on_scaling_says() {
+    let world = World::new();
+    let numbers: usize = tensors_of_start().values().map(|tensor| tensor.len()).sum();
+    let gradients = 4 * numbers as u64;
+    for ranks in [2, 3] {
+        for (lora, shard_optimizer) in [(false, false), (false, true), (true, false)] {
+            let way = Way::alone(Algorithm::AdamW(AdamW::default())).of(ranks);
+            let way = Way { lora, shard_optimizer, ..way };
+            let name = format!("sent-{ranks}-{lora}-{shard_optimizer}");
+            let all = world.train(way, 4, &name, None, |_| Encoder::default());
+            let each: Vec<u64> =
+                all.iter().map(|(_, steps, _)| steps[1].sent - steps[0].sent).collect();
+            let what = format!("{ranks} ranks, lora {lora}, shared {shard_optimizer}: {each:?}");
+            println!("{what}, all gradients are {gradients}");
+            match (lora, shard_optimizer) {
+                // All gradients, of which a ring sends 2 (n − 1) / n.
+                (false, false) => assert!(each.iter().all(|sent| *sent == gradients), "{what}"),
+                // All gradients and the own weights, of which it sends (n − 1) / n and n − 1.
+                (false, true) => {
+                    let own: Vec<u64> = each.iter().map(|sent| sent - gradients).collect();
+                    assert_eq!(own.iter().sum::<u64>(), gradients, "{what}");
+                    assert!(
+                        own.iter()
+                            .all(|own| own.abs_diff(gradients / ranks as u64) < gradients / 20)
+                    );
+                }
+                // Two factors of rank 4 for each of the layers.
+                (true, _) => assert_eq!(each, vec![4 * factors(4); ranks], "{what}"),
+            }
+        }
+    }
+}
+
+/// Numbers of a LoRA of this rank for the layers that [`lora`] names.
+fn factors(rank: u64) -> u64 {
+    let targets = lora().targets;
+    let weights = tensors_of_start();
+    let of = |name: &str| name.strip_suffix(".weight").map(str::to_owned);
+    let adapted = weights.iter().filter(|(name, _)| {
+        of(name).is_some_and(|name| targets.iter().any(|target| name.ends_with(target.as_str())))
+    });
+    adapted.map(|(_, weight)| rank * weight.shape().iter().sum::<usize>() as u64).sum()
+}
+
 fn tensors_of_start() -> Tensors {
     load(&fixtures::tiny().join("transformer")).weights
 }
@@ -295,7 +351,7 @@ fn a_batch_that_one_rank_cannot_use_is_left_out_by_all() {
         for (outcome, steps, skipped) in ranks {
             let outcome = outcome.unwrap_or_else(|error| panic!("{error}"));
             assert_eq!((outcome.step, outcome.skipped, skipped, steps.len()), (20, 2, 2, 20));
-            assert!(steps.iter().all(|(loss, images)| loss.is_finite() && *images <= 12 * 3));
+            assert!(steps.iter().all(|step| step.loss.is_finite() && step.images <= 12 * 3));
         }
     }
 }

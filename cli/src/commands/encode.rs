@@ -25,6 +25,11 @@ pub fn run(args: EncodeArgs) -> Result<(), Failure> {
     let settings =
         crate::config::merge(args.config.as_deref(), &args.settings, &settings::names())?;
     let notes = settings.upstream_notes()?;
+    if settings.use_parallel == Some(true) {
+        return Err(Failure::request(
+            "use_parallel: found true, but one process encodes prompts; leave it out",
+        ));
+    }
     let request = settings.request()?;
     let loras = lora::read(&settings.lora)?;
     let Some(cache) = settings.text_cache()? else {

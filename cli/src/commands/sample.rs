@@ -19,20 +19,26 @@ pub(super) mod settings;
 mod style;
 mod terminal;
 mod tiling;
+mod together;
 mod upstream;
 
 use crate::exit::Failure;
 use crate::interrupt::on_ctrl_c;
 use crate::model::Wanted;
-use crate::progress::{Progress, Unit};
+use crate::progress::{self, Progress, Unit, note};
+use crate::ranks;
 use clap::Args;
 use devices::OpenEngines;
+use from::Origin;
 use output::Output;
 use pixart_runtime::pipeline::{Event, ModelPaths, Pipeline, Stage, sample_shared};
+use pixart_trainer::ranks::Ranks;
 use preview::Preview;
 use record::Record;
 use settings::Settings;
 use std::path::PathBuf;
+use std::sync::Arc;
+use together::Together;
 
 /// What is typed after `pixart sample`.
 #[derive(Args)]
@@ -59,8 +65,18 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
             (crate::config::merge(config, &args.settings, &settings::names())?, None)
         }
     };
+    ranks::together(settings.use_parallel()?, |ranks| sample(settings, origin, ranks))
+}
+
+/// Draws, alone or as one of several processes.
+fn sample(
+    mut settings: Settings,
+    origin: Option<Origin>,
+    ranks: Option<&Arc<Ranks>>,
+) -> Result<(), Failure> {
     // Everything that can be wrong with the request is found before the long work starts.
     let notes = settings.upstream_notes()?;
+    let together = ranks.map(|ranks| Together::join(ranks, &mut settings)).transpose()?;
     let mut request = settings.request()?;
     settings.read_pictures(&mut request)?;
     let loras = lora::read(&settings.lora)?;
@@ -74,23 +90,27 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
     let wanted = wanted?;
     let mut output = Output::prepare(&settings)?;
 
-    for note in opened.iter().flat_map(|each| &each.notes).chain(&notes) {
-        eprintln!("{note}");
-    }
+    opened.iter().flat_map(|each| &each.notes).chain(&notes).for_each(note);
     let begins = request.init.is_some();
-    let paths: Result<Vec<ModelPaths>, Failure> = opened
-        .iter()
-        .zip(wanted)
-        .map(|(each, wanted)| sources.resolve(each.providers, wanted, begins))
-        .collect();
-    let paths = paths?;
+    let resolve = || -> Result<Vec<ModelPaths>, Failure> {
+        let each = opened.iter().zip(&wanted);
+        each.map(|(each, wanted)| sources.resolve(each.providers, *wanted, begins)).collect()
+    };
+    let paths = match &together {
+        None => resolve()?,
+        // What is not exported yet, one exports for all.
+        Some(together) => together.in_turn(resolve)?,
+    };
     let (Some(first), Some(first_paths)) = (opened.first(), paths.first()) else {
         return Err(Failure::request("devices: none are given"));
     };
     let facts = facts::gather(&sources, first_paths, first.main().as_ref(), &loras);
     let record = Record::new(&settings, &request, facts)?;
-    for warning in origin.iter().flat_map(|origin| origin.warnings(record.facts())) {
-        eprintln!("warning: {warning}");
+    origin.iter().flat_map(|origin| origin.warnings(record.facts())).for_each(|warning| {
+        note(format_args!("warning: {warning}"));
+    });
+    if let Some(together) = &together {
+        together.compare(&request, record.facts(), ranks::engine(first.main().as_ref()))?;
     }
     // Until here, Ctrl-C ends the program at once; exports are written so that nothing is lost by it.
     let cancel = on_ctrl_c()?;
@@ -106,13 +126,22 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         [pipeline] => settings.preview(preview, pipeline)?,
         _ => None,
     };
-    let mut reporter = Reporter { preview, ..Reporter::default() };
+    let own = match (&together, pipelines.first()) {
+        (Some(together), Some(pipeline)) => {
+            together.share(pipeline, &request, record.model(), &mut output)?
+        }
+        _ => 0..request.prompts.len(),
+    };
+    let part = request.part(own.clone());
+    let who = together.as_ref().map(Together::name);
+    let mut reporter = Reporter { preview, who, ..Reporter::default() };
     let mut unwritten = None;
     let mut on_event = |event: Event<'_>| {
         // A finished picture is kept even if a later one fails.
         if let Event::Picture { picture, index } = event
             && unwritten.is_none()
         {
+            let index = own.start + index;
             reporter.aside(|| unwritten = output.write(picture, index, &request, &record).err());
             if unwritten.is_some() {
                 // Whatever comes could not be written either.
@@ -122,30 +151,40 @@ pub fn run(args: SampleArgs) -> Result<(), Failure> {
         reporter.report(event);
     };
     let result = match pipelines.as_mut_slice() {
-        [pipeline] => pipeline.sample(&request, &mut on_event),
-        many => sample_shared(many, &request, &mut on_event),
+        // Of many processes, some may have nothing to draw.
+        [_] if own.is_empty() => Ok(Vec::new()),
+        [pipeline] => pipeline.sample(&part, &mut on_event),
+        many => sample_shared(many, &part, &mut on_event),
     };
     reporter.clear();
     for warning in opened.iter().flat_map(OpenEngines::warnings) {
-        eprintln!("warning: {warning}");
+        reporter.warn(&warning);
     }
     if let Some(failure) = unwritten {
         return Err(failure);
     }
     let pictures = result.inspect_err(|_| output.tell_kept())?;
-    if !pictures.is_empty() {
-        output.finish(&pictures)?;
+    let (mut count, mut cancelled) = (pictures.len(), cancel.is_cancelled());
+    match &together {
+        Some(together) => {
+            (count, cancelled) = together.finish(&pictures, &request, &mut output, cancelled)?;
+        }
+        None if pictures.is_empty() => {}
+        None => output.finish(&pictures)?,
     }
     let (seed, wanted) = (request.seed, request.prompts.len());
-    if cancel.is_cancelled() {
+    if cancelled {
         let made = output.summary();
-        return Err(Failure::Interrupted(format!(
-            "{made}, {} of {wanted}, seed {seed}",
-            pictures.len()
-        )));
+        return Err(Failure::Interrupted(format!("{made}, {count} of {wanted}, seed {seed}")));
     }
     let engines = opened.iter().map(OpenEngines::describe).collect::<Vec<_>>().join(" and ");
-    eprintln!("{}, seed {seed}, {}, {engines}", output.summary(), reporter.summary());
+    let several = together.map(|together| format!(", {} processes", together.count()));
+    note(format_args!(
+        "{}, seed {seed}, {}, {engines}{}",
+        output.summary(),
+        reporter.summary(),
+        several.unwrap_or_default()
+    ));
     Ok(())
 }
 
@@ -155,6 +194,8 @@ pub(super) struct Reporter {
     bar: Option<Progress>,
     seconds: Vec<(Stage, f64)>,
     preview: Option<Preview>,
+    /// Whose work it is, where several processes share it.
+    who: Option<String>,
 }
 
 impl Reporter {
@@ -166,7 +207,11 @@ impl Reporter {
                     Stage::Denoise => Unit::Count("step"),
                     Stage::EncodePicture | Stage::Decode => Unit::Count("picture"),
                 };
-                self.bar = Some(Progress::start(stage.to_string(), total as u64, unit));
+                let label = match &self.who {
+                    None => stage.to_string(),
+                    Some(who) => format!("{stage}, {who}"),
+                };
+                self.bar = Some(Progress::start(label, total as u64, unit));
             }
             Event::Latents { index, step, steps, predicted, .. } => {
                 if let Some(preview) = &mut self.preview {
@@ -189,8 +234,8 @@ impl Reporter {
                     None => self.seconds.push((stage, seconds)),
                 }
             }
-            Event::Note { text } => self.aside(|| eprintln!("warning: {text}")),
-            Event::Info { text } => self.aside(|| eprintln!("{text}")),
+            Event::Note { text } => self.aside(|| self.warn(text)),
+            Event::Info { text } => self.aside(|| note(text)),
             _ => {}
         }
     }
@@ -200,6 +245,14 @@ impl Reporter {
         match &self.bar {
             Some(bar) => bar.suspend(write),
             None => write(),
+        }
+    }
+
+    /// Tells something that the user should know.
+    fn warn(&self, text: &str) {
+        match &self.who {
+            None => progress::tell(format_args!("warning: {text}")),
+            Some(who) => progress::tell(format_args!("warning: {who}: {text}")),
         }
     }
 

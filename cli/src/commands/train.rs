@@ -16,10 +16,9 @@ use crate::commands::sample::devices::{device_of, left_over, not_opened};
 use crate::exit::{Failure, print_line};
 use crate::interrupt::on_ctrl_c;
 use crate::progress::{Progress, Unit, note};
-use crate::ranks;
+use crate::ranks::{self, Traffic};
 use crate::upstream::Upstream;
 use clap::{Args, Subcommand};
-use pixart_runtime::engine::provider::Device;
 use pixart_runtime::engine::{self, EngineChoice, EngineOptions, Opened};
 use pixart_trainer::checkpoint::{self, CheckpointError, Saved};
 use pixart_trainer::data::{Dataset, LabelError, Labels, Sampler, SamplerError};
@@ -128,26 +127,25 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
     if let Some(ranks) = ranks.filter(|ranks| !ranks.is_first()) {
         let outcome = run.go(encoder, &cancel, &mut |event| {
             if let Event::Unreadable(unreadable) = event {
-                let rank = ranks.place().rank;
                 eprintln!(
-                    "rank {rank}: skipped {}: {}",
+                    "{}: skipped {}: {}",
+                    ranks::name(ranks),
                     unreadable.file.display(),
                     unreadable.problem
                 );
             }
             Ok(())
         });
-        return match outcome.map_err(failure)?.interrupted {
-            true => Err(Failure::Interrupted("the first process says what is saved".to_owned())),
-            false => Ok(()),
-        };
+        // The first process tells how it ended.
+        return outcome.map(drop).map_err(failure);
     }
     let shown = watch::shown(settings, &opened.engine, &config, &cancel)?;
-    let before = saved.as_ref().map(Saved::step);
-    let mut watch = Watch::begin(settings, before, shown)?;
-    // The weights that all began with were sent until here.
-    let begun = ranks.map_or(0, |ranks| ranks.sent());
+    let mut watch = Watch::begin(settings, saved.map(|saved| saved.step()), shown)?;
+    let mut traffic = Traffic::default();
     let outcome = run.go(encoder, &cancel, &mut |event| {
+        if let (Some(ranks), Event::Step(_)) = (ranks, &event) {
+            traffic.note(ranks);
+        }
         watch.tell(event);
         Ok(())
     });
@@ -157,12 +155,8 @@ fn train(settings: &Settings, ranks: Option<&Arc<Ranks>>) -> Result<(), Failure>
     }
     let outcome = outcome.map_err(failure)?;
     if let Some(ranks) = ranks {
-        let steps = outcome.step.saturating_sub(before.unwrap_or(0)).max(1);
-        let per_step = (ranks.sent() - begun) as f64 / 1e6 / steps as f64;
-        note(format_args!(
-            "{} processes, {per_step:.1} MB sent a step by each",
-            ranks.place().world
-        ));
+        let sent = traffic.per_step().map(|sent| format!(", {sent:.2} MB sent a step by each"));
+        note(format_args!("{} processes{}", ranks.place().world, sent.unwrap_or_default()));
     }
     finish(&outcome, &opened.engine.describe())
 }
@@ -175,18 +169,11 @@ fn open_engine(
 ) -> Result<Opened, Failure> {
     let threads = match settings.threads {
         Some(0) => return Err(options::wrong("threads", 0, "1 or more")),
-        threads => ranks::threads(ranks, threads),
+        threads => ranks::threads(ranks, threads)?,
     };
     let choice = settings.engine.as_deref().map_or(Ok(EngineChoice::Auto), str::parse)?;
-    let mut device = device_of(settings.device.as_deref(), device_target)?;
-    if let Some(ranks) = ranks
-        && device.suffix.is_none()
-        && !device.provider.is_processor()
-    {
-        // Providers without numbers have one device, which the processes of a machine share.
-        let numbered = format!("{device}:{}", ranks.place().local_rank).parse::<Device>();
-        device = numbered.unwrap_or(device);
-    }
+    let device = device_of(settings.device.as_deref(), device_target)?;
+    let device = ranks.map_or(device.clone(), |ranks| ranks::device(ranks, device));
     let mut device =
         device_options(device, &settings.device_option, settings.device_plugin.as_deref())?;
     device.allow_cpu_fallback = settings.allow_cpu_fallback.unwrap_or(false);
@@ -293,12 +280,11 @@ fn counts<'a>(kinds: impl Iterator<Item = &'a str>) -> String {
 fn upstream_notes(settings: &Settings) -> Result<Vec<String>, Failure> {
     let own = &settings.upstream;
     let upstream = Upstream {
-        use_parallel: own.use_parallel,
         enable_flash_attention: own.enable_flash_attention,
         mode: own.mode,
         jit_level: own.jit_level.as_deref(),
     };
-    let mut notes = upstream.notes(None)?;
+    let mut notes = upstream.notes()?;
     if own.recompute == Some(false) {
         notes.push(
             "recompute: false has no effect; the inside of a block is always computed again on the way back"

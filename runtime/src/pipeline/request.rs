@@ -235,6 +235,20 @@ impl Request {
         Ok(())
     }
 
+    /// The same for these of the pictures, each with the noise it has here.
+    pub fn part(&self, pictures: impl Iterator<Item = usize> + Clone) -> Self {
+        fn those<T: Clone>(list: &[T], pictures: impl Iterator<Item = usize>) -> Vec<T> {
+            pictures.filter_map(|k| list.get(k).cloned()).collect()
+        }
+        Self {
+            prompts: those(&self.prompts, pictures.clone()),
+            negative_prompts: those(&self.negative_prompts, pictures.clone()),
+            sizes: those(&self.sizes, pictures.clone()),
+            noise_seeds: pictures.map(|k| self.noise_seed(k)).collect(),
+            ..self.clone()
+        }
+    }
+
     /// The size of picture `k`.
     pub(super) fn size(&self, k: usize) -> PictureSize {
         let mut size = self.given_size(k);

@@ -58,11 +58,15 @@ impl<'a> Run<'a> {
     /// The next pictures, at most `most` and of one size. Only neighbours share a batch, so that pictures
     /// are finished in their order.
     fn next_batch(&self, most: usize) -> Option<Range<usize>> {
-        let start = self.drawn();
-        let size = self.sizes.get(start).filter(|_| !self.is_drawn())?.latent();
-        let rest = self.sizes[start..self.captions.len()].iter().take(most.max(1));
-        Some(start..start + rest.take_while(|other| other.latent() == size).count())
+        batch_from(&self.sizes[..self.captions.len()], self.drawn(), most)
     }
+}
+
+/// The pictures that are computed at once from picture `start` on, at most `most`; none where all are done.
+pub(super) fn batch_from(sizes: &[SizePlan], start: usize, most: usize) -> Option<Range<usize>> {
+    let size = sizes.get(start)?.latent();
+    let rest = sizes[start..].iter().take(most.max(1));
+    Some(start..start + rest.take_while(|other| other.latent() == size).count())
 }
 
 impl Pipeline {

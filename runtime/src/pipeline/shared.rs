@@ -36,7 +36,8 @@ pub fn sample_shared(
             .iter_mut()
             .enumerate()
             .map(|(place, pipeline)| {
-                let (send, part) = (send.clone(), share(request, place, count));
+                let own = (place..request.prompts.len()).step_by(count);
+                let (send, part) = (send.clone(), request.part(own));
                 scope.spawn(move || {
                     // Nothing would be left to draw.
                     if part.prompts.is_empty() {
@@ -120,21 +121,6 @@ fn teller(
     }
 }
 
-/// Every `count`-th picture of a request, from `place` on.
-fn share(request: &Request, place: usize, count: usize) -> Request {
-    fn every<T: Clone>(list: &[T], place: usize, count: usize) -> Vec<T> {
-        list.iter().skip(place).step_by(count).cloned().collect()
-    }
-    let seeds: Vec<_> = (0..request.prompts.len()).map(|k| request.noise_seed(k)).collect();
-    Request {
-        prompts: every(&request.prompts, place, count),
-        negative_prompts: every(&request.negative_prompts, place, count),
-        sizes: every(&request.sizes, place, count),
-        noise_seeds: every(&seeds, place, count),
-        ..request.clone()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,7 +133,7 @@ mod tests {
             seed: 7,
             ..Request::default()
         };
-        let parts = [share(&request, 0, 2), share(&request, 1, 2)];
+        let parts = [request.part((0..3).step_by(2)), request.part(1..2)];
         assert_eq!(parts[0].prompts, ["a", "c"]);
         assert_eq!(parts[0].negative_prompts, ["x", "z"]);
         assert_eq!(parts[1].prompts, ["b"]);
@@ -155,6 +141,6 @@ mod tests {
             (0..part.prompts.len()).map(|k| part.noise_seed(k).seed).collect()
         };
         assert_eq!((seeds(&parts[0]), seeds(&parts[1])), (vec![7, 9], vec![8]));
-        assert!(share(&request, 3, 4).prompts.is_empty(), "more devices than prompts");
+        assert!(request.part(3..3).prompts.is_empty(), "more devices than prompts");
     }
 }

@@ -37,6 +37,8 @@ pub trait Transport {
     fn broadcast(&mut self, numbers: Vec<f32>, from: usize) -> Vec<f32>;
     /// The bytes of each rank.
     fn gather_bytes(&mut self, own: Vec<u8>) -> Vec<Vec<u8>>;
+    /// The bytes of the rank `from`, `count` of them, for the first one; all others give and get nothing.
+    fn to_first(&mut self, own: Vec<u8>, from: usize, count: usize) -> Vec<u8>;
     /// What ends all ranks, from any thread, with this exit code; the others are not asked.
     fn abort(&self) -> fn(i32) -> !;
 }
@@ -172,6 +174,14 @@ impl Ranks {
         self.start(|transport| transport.gather_bytes(own)).wait()
     }
 
+    /// The bytes of the rank `from`, `count` of them, for the first one; all others give and get nothing.
+    pub fn to_first(&self, own: Vec<u8>, from: usize, count: usize) -> Pending<Vec<u8>> {
+        if from == self.place.rank && from > 0 {
+            self.count(&own);
+        }
+        self.start(move |transport| transport.to_first(own, from, count))
+    }
+
     /// Waits until all ranks are here.
     ///
     /// # Errors
@@ -180,7 +190,7 @@ impl Ranks {
         self.sum_f64(vec![0.0]).map(|_| ())
     }
 
-    fn count(&self, numbers: &[f32]) {
+    fn count<T>(&self, numbers: &[T]) {
         self.sent.fetch_add(size_of_val(numbers) as u64, Ordering::Relaxed);
     }
 

@@ -10,7 +10,7 @@ use mpi::{
     ffi,
     raw::AsRaw,
     topology::SimpleCommunicator,
-    traits::{Communicator, CommunicatorCollectives, Root},
+    traits::{Communicator, CommunicatorCollectives, Destination, Root, Source},
 };
 
 use super::{Lost, Place, Ranks, Transport};
@@ -133,6 +133,25 @@ impl Transport for Mpi {
         let counts: Vec<usize> = counts.into_iter().map(|count| count as usize).collect();
         let mut all = self.gathered(&own, &counts).into_iter();
         counts.iter().map(|&count| all.by_ref().take(count).collect()).collect()
+    }
+
+    fn to_first(&mut self, own: Vec<u8>, from: usize, count: usize) -> Vec<u8> {
+        let rank = self.place.rank;
+        if from == 0 || (rank != 0 && rank != from) {
+            return own;
+        }
+        if rank == from {
+            assert_eq!(own.len(), count, "as many as the first one expects");
+            let first = self.world.process_at_rank(0);
+            own.chunks(MOST).for_each(|part| first.send(part));
+            return Vec::new();
+        }
+        let sender = self.world.process_at_rank(length(from));
+        let mut all = vec![0; count];
+        for part in all.chunks_mut(MOST) {
+            sender.receive_into(part);
+        }
+        all
     }
 
     fn abort(&self) -> fn(i32) -> ! {

@@ -299,7 +299,7 @@ pub fn not_opened(error: EngineError) -> Failure {
     }
 }
 
-fn named(setting: &str, device: &str) -> Result<Device, Failure> {
+pub fn named(setting: &str, device: &str) -> Result<Device, Failure> {
     device.trim().parse().map_err(|error| Failure::request(format!("{setting}: {error}")))
 }
 

@@ -18,6 +18,13 @@ pub struct Files {
     pub metadata: bool,
 }
 
+impl Files {
+    /// The file of a picture of this name.
+    pub fn path(&self, stem: &str) -> PathBuf {
+        self.folder.join(format!("{stem}.{}", self.extension))
+    }
+}
+
 /// Extensions of picture formats that are not written. What else follows a point belongs to the name.
 const OTHER_FORMATS: [&str; 12] =
     ["avif", "bmp", "exr", "gif", "heic", "heif", "jp2", "jxl", "ppm", "qoi", "tif", "tiff"];

@@ -3,6 +3,7 @@
 use crate::exit::Failure;
 use anyhow::Context;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -46,19 +47,38 @@ impl Listing {
         prompt: &str,
         negative_prompt: &str,
     ) -> Result<(), Failure> {
-        let file = (file != format!("{id}.png")).then_some(file);
-        self.entries.retain(|entry| entry["id"] != id || entry["file"].as_str() != file);
-        let mut entry = json!({ "id": id, "prompt": prompt, "negative_prompt": negative_prompt });
-        if let Some(file) = file {
-            entry["file"] = file.into();
-        }
-        self.entries.push(entry);
-        self.write().with_context(|| format!("cannot write {}", self.file.display()))?;
-        Ok(())
+        let name = key(id, file);
+        self.entries.retain(|entry| entry["id"] != name.0 || entry["file"].as_str() != name.1);
+        self.entries.push(entry(name, prompt, negative_prompt));
+        self.write(&self.entries)
     }
 
-    fn write(&self) -> anyhow::Result<()> {
-        let mut text = serde_json::to_string_pretty(&self.entries)?;
+    /// Writes what the list would be with these pictures added: id, file, prompt and negative prompt of each. Here it
+    /// stays as it is.
+    pub fn write_with(&self, pictures: &[(usize, &str, &str, &str)]) -> Result<(), Failure> {
+        let names = || pictures.iter().map(|&(id, file, ..)| key(id, file));
+        let replaced: HashSet<(Option<u64>, Option<&str>)> =
+            names().map(|(id, file)| (Some(id as u64), file)).collect();
+        let old = self
+            .entries
+            .iter()
+            .filter(|entry| !replaced.contains(&(entry["id"].as_u64(), entry["file"].as_str())));
+        let mut entries: Vec<Value> = old.cloned().collect();
+        entries.extend(
+            names().zip(pictures).map(|(name, &(_, _, prompt, negative_prompt))| {
+                entry(name, prompt, negative_prompt)
+            }),
+        );
+        self.write(&entries)
+    }
+
+    fn write(&self, entries: &[Value]) -> Result<(), Failure> {
+        let written = self.replace(entries);
+        Ok(written.with_context(|| format!("cannot write {}", self.file.display()))?)
+    }
+
+    fn replace(&self, entries: &[Value]) -> anyhow::Result<()> {
+        let mut text = serde_json::to_string_pretty(entries)?;
         text.push('\n');
         let folder = self.file.parent().unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
@@ -71,4 +91,17 @@ impl Listing {
         file.persist(&self.file)?;
         Ok(())
     }
+}
+
+/// What tells an entry from others: its id, and its file where that is not `<id>.png`.
+fn key(id: usize, file: &str) -> (usize, Option<&str>) {
+    (id, (file != format!("{id}.png")).then_some(file))
+}
+
+fn entry((id, file): (usize, Option<&str>), prompt: &str, negative_prompt: &str) -> Value {
+    let mut entry = json!({ "id": id, "prompt": prompt, "negative_prompt": negative_prompt });
+    if let Some(file) = file {
+        entry["file"] = file.into();
+    }
+    entry
 }

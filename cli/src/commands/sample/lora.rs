@@ -1,6 +1,7 @@
 //! The LoRAs of a run.
 
 use crate::exit::Failure;
+use crate::progress::note;
 use pixart_runtime::lora::{Lora, LoraMatch, LoraSpec};
 use pixart_runtime::pipeline::Pipeline;
 use std::sync::Arc;
@@ -26,9 +27,9 @@ pub fn apply(
 /// Tells what each one does.
 pub fn tell(loras: &[Arc<Lora>], matches: &[LoraMatch]) {
     for (lora, found) in loras.iter().zip(matches) {
-        eprintln!("{}", line(lora, found));
+        note(line(lora, found));
         for key in &found.unmatched {
-            eprintln!("left out: {key}");
+            note(format_args!("left out: {key}"));
         }
     }
 }

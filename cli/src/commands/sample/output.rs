@@ -1,5 +1,7 @@
 //! Where the pictures go: files that never replace an existing one.
 
+mod shared;
+
 use super::files::Files;
 use super::name::{NameParts, Template};
 use super::record::Record;
@@ -8,7 +10,10 @@ use crate::exit::{Failure, print_line};
 use anyhow::Context;
 use pixart_runtime::image::{ImageFormat, RgbImage, SaveOptions, grid, save_new_image};
 use pixart_runtime::pipeline::{Picture, Request};
+use pixart_runtime::size::Size;
 use pixart_runtime::vae::write_latents;
+use shared::Shared;
+pub use shared::{Made, Named};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -22,6 +27,8 @@ pub struct Output {
     number: usize,
     started: SystemTime,
     written: Vec<PathBuf>,
+    /// Where several processes make the pictures.
+    shared: Option<Shared>,
 }
 
 impl Output {
@@ -52,6 +59,7 @@ impl Output {
             number,
             started: SystemTime::now(),
             written: Vec::new(),
+            shared: None,
             files,
         })
     }
@@ -75,28 +83,56 @@ impl Output {
             );
         }
         let (width, height) = picture.image.dimensions();
-        let parts = NameParts {
-            seed: picture.seed,
-            prompt: &picture.prompt,
-            width,
-            height,
-            model: record.model(),
+        let parts = self.parts(request, index, Size { width, height }, record.model());
+        let expected = self.shared.as_ref().map(|shared| shared.names[index].clone());
+        let template = &self.files.template;
+        let name = |number| match &expected {
+            Some(Named { number: first, stem, .. }) if *first == number => stem.clone(),
+            _ => template.render(number, &parts),
+        };
+        let first = expected.as_ref().map_or(self.number, |named| named.number);
+        let (number, path) = save(&self.files, name, first, &picture.image, &options)?;
+        self.number = number + 1;
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let id = match &expected {
+            _ if template.is_plain() => number,
+            Some(named) => named.id,
+            None => self.listing.next(false),
+        };
+        match &mut self.shared {
+            None => {
+                let negative = negative(request, index);
+                self.listing.add(id, &file, &picture.prompt, negative)?;
+            }
+            Some(shared) => {
+                shared.made.push((index, id, file.into_owned()));
+                self.list_so_far(request)?;
+            }
+        }
+        print_line(path.display())?;
+        self.written.push(path);
+        Ok(())
+    }
+
+    /// What the name of picture `index` is made of.
+    fn parts<'a>(
+        &self,
+        request: &'a Request,
+        index: usize,
+        size: Size,
+        model: &'a str,
+    ) -> NameParts<'a> {
+        NameParts {
+            seed: request.noise_seed(index).seed,
+            prompt: &request.prompts[index],
+            width: size.width,
+            height: size.height,
+            model,
             sampler: request.sampling_method.name(),
             steps: request.sampling_steps,
             guidance: request.guidance_scale,
             started: self.started,
-        };
-        let template = &self.files.template;
-        let name = |number| template.render(number, &parts);
-        let (number, path) = save(&self.files, name, self.number, &picture.image, &options)?;
-        self.number = number + 1;
-        let id = if template.is_plain() { number } else { self.listing.next(false) };
-        let negative = request.negative_prompts.get(index).map_or("", String::as_str);
-        let file = path.file_name().unwrap_or_default().to_string_lossy();
-        self.listing.add(id, &file, &picture.prompt, negative)?;
-        print_line(path.display())?;
-        self.written.push(path);
-        Ok(())
+        }
     }
 
     /// Writes what belongs to the run as a whole.
@@ -148,21 +184,36 @@ impl Output {
     }
 }
 
+fn negative(request: &Request, index: usize) -> &str {
+    request.negative_prompts.get(index).map_or("", String::as_str)
+}
+
 /// Writes a picture under the first free name from `number` on. A name without a number gets one at its end.
 fn save(
     files: &Files,
     name: impl Fn(usize) -> String,
-    mut number: usize,
+    number: usize,
     image: &RgbImage,
     options: &SaveOptions,
 ) -> Result<(usize, PathBuf), Failure> {
+    let (number, stem) =
+        first_free(name, number, |stem| Ok(save_new_image(&files.path(stem), image, options)?))?;
+    Ok((number, files.path(&stem)))
+}
+
+/// The first name from `number` on that can be taken, and its number.
+fn first_free(
+    name: impl Fn(usize) -> String,
+    mut number: usize,
+    mut take: impl FnMut(&str) -> Result<bool, Failure>,
+) -> Result<(usize, String), Failure> {
     let mut stem = name(number);
     let mut copies = 0;
     loop {
         let copy = if copies == 0 { String::new() } else { format!("-{copies}") };
-        let path = files.folder.join(format!("{stem}{copy}.{}", files.extension));
-        if save_new_image(&path, image, options)? {
-            return Ok((number, path));
+        let whole = format!("{stem}{copy}");
+        if take(&whole)? {
+            return Ok((number, whole));
         }
         // A number at the end of a long name can be cut off.
         let next = name(number + 1);

@@ -2,6 +2,7 @@
 
 use super::{settings::Settings, style::styled};
 use crate::exit::Failure;
+use crate::progress::note;
 use pixart_runtime::pipeline::PictureSize;
 use std::io::Read;
 use std::path::Path;
@@ -51,7 +52,7 @@ impl Prompts {
 }
 
 /// The prompts as they were typed.
-fn texts(settings: &Settings) -> Result<Vec<String>, Failure> {
+pub fn texts(settings: &Settings) -> Result<Vec<String>, Failure> {
     let Some(path) = &settings.prompt_path else {
         return match settings.prompt.as_slice() {
             [] => Err(Failure::request(
@@ -62,7 +63,7 @@ fn texts(settings: &Settings) -> Result<Vec<String>, Failure> {
         };
     };
     if !settings.prompt.is_empty() {
-        eprintln!("warning: prompt_path is given, so prompt is not used");
+        note("warning: prompt_path is given, so prompt is not used");
     }
     let text = read(path)?;
     // Upstream strips each line; an empty one is an empty prompt.

@@ -435,7 +435,7 @@ pub struct Settings {
     /// No effect: MindSpore's way of compiling, O0 or O1
     #[arg(long = "jit_level", value_name = "LEVEL", help_heading = "Known to upstream")]
     pub jit_level: Option<String>,
-    /// Several devices at once: only false so far
+    /// Share the pictures out to processes that `mpirun` has started [default: false]
     #[arg(long = "use_parallel", value_name = "BOOL", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
           help_heading = "Known to upstream")]

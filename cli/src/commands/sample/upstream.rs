@@ -9,15 +9,11 @@ impl Settings {
     /// line for each.
     pub fn upstream_notes(&self) -> Result<Vec<String>, Failure> {
         let upstream = Upstream {
-            use_parallel: self.use_parallel.filter(|_| self.devices.is_empty()),
             enable_flash_attention: self.enable_flash_attention,
             mode: self.mode,
             jit_level: self.jit_level.as_deref(),
         };
-        upstream.notes(Some(
-            "but not which devices; name them, as --devices cuda:0,cuda:1 (all cores of a processor are used \
-             anyway)",
-        ))
+        upstream.notes()
     }
 }
 
@@ -96,7 +92,6 @@ mod tests {
     #[test]
     fn what_would_lose_its_meaning_is_refused() {
         for (flags, said) in [
-            ("--use_parallel True", "use_parallel: found true"),
             ("--mode 2", "mode: found 2, expected 0 or 1"),
             ("--jit_level O3", "jit_level: found `O3`"),
         ] {

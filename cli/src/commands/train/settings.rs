@@ -5,6 +5,7 @@ use crate::commands::dataset::settings as data;
 use crate::commands::sample::settings::one_or_many;
 use crate::config::{self, boolean};
 use crate::exit::Failure;
+use crate::ranks;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args};
 use serde::{Deserialize, Serialize};
@@ -392,18 +393,8 @@ impl Settings {
         data: String,
         step: Option<u64>,
     ) -> Result<BTreeMap<String, String>, Failure> {
-        let settings: serde_yaml::Mapping =
-            serde_yaml::from_str(&self.to_yaml()?).map_err(anyhow::Error::from)?;
-        let mut told = BTreeMap::new();
-        for (name, value) in settings {
-            let name = name.as_str().unwrap_or_default().to_owned();
-            let value = serde_yaml::to_string(&value).map_err(anyhow::Error::from)?;
-            told.insert(name, value.trim_end().to_owned());
-        }
-        // Machines may differ in these.
-        told.remove("threads");
-        told.remove("num_parallel_workers");
-        told.insert("version of pixart".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        let settings = serde_yaml::from_str(&self.to_yaml()?).map_err(anyhow::Error::from)?;
+        let mut told = ranks::told(settings)?;
         told.insert("pictures and captions".to_owned(), data);
         let step = step.map_or("none".to_owned(), |step| format!("that of step {step}"));
         told.insert("checkpoint to go on from".to_owned(), step);

@@ -154,18 +154,16 @@ impl CaptionCache {
         let present = fill.present(texts.len(), |k| {
             let read = self.read(texts[k], settings);
             read.is_ok_and(|(_, dtype)| dtype == kept.dtype())
-        });
+        })?;
         let mut missing = Vec::new();
         for (&text, _) in texts.iter().zip(present).filter(|(_, present)| !present) {
             missing.push((encoder.ids(text, settings)?.len(), text));
         }
         // Those of one length together, the longest first: if memory runs out, then at once.
         missing.sort_by(|a, b| b.cmp(a));
+        let mut batches = Vec::new();
         let mut rest = &missing[..];
         while let Some(&(longest, first)) = rest.first() {
-            if fill.is_cancelled() {
-                return Ok(());
-            }
             let length = padded(first, longest, settings);
             let most = if encoder.rows_are_independent() { TOKENS_AT_ONCE / length } else { 1 };
             let alike =
@@ -173,7 +171,12 @@ impl CaptionCache {
             let count = rest.iter().take(most.max(1)).take_while(alike).count();
             let (now, later) = rest.split_at(count);
             rest = later;
-            let batch: Vec<&str> = now.iter().map(|(_, text)| *text).collect();
+            batches.push(now.iter().map(|(_, text)| *text).collect::<Vec<&str>>());
+        }
+        for batch in fill.share(batches) {
+            if fill.is_cancelled() {
+                return Ok(());
+            }
             for (text, caption) in batch.iter().zip(encoded(encoder, &batch, settings)?) {
                 self.put(text, settings, kept, &caption)?;
                 fill.computed();

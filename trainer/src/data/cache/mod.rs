@@ -2,7 +2,7 @@
 //! every epoch, and training needs neither of the two then.
 //!
 //! `cache.json` says which encoders it is of; `captions/` and `moments/` hold a file each caption and
-//! picture. One process at a time may fill a folder, any number may read it meanwhile.
+//! picture. One process at a time may fill a folder, or several that share the work; any number may read it meanwhile.
 
 mod captions;
 mod description;
@@ -21,6 +21,7 @@ pub(super) use moments::at_once;
 
 use super::Dataset;
 use super::scan::in_parallel;
+use crate::ranks::Lost;
 use pixart_runtime::error::PipelineError;
 use std::collections::BTreeSet;
 use std::io;
@@ -128,6 +129,9 @@ pub enum CacheError {
         /// Why.
         source: io::Error,
     },
+    /// The processes that fill it together are gone.
+    #[error(transparent)]
+    Lost(#[from] Lost),
 }
 
 /// Something training needs is not in a cache.

@@ -138,7 +138,7 @@ impl MomentCache {
                 let _ = self.write(dataset, item, moments.view(), stamp);
             }
             true
-        });
+        })?;
         let mut batches = Vec::new();
         for bucket in dataset.buckets() {
             let pixels = bucket.size.width as usize * bucket.size.height as usize;
@@ -146,6 +146,7 @@ impl MomentCache {
                 bucket.items.iter().copied().filter(|&item| !present[item]).collect();
             batches.extend(missing.chunks(at_once(pixels)).map(<[usize]>::to_vec));
         }
+        let batches = fill.share(batches);
         let mut skipped = Vec::new();
         std::thread::scope(|scope| -> Result<(), CacheError> {
             let (sender, decoded) = mpsc::sync_channel(1);

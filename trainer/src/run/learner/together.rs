@@ -124,17 +124,26 @@ impl Together {
                 false => BTreeMap::new(),
             };
             for (name, shape) in names {
-                let numbers = match state.remove(&name) {
-                    Some(value) => value_floats(name.clone(), value)?.data.into_owned(),
-                    None => vec![0.0; shape.iter().product()],
+                let own = match state.remove(&name) {
+                    Some(value) => bytes(&value_floats(name.clone(), value)?.data),
+                    None => Vec::new(),
                 };
-                let numbers = self.ranks.broadcast(numbers, rank).wait()?;
+                let count = size_of::<f32>() * shape.iter().product::<usize>();
+                let received = self.ranks.to_first(own, rank, count).wait()?;
                 if self.ranks.is_first() {
-                    found.push((name, shape, numbers));
+                    found.push((name, shape, numbers(&received)));
                 }
             }
         }
         let floats = |(name, shape, data): Part| Floats { name, shape, data: data.into() };
         Ok(found.into_iter().map(floats).collect())
     }
+}
+
+fn bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+fn numbers(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
