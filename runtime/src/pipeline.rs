@@ -51,12 +51,21 @@ pub use crate::{
     model_folder::ModelPaths,
 };
 
+/// Bytes of weights up to which a transformer is loaded as a whole though memory is to be spared: those of
+/// XL/2 in 8 bits are 0.7 GB.
+const WHOLE_TRANSFORMER: u64 = 1 << 30;
+
 /// How a pipeline works.
 #[derive(Clone, Debug)]
 pub struct PipelineOptions {
     /// Keep every component in memory after its stage. Faster for several requests; otherwise at
     /// most one component is loaded at a time.
     pub keep_resident: bool,
+    /// Spend time for memory: the text encoder, and a transformer of more than a gigabyte, have the weights of
+    /// a few blocks in memory at a time and read them again in each run, and the VAE is given at most 3 GB to
+    /// plan with ([`TilingOptions::sparing`]). Parts on accelerators are loaded as a whole. Not together
+    /// with `keep_resident`.
+    pub low_memory: bool,
     /// Where caption embeddings are kept. With it, the text encoder may be missing as long as all
     /// captions are there.
     pub text_cache: Option<TextCache>,
@@ -78,6 +87,7 @@ impl Default for PipelineOptions {
     fn default() -> Self {
         Self {
             keep_resident: false,
+            low_memory: false,
             text_cache: None,
             batch_size: 1,
             decode_interval: Duration::from_secs(120),
@@ -155,7 +165,10 @@ impl Pipeline {
         paths: ModelPaths,
         options: PipelineOptions,
     ) -> Result<Self, PipelineError> {
-        let transformer = LazyComponent::open(&engines.transformer, &paths.transformer)?;
+        let mut transformer = LazyComponent::open(&engines.transformer, &paths.transformer)?;
+        if options.low_memory {
+            transformer.stream_above(WHOLE_TRANSFORMER);
+        }
         Self::around(transformer, &engines, &paths, options)
     }
 
@@ -166,10 +179,16 @@ impl Pipeline {
         paths: &ModelPaths,
         options: PipelineOptions,
     ) -> Result<Self, PipelineError> {
+        if options.low_memory && options.keep_resident {
+            return Err(RequestError::LowMemoryResident.into());
+        }
         let (text_encoder, cache) = (&paths.text_encoder, options.text_cache.clone());
         let mut captions =
             CaptionEncoder::new(&engines.text_encoder, text_encoder, &paths.tokenizer, cache)?;
         captions.set_cancel(options.cancel.clone());
+        if options.low_memory {
+            captions.spare_memory();
+        }
         let vae_decoder = LazyComponent::open(&engines.vae, &paths.vae_decoder)?;
         let vae_encoder = paths.vae_encoder.as_ref();
         let vae_encoder =
@@ -244,6 +263,14 @@ impl Pipeline {
     /// What latents are divided by before the VAE decodes them.
     pub fn scaling_factor(&self) -> f32 {
         self.vae_decoder.folder.architecture.scaling_factor
+    }
+
+    /// How pictures go through the VAE.
+    fn tiling(&self) -> TilingOptions {
+        match self.options.low_memory {
+            true => self.options.vae_tiling.sparing(),
+            false => self.options.vae_tiling.clone(),
+        }
     }
 
     fn free(&mut self, unload: impl FnOnce(&mut Self)) {

@@ -47,6 +47,9 @@ pub fn run(args: EncodeArgs) -> Result<(), Failure> {
     let cache = Some(cache);
     let mut captions =
         CaptionEncoder::new(opened.text_encoder(), &text_encoder, &tokenizer, cache)?;
+    if settings.is_sparing()? {
+        captions.spare_memory();
+    }
     let cancel = on_ctrl_c()?;
     captions.set_cancel(cancel.clone());
     let allow_unmatched = settings.lora_allow_unmatched.unwrap_or(false);

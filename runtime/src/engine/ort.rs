@@ -114,10 +114,17 @@ impl Engine for OrtEngine {
         self.load_source(file, changed, overrides)
     }
 
-    fn load_part(&self, model: &Path, part: &GraphPart) -> Result<Box<dyn Session>, EngineError> {
+    fn load_part(
+        &self,
+        model: &Path,
+        part: &GraphPart,
+        overrides: Vec<Override>,
+    ) -> Result<Box<dyn Session>, EngineError> {
         let mut file = ModelFile::open(model)?;
         part::cut(&mut file, part)?;
-        self.load_source(file, true, Vec::new())
+        weights::check(&file, &overrides)?;
+        let (overrides, _) = weights::place_inline(&mut file, overrides);
+        self.load_source(file, true, overrides)
     }
 
     fn to_device(&self, tensor: Tensor) -> Result<Value, EngineError> {
@@ -129,6 +136,10 @@ impl Engine for OrtEngine {
 
     fn compiles_per_size(&self) -> bool {
         self.per_size
+    }
+
+    fn is_on_processor(&self) -> bool {
+        self.accelerator.is_none()
     }
 
     fn compiled(&self) -> Vec<Compiled> {

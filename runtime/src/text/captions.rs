@@ -69,6 +69,15 @@ impl CaptionEncoder {
         self.cancel = cancel;
     }
 
+    /// From now on, has the weights of a few blocks of the encoder in memory at a time
+    /// ([`engine::stream`](crate::engine::stream)): each caption that is not cached reads all of them from the disk. An encoder on an
+    /// accelerator is loaded as a whole all the same.
+    pub fn spare_memory(&mut self) {
+        if let Some(encoder) = &mut self.encoder {
+            encoder.stream_above(0);
+        }
+    }
+
     /// Numbers a token in the embeddings; unknown without the text encoder.
     pub fn width(&self) -> Option<usize> {
         self.encoder.as_ref().map(|encoder| encoder.folder.architecture.d_model)
