@@ -19,7 +19,8 @@ use super::{EngineError, model_file::ModelFile, signature::Signature, weights::W
 pub struct PartValue {
     /// Its name in the graph.
     pub name: String,
-    /// Its type in the graph: fp32, `int64`, or fp16, for which the session of the stretch has fp32.
+    /// Its type in the graph: fp32, `int64`, or one that the session of the stretch has as fp32: fp16, `int8`,
+    /// `uint8`, `bool`.
     pub dtype: WeightType,
     /// How many axes it has, where that is known.
     pub axes: Option<usize>,
@@ -33,21 +34,30 @@ impl PartValue {
 
     /// Its name among the inputs or outputs of the session.
     pub fn outside(&self) -> Cow<'_, str> {
-        match self.dtype {
-            WeightType::F16 => Cow::Owned(format!("{}.carried", self.name)),
+        match self.types() {
+            Some((inside, session)) if inside != session => {
+                Cow::Owned(format!("{}.carried", self.name))
+            }
             _ => Cow::Borrowed(&self.name),
         }
     }
 
     /// Its type in the graph and in the session; `None` where a graph cannot be cut at it.
     pub(super) fn types(&self) -> Option<(DataType, DataType)> {
-        Some(match &self.dtype {
-            WeightType::F32 => (DataType::Float, DataType::Float),
-            WeightType::F16 => (DataType::Float16, DataType::Float),
-            WeightType::Other(name) if name == "int64" => (DataType::Int64, DataType::Int64),
-            // tract has no bf16.
-            WeightType::Bf16 | WeightType::Other(_) => return None,
-        })
+        let inside = match &self.dtype {
+            WeightType::F32 => DataType::Float,
+            WeightType::F16 => DataType::Float16,
+            // tract has none.
+            WeightType::Bf16 => return None,
+            WeightType::Other(name) => match name.as_str() {
+                "int64" => return Some((DataType::Int64, DataType::Int64)),
+                "uint8" => DataType::Uint8,
+                "int8" => DataType::Int8,
+                "bool" => DataType::Bool,
+                _ => return None,
+            },
+        };
+        Some((inside, DataType::Float))
     }
 }
 

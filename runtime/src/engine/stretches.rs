@@ -7,7 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    ops::Range,
+    ops::{Range, RangeInclusive},
 };
 
 use tract_onnx::pb::{GraphProto, NodeProto, tensor_proto::DataType};
@@ -173,9 +173,13 @@ impl<'a> Survey<'a> {
                 before
             })
             .collect();
-        // Before the first block and after the last one there may be fewer than between two.
-        let middle = (0..nodes).filter(|&node| (total / 4..=total / 4 * 3).contains(&sums[node]));
-        let fewest = middle.filter_map(|node| carried[node]).min()?;
+        // Before the first block and in the last one there may be fewer than between two.
+        let fewest = |weights: RangeInclusive<u64>| {
+            let nodes = (0..nodes).filter(|&node| weights.contains(&sums[node]));
+            nodes.filter_map(|node| carried[node]).min()
+        };
+        let eighth = total / 8;
+        let fewest = fewest(3 * eighth..=5 * eighth).or_else(|| fewest(1..=total - 1))?;
         let places = (0..nodes - 1).filter(|&node| carried[node].is_some_and(|n| n <= fewest));
         let weight = |range: &Range<usize>| self.bytes[range.clone()].iter().sum::<u64>();
         let (mut ranges, mut current) = (Vec::new(), 0..0);
