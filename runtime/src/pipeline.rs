@@ -36,7 +36,7 @@ pub use series::Series;
 pub use shared::sample_shared;
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, LARGE},
     lora::{Lora, LoraMatch, match_loras},
     model_folder::{ModelError, TransformerArchitecture, VaeDecoderArchitecture},
     sampler::{NoiseSchedule, SchedulerConfig},
@@ -50,10 +50,6 @@ pub use crate::{
     error::{PipelineError, RequestError},
     model_folder::ModelPaths,
 };
-
-/// Bytes of weights up to which a transformer is loaded as a whole though memory is to be spared: those of
-/// XL/2 in 8 bits are 0.7 GB.
-const WHOLE_TRANSFORMER: u64 = 1 << 30;
 
 /// How a pipeline works.
 #[derive(Clone, Debug)]
@@ -167,7 +163,7 @@ impl Pipeline {
     ) -> Result<Self, PipelineError> {
         let mut transformer = LazyComponent::open(&engines.transformer, &paths.transformer)?;
         if options.low_memory {
-            transformer.stream_above(WHOLE_TRANSFORMER);
+            transformer.stream_above(LARGE);
         }
         Self::around(transformer, &engines, &paths, options)
     }
@@ -186,8 +182,8 @@ impl Pipeline {
         let mut captions =
             CaptionEncoder::new(&engines.text_encoder, text_encoder, &paths.tokenizer, cache)?;
         captions.set_cancel(options.cancel.clone());
-        if options.low_memory {
-            captions.spare_memory();
+        if !options.keep_resident {
+            captions.stream_above(if options.low_memory { 0 } else { LARGE });
         }
         let vae_decoder = LazyComponent::open(&engines.vae, &paths.vae_decoder)?;
         let vae_encoder = paths.vae_encoder.as_ref();

@@ -14,7 +14,9 @@ use pixart_exporter::{Component, ExportOptions, Int8Mode, Precision, Profile};
 use pixart_runtime::{
     engine::{self, Changes, Engine, EngineError, GraphPart, Override, Session},
     lora::{Exported, Lora, LoraSpec, match_loras},
-    pipeline::{ModelPaths, Pipeline, PipelineError, PipelineOptions, RequestError},
+    pipeline::{
+        Event, ModelPaths, Pipeline, PipelineError, PipelineOptions, Request, RequestError,
+    },
     tensor::Tensor,
     text::CaptionEncoder,
 };
@@ -242,12 +244,48 @@ fn a_text_encoder_is_spared_by_the_caption_encoder() {
         let mut encoder = encoder.expect("a text encoder");
         let whole = encoder.states(&rows, 8).expect("states");
         let before = counts.parts.load(Ordering::Relaxed);
-        encoder.spare_memory();
+        encoder.stream_above(0);
         let spared = encoder.states(&rows, 8).expect("states");
         let error = max_relative_error(engine.name(), &spared.into_dyn(), &whole.into_dyn());
         assert!(error <= ROUNDING, "{}: {error:.2e}", engine.name());
         assert!(before == 0 && counts.parts.load(Ordering::Relaxed) >= 4);
         assert_eq!(counts.alive.load(Ordering::Relaxed), 0, "no weights stay");
+    }
+}
+
+#[test]
+fn the_captions_of_a_request_share_one_pass() {
+    let export = Export::component(&fixtures::tiny(), Component::TextEncoder, Profile::Portable);
+    let folder = export.path().join("text_encoder");
+    let tokenizer = fixtures::tiny().join("tokenizer");
+    let prompts = ["a", "a house with a garden, seen from the street", "a", "a star"];
+    let request = Request { prompts: prompts.map(str::to_owned).to_vec(), ..Request::default() };
+    for engine in engines::both() {
+        let (engine, counts) = Counting::new(engine);
+        let mut encoder =
+            CaptionEncoder::new(&engine, &folder, &tokenizer, None).expect("a text encoder");
+        let width = encoder.width().expect("it is there");
+        let whole = encoder.encode(&request, width, &mut |_| ()).expect("captions");
+        assert_eq!(counts.wholes.swap(0, Ordering::Relaxed), 1);
+        encoder.stream_above(0);
+        let one = Request { prompts: vec!["a".to_owned()], ..Request::default() };
+        encoder.encode(&one, width, &mut |_| ()).expect("a caption");
+        let pass = counts.parts.swap(0, Ordering::Relaxed);
+        let mut steps = 0;
+        let streamed = encoder
+            .encode(&request, width, &mut |event| {
+                steps += usize::from(matches!(event, Event::Step { .. }))
+            })
+            .expect("captions");
+        assert_eq!(counts.parts.load(Ordering::Relaxed), pass, "all weights are read once");
+        assert_eq!((streamed.len(), steps), (prompts.len(), prompts.len()));
+        for (k, (found, expected)) in streamed.iter().zip(&whole).enumerate() {
+            let name = format!("{}, caption {k}", engine.name());
+            let (found, expected) = (found.embeddings.as_f32(), expected.embeddings.as_f32());
+            let error =
+                max_relative_error(&name, found.expect("floats"), expected.expect("floats"));
+            assert!(error <= ROUNDING, "{name}: {error:.2e}");
+        }
     }
 }
 

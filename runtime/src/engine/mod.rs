@@ -36,7 +36,7 @@ pub use error::EngineError;
 pub(crate) use external_data::is_plain_file_name;
 pub use part::{GraphPart, PartValue};
 pub(crate) use signature::{Dim, Input, Signature};
-pub use streamed::{Changes, stream};
+pub use streamed::{Changes, LARGE, stream};
 pub use value::{Buffer, Elements, Value};
 pub use weights::{GraphWeight, GraphWeights, Layout, Override, WeightType};
 
@@ -165,6 +165,18 @@ pub trait Session: Send {
     /// # Errors
     /// When an input is missing, unknown or of the wrong type or rank, or when the engine fails.
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError>;
+
+    /// Runs on several sets of inputs, for less than [`Session::run`] on one after the other where that is
+    /// possible.
+    ///
+    /// # Errors
+    /// As [`Session::run`], the first.
+    fn run_each(
+        &mut self,
+        sets: &[Vec<(&str, &Tensor)>],
+    ) -> Result<Vec<Vec<(String, Tensor)>>, EngineError> {
+        sets.iter().map(|inputs| self.run(inputs)).collect()
+    }
 
     /// As [`Session::run`], but the results stay where the engine has computed them, and inputs that lie
     /// there are not copied. An engine that does not implement this goes by way of tensors.

@@ -17,6 +17,9 @@ use crate::tensor::Tensor;
 /// The most bytes of weights in a stretch, as far as the ends of blocks allow.
 const MOST_BYTES: u64 = 256 << 20;
 
+/// Weights of more bytes than this are large: to have all of them in memory at once should have a reason.
+pub const LARGE: u64 = 1 << 30;
+
 /// And the least number of stretches, for networks that are small.
 const LEAST_STRETCHES: u64 = 8;
 
@@ -57,43 +60,49 @@ struct Streamed {
     changes: Option<Changes>,
 }
 
+/// Inputs of one run, and values on their way from stretch to stretch.
+struct Way<'a> {
+    inputs: &'a [(&'a str, &'a Value)],
+    carried: HashMap<String, Value>,
+    results: Vec<(String, Tensor)>,
+}
+
 impl Streamed {
-    fn compute(&self, inputs: &[(&str, &Value)]) -> Result<Vec<(String, Tensor)>, EngineError> {
-        self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
-        let mut carried: HashMap<String, Value> = HashMap::new();
-        let mut results = Vec::new();
+    /// Loads each stretch once and runs it for every set of inputs.
+    fn compute(
+        &self,
+        sets: &[&[(&str, &Value)]],
+    ) -> Result<Vec<Vec<(String, Tensor)>>, EngineError> {
+        let mut ways = Vec::with_capacity(sets.len());
+        for &inputs in sets {
+            self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
+            ways.push(Way { inputs, carried: HashMap::new(), results: Vec::new() });
+        }
         for (place, stretch) in self.stretches.iter().enumerate() {
-            for (name, tensor) in self.run_stretch(stretch, inputs, &carried)? {
-                match self.signature.outputs.contains(&name) {
-                    true => results.push((name, tensor)),
-                    false => drop(carried.insert(name, tensor.into())),
-                }
-            }
+            self.run_stretch(stretch, &mut ways)?;
             let later = &self.stretches[place + 1..];
             let is_read = |name: &String| later.iter().any(|stretch| stretch.reads(name));
-            carried.retain(|name, _| is_read(name));
+            ways.iter_mut().for_each(|way| way.carried.retain(|name, _| is_read(name)));
         }
         let place = |name: &String| self.signature.outputs.iter().position(|output| output == name);
-        results.sort_by_key(|(name, _)| place(name));
-        Ok(results)
+        let results = ways.into_iter().map(|mut way| {
+            way.results.sort_by_key(|(name, _)| place(name));
+            way.results
+        });
+        Ok(results.collect())
     }
 
     /// Loads a stretch, runs it and frees it. Its results are copied: values that a session keeps would keep
     /// the memory of its weights as well.
-    fn run_stretch(
-        &self,
-        stretch: &Stretch,
-        inputs: &[(&str, &Value)],
-        carried: &HashMap<String, Value>,
-    ) -> Result<Vec<(String, Tensor)>, EngineError> {
+    fn run_stretch(&self, stretch: &Stretch, ways: &mut [Way<'_>]) -> Result<(), EngineError> {
         let mut part = GraphPart {
             inputs: stretch.inputs.clone(),
             outputs: stretch.outputs.clone(),
             ..GraphPart::default()
         };
-        for input in &mut part.inputs {
-            input.axes = carried.get(&input.name).map(|value| value.shape().len());
-        }
+        // As many in all runs.
+        let axes = |name: &String| Some(ways.first()?.carried.get(name)?.shape().len());
+        part.inputs.iter_mut().for_each(|input| input.axes = axes(&input.name));
         let overrides = match &self.changes {
             Some(changes) => changes(&stretch.weights).map_err(|reason| EngineError::Load {
                 engine: self.engine.name(),
@@ -105,31 +114,55 @@ impl Streamed {
         let mut session = self.engine.load_part(&self.model, &part, overrides)?;
         let outside: Vec<_> =
             part.inputs.iter().map(|input| (input.outside(), &input.name)).collect();
-        let given = inputs.iter().filter(|(name, _)| stretch.given.iter().any(|own| own == name));
-        let mut read: Vec<(&str, &Value)> = given.copied().collect();
-        read.extend(outside.iter().filter_map(|(name, own)| Some((&**name, carried.get(*own)?))));
-        let made = session.run_to_tensors(&read)?.into_iter();
-        let inside = |name: String| {
-            let output = part.outputs.iter().find(|output| output.outside() == name);
-            output.map_or(name, |output| output.name.clone())
-        };
-        Ok(made.map(|(name, tensor)| (inside(name), tensor)).collect())
+        for Way { inputs, carried, results } in ways {
+            let given =
+                inputs.iter().filter(|(name, _)| stretch.given.iter().any(|own| own == name));
+            let mut read: Vec<(&str, &Value)> = given.copied().collect();
+            read.extend(
+                outside.iter().filter_map(|(name, own)| Some((&**name, carried.get(*own)?))),
+            );
+            for (name, tensor) in session.run_to_tensors(&read)? {
+                let output = part.outputs.iter().find(|output| output.outside() == name);
+                let name = output.map_or(name, |output| output.name.clone());
+                match self.signature.outputs.contains(&name) {
+                    true => results.push((name, tensor)),
+                    false => drop(carried.insert(name, tensor.into())),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn one(&self, inputs: &[(&str, &Value)]) -> Result<Vec<(String, Tensor)>, EngineError> {
+        Ok(self.compute(&[inputs])?.pop().unwrap_or_default())
     }
 }
 
 impl Session for Streamed {
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError> {
-        let values = inputs.iter().map(|(name, tensor)| (*name, Value::from((*tensor).clone())));
-        let values: Vec<_> = values.collect();
-        let inputs: Vec<_> = values.iter().map(|(name, value)| (*name, value)).collect();
-        self.compute(&inputs)
+        Ok(self.run_each(&[inputs.to_vec()])?.pop().unwrap_or_default())
+    }
+
+    fn run_each(
+        &mut self,
+        sets: &[Vec<(&str, &Tensor)>],
+    ) -> Result<Vec<Vec<(String, Tensor)>>, EngineError> {
+        let value = |(_, tensor): &(&str, &Tensor)| Value::from((*tensor).clone());
+        let values: Vec<Vec<Value>> =
+            sets.iter().map(|inputs| inputs.iter().map(value).collect()).collect();
+        let named: Vec<Vec<(&str, &Value)>> = sets
+            .iter()
+            .zip(&values)
+            .map(|(inputs, values)| inputs.iter().map(|(name, _)| *name).zip(values).collect())
+            .collect();
+        self.compute(&named.iter().map(Vec::as_slice).collect::<Vec<_>>())
     }
 
     fn run_values(
         &mut self,
         inputs: &[(&str, &Value)],
     ) -> Result<Vec<(String, Value)>, EngineError> {
-        let results = self.compute(inputs)?.into_iter();
+        let results = self.one(inputs)?.into_iter();
         Ok(results.map(|(name, tensor)| (name, tensor.into())).collect())
     }
 
@@ -137,6 +170,6 @@ impl Session for Streamed {
         &mut self,
         inputs: &[(&str, &Value)],
     ) -> Result<Vec<(String, Tensor)>, EngineError> {
-        self.compute(inputs)
+        self.one(inputs)
     }
 }

@@ -95,7 +95,8 @@ impl<A: Architecture> LazyComponent<A> {
         Ok(LoadedComponent { component, precision, lora, engine, session })
     }
 
-    fn is_streamed(&self) -> bool {
+    /// Whether each run reads all weights.
+    pub(crate) fn is_streamed(&self) -> bool {
         let large = self.streamed_above.is_some_and(|bytes| self.stored_bytes() > bytes);
         large && self.engine.is_on_processor()
     }
@@ -165,6 +166,22 @@ impl LoadedComponent<'_> {
         let inputs: Vec<_> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
         let outputs = self.session.run(&inputs);
         self.pick(outputs, output)
+    }
+
+    /// The same for several sets of inputs.
+    pub(crate) fn run_each(
+        &mut self,
+        sets: &[Vec<(&str, Tensor)>],
+        output: &str,
+    ) -> Result<Vec<ArrayD<f32>>, PipelineError> {
+        let sets: Vec<Vec<_>> = sets
+            .iter()
+            .map(|inputs| inputs.iter().map(|(name, tensor)| (*name, tensor)).collect())
+            .collect();
+        let component = self.component;
+        let results = self.session.run_each(&sets);
+        let results = results.map_err(|source| PipelineError::Engine { component, source })?;
+        results.into_iter().map(|outputs| self.pick(Ok(outputs), output)).collect()
     }
 
     /// The same with inputs that lie where [`Self::place`] has put them.

@@ -89,7 +89,7 @@ impl<'a> Bench<'a> {
         let tokenizer = stand_in.path().join("tokenizer");
         let mut encoder = CaptionEncoder::new(&self.engine, &part.folder, &tokenizer, None)?;
         if self.args.low_memory {
-            encoder.spare_memory();
+            encoder.stream_above(0);
         }
         let timed = self.timed("text encoding", &mut || {
             encoder.states(rows, length)?;
