@@ -55,9 +55,10 @@ pub use crate::{
 #[derive(Clone, Debug)]
 pub struct PipelineOptions {
     /// Keep every component in memory after its stage. Faster for several requests; otherwise at
-    /// most one component is loaded at a time.
+    /// most one component is loaded at a time, and a text encoder of more than a gigabyte not as a whole
+    /// ([`CaptionEncoder::stream_above`]).
     pub keep_resident: bool,
-    /// Spend time for memory: the text encoder, and a transformer of more than a gigabyte, have the weights of
+    /// Spend time for memory: any text encoder, and a transformer of more than a gigabyte, have the weights of
     /// a few blocks in memory at a time and read them again in each run, and the VAE is given at most 3 GB to
     /// plan with ([`TilingOptions::sparing`]). Parts on accelerators are loaded as a whole. Not together
     /// with `keep_resident`.

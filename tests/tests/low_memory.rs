@@ -47,7 +47,7 @@ struct Counting {
 }
 
 impl Counting {
-    fn new(inner: Arc<dyn Engine>) -> (Arc<dyn Engine>, Arc<Counts>) {
+    fn around(inner: Arc<dyn Engine>) -> (Arc<dyn Engine>, Arc<Counts>) {
         let counts: Arc<Counts> = Arc::default();
         (Arc::new(Self { inner, counts: counts.clone() }), counts)
     }
@@ -158,7 +158,7 @@ fn streamed_error(
     cases: &BTreeMap<String, Case>,
     least_parts: usize,
 ) -> f64 {
-    let (counting, counts) = Counting::new(engine.clone());
+    let (counting, counts) = Counting::around(engine.clone());
     let mut streamed = engine::stream(&counting, graph, None).expect("it can be cut");
     let mut whole = engine.load(graph).expect("the graph loads");
     assert_eq!(counts.parts.load(Ordering::Relaxed), 0, "nothing is loaded before it is run");
@@ -237,7 +237,7 @@ fn a_text_encoder_is_spared_by_the_caption_encoder() {
     let export = Export::component(&fixtures::tiny(), Component::TextEncoder, Profile::Portable);
     let rows: [&[i64]; 2] = [&[1], &[5, 9, 33, 1]];
     for engine in engines::both() {
-        let (engine, counts) = Counting::new(engine);
+        let (engine, counts) = Counting::around(engine);
         let folder = export.path().join("text_encoder");
         let tokenizer = fixtures::tiny().join("tokenizer");
         let encoder = CaptionEncoder::new(&engine, &folder, &tokenizer, None);
@@ -261,7 +261,7 @@ fn the_captions_of_a_request_share_one_pass() {
     let prompts = ["a", "a house with a garden, seen from the street", "a", "a star"];
     let request = Request { prompts: prompts.map(str::to_owned).to_vec(), ..Request::default() };
     for engine in engines::both() {
-        let (engine, counts) = Counting::new(engine);
+        let (engine, counts) = Counting::around(engine);
         let mut encoder =
             CaptionEncoder::new(&engine, &folder, &tokenizer, None).expect("a text encoder");
         let width = encoder.width().expect("it is there");
@@ -309,8 +309,8 @@ fn loras_are_merged_stretch_by_stretch() {
                 Component::TextEncoder => (None, Some(exported)),
                 _ => (Some(exported), None),
             };
-            let (plans, _) =
-                match_loras(&[lora.clone()], transformer, encoder, true).expect("a plan");
+            let (plans, _) = match_loras(std::slice::from_ref(&lora), transformer, encoder, true)
+                .expect("a plan");
             let [transformer, encoder] = plans;
             let plan = match component {
                 Component::TextEncoder => encoder,

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    iter,
     ops::{Range, RangeInclusive},
 };
 
@@ -161,7 +162,7 @@ impl<'a> Survey<'a> {
         let nodes = self.graph.node.len();
         let total: u64 = self.bytes.iter().sum();
         if total <= most_bytes {
-            return Some(vec![0..nodes]);
+            return Some(iter::once(0..nodes).collect());
         }
         let carried = self.carried();
         let mut before = 0;
