@@ -17,11 +17,11 @@ use crate::tensor::Tensor;
 /// The most bytes of weights in a stretch, as far as the ends of blocks allow.
 const MOST_BYTES: u64 = 256 << 20;
 
+/// The least number of stretches as far as these allow it, for networks that are small.
+const LEAST_STRETCHES: u64 = 8;
+
 /// Weights of more bytes than this are large: to have all of them in memory at once should have a reason.
 pub const LARGE: u64 = 1 << 30;
-
-/// And the least number of stretches, for networks that are small.
-const LEAST_STRETCHES: u64 = 8;
 
 /// Gives other elements for initializers with these names, as far as there are any.
 pub type Changes = Box<dyn Fn(&HashSet<String>) -> Result<Vec<Override>, String> + Send>;
