@@ -248,6 +248,11 @@ pub enum RequestError {
         /// The range.
         expected: &'static str,
     },
+    /// Everything is to stay in memory, and little of it at a time.
+    #[error(
+        "low_memory: it has little of a model in memory at a time, keep_resident all; give one of the two"
+    )]
+    LowMemoryResident,
     /// No reference of this name.
     #[error("found `{0}`, expected mindone or diffusers")]
     UnknownReference(String),

@@ -36,7 +36,7 @@ pub use series::Series;
 pub use shared::sample_shared;
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, LARGE},
     lora::{Lora, LoraMatch, match_loras},
     model_folder::{ModelError, TransformerArchitecture, VaeDecoderArchitecture},
     sampler::{NoiseSchedule, SchedulerConfig},
@@ -55,8 +55,14 @@ pub use crate::{
 #[derive(Clone, Debug)]
 pub struct PipelineOptions {
     /// Keep every component in memory after its stage. Faster for several requests; otherwise at
-    /// most one component is loaded at a time.
+    /// most one component is loaded at a time, and a text encoder of more than a gigabyte not as a whole
+    /// ([`CaptionEncoder::stream_above`]).
     pub keep_resident: bool,
+    /// Spend time for memory: any text encoder, and a transformer of more than a gigabyte, have the weights of
+    /// a few blocks in memory at a time and read them again in each run, and the VAE is given at most 3 GB to
+    /// plan with ([`TilingOptions::sparing`]). Parts on accelerators are loaded as a whole. Not together
+    /// with `keep_resident`.
+    pub low_memory: bool,
     /// Where caption embeddings are kept. With it, the text encoder may be missing as long as all
     /// captions are there.
     pub text_cache: Option<TextCache>,
@@ -78,6 +84,7 @@ impl Default for PipelineOptions {
     fn default() -> Self {
         Self {
             keep_resident: false,
+            low_memory: false,
             text_cache: None,
             batch_size: 1,
             decode_interval: Duration::from_secs(120),
@@ -155,7 +162,10 @@ impl Pipeline {
         paths: ModelPaths,
         options: PipelineOptions,
     ) -> Result<Self, PipelineError> {
-        let transformer = LazyComponent::open(&engines.transformer, &paths.transformer)?;
+        let mut transformer = LazyComponent::open(&engines.transformer, &paths.transformer)?;
+        if options.low_memory {
+            transformer.stream_above(LARGE);
+        }
         Self::around(transformer, &engines, &paths, options)
     }
 
@@ -166,10 +176,16 @@ impl Pipeline {
         paths: &ModelPaths,
         options: PipelineOptions,
     ) -> Result<Self, PipelineError> {
+        if options.low_memory && options.keep_resident {
+            return Err(RequestError::LowMemoryResident.into());
+        }
         let (text_encoder, cache) = (&paths.text_encoder, options.text_cache.clone());
         let mut captions =
             CaptionEncoder::new(&engines.text_encoder, text_encoder, &paths.tokenizer, cache)?;
         captions.set_cancel(options.cancel.clone());
+        if !options.keep_resident {
+            captions.stream_above(if options.low_memory { 0 } else { LARGE });
+        }
         let vae_decoder = LazyComponent::open(&engines.vae, &paths.vae_decoder)?;
         let vae_encoder = paths.vae_encoder.as_ref();
         let vae_encoder =
@@ -244,6 +260,14 @@ impl Pipeline {
     /// What latents are divided by before the VAE decodes them.
     pub fn scaling_factor(&self) -> f32 {
         self.vae_decoder.folder.architecture.scaling_factor
+    }
+
+    /// How pictures go through the VAE.
+    fn tiling(&self) -> TilingOptions {
+        match self.options.low_memory {
+            true => self.options.vae_tiling.sparing(),
+            false => self.options.vae_tiling.clone(),
+        }
     }
 
     fn free(&mut self, unload: impl FnOnce(&mut Self)) {

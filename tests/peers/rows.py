@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import whole
 from contenders import HERE, ROOT, export, ours, peer, ratio, script, take_turns
 
 MISSING = "–"
@@ -253,6 +254,8 @@ ROWS = {
     "decode-256": ("The SDXL auto-encoder's decoder, 256 px", lambda options: decode(options, 256), True),
     "decode-512": ("The SDXL auto-encoder's decoder, 512 px", lambda options: decode(options, 512), False),
     "decode-1024": ("The SDXL auto-encoder's decoder, 1024 px", lambda options: decode(options, 1024), False),
+    "memory-512": ("Memory of a picture of 512 px with T5 v1.1 XXL in 8 bits", whole.memory, True),
+    "start": ("From the start of the program to the first step of DiT-XL/2, 512 px", whole.start, True),
     "accuracy": ("Full size against diffusers", accuracy, False),
     "export-transformer": ("Export of DiT-XL/2", export_transformer, True),
     "export-text": ("Export of T5 v1.1 XXL", export_text, False),

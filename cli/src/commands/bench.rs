@@ -100,6 +100,9 @@ pub struct BenchArgs {
     /// Threads to compute with [default: all cores]
     #[arg(short, long, value_name = "N", help_heading = "Engine")]
     threads: Option<usize>,
+    /// Spend time for memory, as `pixart sample --low_memory` does
+    #[arg(long = "low_memory", help_heading = "Engine")]
+    low_memory: bool,
 
     /// Also write everything that was measured as JSON; `-` prints it instead of the table
     #[arg(long, value_name = "FILE", help_heading = "Output")]
@@ -178,6 +181,7 @@ impl BenchArgs {
             device_option: self.device_option.clone(),
             device_plugin: self.device_plugin.clone(),
             threads: self.threads,
+            low_memory: Some(self.low_memory),
             // Loading is measured, and what random weights and stand-ins compile to is of no use later.
             no_compiled_cache: Some(true),
             ..Settings::default()

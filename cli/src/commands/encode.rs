@@ -7,6 +7,7 @@ use crate::exit::{Failure, print_line};
 use crate::interrupt::on_ctrl_c;
 use crate::model::{Wanted, text_side};
 use clap::Args;
+use pixart_runtime::engine::LARGE;
 use pixart_runtime::text::CaptionEncoder;
 use std::path::PathBuf;
 
@@ -52,6 +53,7 @@ pub fn run(args: EncodeArgs) -> Result<(), Failure> {
     let cache = Some(cache);
     let mut captions =
         CaptionEncoder::new(opened.text_encoder(), &text_encoder, &tokenizer, cache)?;
+    captions.stream_above(if settings.is_sparing()? { 0 } else { LARGE });
     let cancel = on_ctrl_c()?;
     captions.set_cancel(cancel.clone());
     let allow_unmatched = settings.lora_allow_unmatched.unwrap_or(false);

@@ -16,8 +16,11 @@ mod ort_value;
 mod part;
 pub mod provider;
 mod signature;
+mod streamed;
+mod stretches;
 mod tract;
 mod value;
+mod value_types;
 mod weights;
 mod wiring;
 
@@ -31,8 +34,9 @@ pub(crate) use chain::{Chain, Knot, Norm, Part};
 pub use data_folder::data_folder;
 pub use error::EngineError;
 pub(crate) use external_data::is_plain_file_name;
-pub use part::GraphPart;
+pub use part::{GraphPart, PartValue};
 pub(crate) use signature::{Dim, Input, Signature};
+pub use streamed::{Changes, LARGE, stream};
 pub use value::{Buffer, Elements, Value};
 pub use weights::{GraphWeight, GraphWeights, Layout, Override, WeightType};
 
@@ -71,13 +75,18 @@ pub trait Engine: Send + Sync {
         overrides: Vec<Override>,
     ) -> Result<Box<dyn Session>, EngineError>;
 
-    /// Loads a stretch of `model` alone.
+    /// Loads a stretch of `model` alone, with other elements for some of its initializers.
     ///
     /// # Errors
-    /// As [`Engine::load`], and when the graph has no such stretch. An engine that does not implement
+    /// As [`Engine::load_with`], and when the graph has no such stretch. An engine that does not implement
     /// this refuses.
-    fn load_part(&self, model: &Path, part: &GraphPart) -> Result<Box<dyn Session>, EngineError> {
-        let _ = part;
+    fn load_part(
+        &self,
+        model: &Path,
+        part: &GraphPart,
+        overrides: Vec<Override>,
+    ) -> Result<Box<dyn Session>, EngineError> {
+        let _ = (part, overrides);
         Err(EngineError::Load {
             engine: self.name(),
             model: model.to_path_buf(),
@@ -97,6 +106,11 @@ pub trait Engine: Send + Sync {
     /// few occur.
     fn compiles_per_size(&self) -> bool {
         false
+    }
+
+    /// Whether sessions hold their weights in the processor's memory.
+    fn is_on_processor(&self) -> bool {
+        true
     }
 
     /// What was compiled for the sessions made so far, and what of it came out of a cache, the latest last.
@@ -151,6 +165,18 @@ pub trait Session: Send {
     /// # Errors
     /// When an input is missing, unknown or of the wrong type or rank, or when the engine fails.
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, EngineError>;
+
+    /// Runs on several sets of inputs, for less than [`Session::run`] on one after the other where that is
+    /// possible.
+    ///
+    /// # Errors
+    /// As [`Session::run`], the first.
+    fn run_each(
+        &mut self,
+        sets: &[Vec<(&str, &Tensor)>],
+    ) -> Result<Vec<Vec<(String, Tensor)>>, EngineError> {
+        sets.iter().map(|inputs| self.run(inputs)).collect()
+    }
 
     /// As [`Session::run`], but the results stay where the engine has computed them, and inputs that lie
     /// there are not copied. An engine that does not implement this goes by way of tensors.

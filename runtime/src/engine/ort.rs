@@ -31,7 +31,7 @@ use super::{
 };
 use crate::tensor::Tensor;
 use session::{OrtSession, run_failed};
-use source::Source;
+use source::{Source, gains_by_repacking};
 use specialised::Specialised;
 
 const NAME: &str = "ort";
@@ -111,13 +111,22 @@ impl Engine for OrtEngine {
         let mut file = ModelFile::open(model)?;
         weights::check(&file, &overrides)?;
         let (overrides, changed) = weights::place_inline(&mut file, overrides);
-        self.load_source(file, changed, overrides)
+        let repack = gains_by_repacking(&file);
+        self.load_source(file, changed, repack, overrides)
     }
 
-    fn load_part(&self, model: &Path, part: &GraphPart) -> Result<Box<dyn Session>, EngineError> {
+    fn load_part(
+        &self,
+        model: &Path,
+        part: &GraphPart,
+        overrides: Vec<Override>,
+    ) -> Result<Box<dyn Session>, EngineError> {
         let mut file = ModelFile::open(model)?;
+        let repack = gains_by_repacking(&file);
         part::cut(&mut file, part)?;
-        self.load_source(file, true, Vec::new())
+        weights::check(&file, &overrides)?;
+        let (overrides, _) = weights::place_inline(&mut file, overrides);
+        self.load_source(file, true, repack, overrides)
     }
 
     fn to_device(&self, tensor: Tensor) -> Result<Value, EngineError> {
@@ -129,6 +138,10 @@ impl Engine for OrtEngine {
 
     fn compiles_per_size(&self) -> bool {
         self.per_size
+    }
+
+    fn is_on_processor(&self) -> bool {
+        self.accelerator.is_none()
     }
 
     fn compiled(&self) -> Vec<Compiled> {
@@ -158,11 +171,12 @@ impl OrtEngine {
         &self,
         file: ModelFile,
         changed: bool,
+        repack: bool,
         overrides: Vec<Override>,
     ) -> Result<Box<dyn Session>, EngineError> {
         let path = file.path.clone();
         let hashed = self.accelerator.as_ref().is_some_and(|accelerator| accelerator.caches());
-        let source = Source::new(file, changed, overrides, hashed)
+        let source = Source::new(file, changed, repack, overrides, hashed)
             .map_err(|error| load_failed(&path, error))?;
         Ok(match self.per_size {
             true => Box::new(Specialised::new(self.clone(), source)),

@@ -1,22 +1,74 @@
 //! A stretch of a graph as a graph of its own.
 
-use std::{collections::HashSet, path::PathBuf};
-
-use tract_onnx::pb::{
-    GraphProto, NodeProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_proto::DataType,
-    tensor_shape_proto::Dimension, type_proto,
+use std::{
+    borrow::Cow,
+    collections::HashSet,
+    path::{Path, PathBuf},
 };
 
-use super::{EngineError, model_file::ModelFile, signature::Signature};
+use tract_onnx::pb::{
+    AttributeProto, GraphProto, NodeProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    attribute_proto::AttributeType, tensor_proto::DataType, tensor_shape_proto::Dimension,
+    type_proto,
+};
 
-/// A stretch of a graph whose values are f32: what lies between `input` and `output`.
+use super::{EngineError, model_file::ModelFile, signature::Signature, weights::WeightType};
+
+/// A value at an end of a stretch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartValue {
+    /// Its name in the graph.
+    pub name: String,
+    /// Its type in the graph: fp32, `int64`, or one that the session of the stretch has as fp32: fp16, `int8`,
+    /// `uint8`, `bool`.
+    pub dtype: WeightType,
+    /// How many axes it has, where that is known.
+    pub axes: Option<usize>,
+}
+
+impl PartValue {
+    /// Floats of 32 bits.
+    pub fn floats(name: &str, axes: usize) -> Self {
+        Self { name: name.to_owned(), dtype: WeightType::F32, axes: Some(axes) }
+    }
+
+    /// Its name among the inputs or outputs of the session.
+    pub fn outside(&self) -> Cow<'_, str> {
+        match self.types() {
+            Some((inside, session)) if inside != session => {
+                Cow::Owned(format!("{}.carried", self.name))
+            }
+            _ => Cow::Borrowed(&self.name),
+        }
+    }
+
+    /// Its type in the graph and in the session; `None` where a graph cannot be cut at it.
+    pub(super) fn types(&self) -> Option<(DataType, DataType)> {
+        let inside = match &self.dtype {
+            WeightType::F32 => DataType::Float,
+            WeightType::F16 => DataType::Float16,
+            // tract has none.
+            WeightType::Bf16 => return None,
+            WeightType::Other(name) => match name.as_str() {
+                "int64" => return Some((DataType::Int64, DataType::Int64)),
+                "uint8" => DataType::Uint8,
+                "int8" => DataType::Int8,
+                "bool" => DataType::Bool,
+                _ => return None,
+            },
+        };
+        Some((inside, DataType::Float))
+    }
+}
+
+/// A stretch of a graph: what lies between `inputs` and `outputs`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GraphPart {
-    /// The value inside the graph that becomes an input, with four axes. The graph's own inputs stay
-    /// inputs where the stretch uses them.
-    pub input: String,
-    /// The value that becomes the only output.
-    pub output: String,
+    /// Values inside the graph that become inputs. The graph's own inputs stay inputs where the stretch uses
+    /// them.
+    pub inputs: Vec<PartValue>,
+    /// The values that become the only outputs.
+    pub outputs: Vec<PartValue>,
     /// Results of `InstanceNormalization` nodes without scale and shift whose statistics are given
     /// instead of computed: each of them makes two more inputs f32 `[1, groups, 1, 1]`, named by
     /// [`GraphPart::mean_of`] and [`GraphPart::factor_of`].
@@ -39,13 +91,15 @@ impl GraphPart {
 /// Leaves only `part` of the graph.
 pub(super) fn cut(file: &mut ModelFile, part: &GraphPart) -> Result<(), EngineError> {
     let path: PathBuf = file.path.clone();
-    let failed = |reason: String| EngineError::ModelFormat { model: path.clone(), reason };
+    let failed = |reason: String| unusable(&path, reason);
     let graph = file.proto.graph.as_mut().ok_or_else(|| failed("it has no graph".to_owned()))?;
 
-    let mut wanted: HashSet<String> = HashSet::from([part.output.clone()]);
+    let ends: HashSet<&str> = part.inputs.iter().map(|input| input.name.as_str()).collect();
+    let mut wanted: HashSet<String> = part.outputs.iter().map(|out| out.name.clone()).collect();
     let mut kept = Vec::new();
     for node in std::mem::take(&mut graph.node).into_iter().rev() {
-        let makes = node.output.iter().any(|name| wanted.contains(name) && *name != part.input);
+        let makes =
+            node.output.iter().any(|name| wanted.contains(name) && !ends.contains(name.as_str()));
         if !makes {
             continue;
         }
@@ -55,11 +109,13 @@ pub(super) fn cut(file: &mut ModelFile, part: &GraphPart) -> Result<(), EngineEr
         {
             let [mean, factor] = [GraphPart::mean_of(output), GraphPart::factor_of(output)];
             let centred = format!("{output}.centred");
-            kept.push(binary("Mul", &centred, &factor, output));
-            kept.push(binary("Sub", &node.input[0], &mean, &centred));
+            kept.push(simple("Mul", &[&centred, &factor], output));
+            kept.push(simple("Sub", &[&node.input[0], &mean], &centred));
             names.extend([node.input[0].clone(), mean, factor]);
         } else {
-            uses(&node, &mut names);
+            uses(&node, &mut |name| {
+                names.insert(name.to_owned());
+            });
             kept.push(node);
         }
         wanted.extend(names);
@@ -68,12 +124,37 @@ pub(super) fn cut(file: &mut ModelFile, part: &GraphPart) -> Result<(), EngineEr
     graph.node = kept;
     graph.value_info.clear();
     graph.initializer.retain(|tensor| wanted.contains(&tensor.name));
-    graph.input.retain(|input| wanted.contains(&input.name) && input.name != part.input);
+    graph.input.retain(|input| wanted.contains(&input.name) && !ends.contains(input.name.as_str()));
     let statistics = |name: &String| [GraphPart::mean_of(name), GraphPart::factor_of(name)];
     let given = part.given_statistics.iter().flat_map(statistics);
-    let new = given.filter(|name| wanted.contains(name)).chain([part.input.clone()]);
-    graph.input.extend(new.map(|name| value(&name, 4)));
-    graph.output = vec![value(&part.output, 4)];
+    let given = given.filter(|name| wanted.contains(name));
+    graph.input.extend(given.map(|name| declared(&name, DataType::Float, Some(4))));
+
+    let own = std::mem::take(&mut graph.output);
+    let mut widened = Vec::new();
+    for (value, is_input) in
+        part.inputs.iter().map(|v| (v, true)).chain(part.outputs.iter().map(|v| (v, false)))
+    {
+        let (inside, session) = value.types().ok_or_else(|| {
+            failed(format!("it cannot be cut at \"{}\", which holds {}", value.name, value.dtype))
+        })?;
+        let outside = value.outside();
+        let declared = declared(&outside, session, value.axes);
+        match is_input {
+            true => graph.input.push(declared),
+            false => {
+                // The graph may know more about its own outputs.
+                let own = own.iter().find(|info| info.name == *outside && value.axes.is_none());
+                graph.output.push(own.cloned().unwrap_or(declared));
+            }
+        }
+        match (inside == session, is_input) {
+            (true, _) => {}
+            (false, true) => widened.push(cast(&outside, &value.name, inside)),
+            (false, false) => graph.node.push(cast(&value.name, &outside, session)),
+        }
+    }
+    graph.node.splice(0..0, widened);
 
     super::wiring::check(graph).map_err(&failed)?;
     file.signature = Signature::of(graph).map_err(&failed)?;
@@ -82,32 +163,49 @@ pub(super) fn cut(file: &mut ModelFile, part: &GraphPart) -> Result<(), EngineEr
     Ok(())
 }
 
-/// All names a node uses, those that its inner graphs make themselves among them.
-fn uses(node: &NodeProto, names: &mut HashSet<String>) {
-    names.extend(node.input.iter().filter(|name| !name.is_empty()).cloned());
-    let inner = |graph: &GraphProto, names: &mut HashSet<String>| {
-        graph.node.iter().for_each(|node| uses(node, names));
-        names.extend(graph.output.iter().map(|output| output.name.clone()));
-    };
+pub(super) fn unusable(path: &Path, reason: String) -> EngineError {
+    EngineError::ModelFormat { model: path.to_path_buf(), reason }
+}
+
+/// Tells all names a node uses, those that its inner graphs make themselves among them.
+pub(super) fn uses<'a>(node: &'a NodeProto, tell: &mut dyn FnMut(&'a str)) {
+    node.input.iter().filter(|name| !name.is_empty()).for_each(|name| tell(name));
     for attribute in &node.attribute {
-        attribute.g.iter().chain(&attribute.graphs).for_each(|graph| inner(graph, names));
+        for graph in attribute.g.iter().chain(&attribute.graphs) {
+            uses_inside(graph, tell);
+        }
     }
 }
 
-fn binary(operator: &str, a: &str, b: &str, output: &str) -> NodeProto {
+fn uses_inside<'a>(graph: &'a GraphProto, tell: &mut dyn FnMut(&'a str)) {
+    graph.node.iter().for_each(|node| uses(node, tell));
+    graph.output.iter().for_each(|output| tell(&output.name));
+}
+
+fn simple(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
     NodeProto {
         op_type: operator.to_owned(),
         name: output.to_owned(),
-        input: vec![a.to_owned(), b.to_owned()],
+        input: inputs.iter().map(|&name| name.to_owned()).collect(),
         output: vec![output.to_owned()],
         ..Default::default()
     }
 }
 
-/// An f32 value of so many axes, sizes unknown.
-fn value(name: &str, axes: usize) -> ValueInfoProto {
-    let shape = TensorShapeProto { dim: vec![Dimension::default(); axes] };
-    let kind = type_proto::Tensor { elem_type: DataType::Float as i32, shape: Some(shape) };
+fn cast(from: &str, to: &str, dtype: DataType) -> NodeProto {
+    let to_type = AttributeProto {
+        name: "to".to_owned(),
+        r#type: AttributeType::Int as i32,
+        i: i64::from(dtype as i32),
+        ..Default::default()
+    };
+    NodeProto { attribute: vec![to_type], ..simple("Cast", &[from], to) }
+}
+
+/// A value of so many axes, sizes unknown.
+fn declared(name: &str, dtype: DataType, axes: Option<usize>) -> ValueInfoProto {
+    let shape = axes.map(|axes| TensorShapeProto { dim: vec![Dimension::default(); axes] });
+    let kind = type_proto::Tensor { elem_type: dtype as i32, shape };
     ValueInfoProto {
         name: name.to_owned(),
         r#type: Some(TypeProto {

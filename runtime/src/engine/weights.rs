@@ -32,7 +32,7 @@ pub enum WeightType {
 }
 
 impl WeightType {
-    fn of(data_type: i32) -> Self {
+    pub(super) fn of(data_type: i32) -> Self {
         match DataType::try_from(data_type) {
             Ok(DataType::Float) => Self::F32,
             Ok(DataType::Float16) => Self::F16,

@@ -1,7 +1,6 @@
 //! Changed weights: a stored one plus the changes of the LoRAs, rounded once.
 
 use std::{
-    collections::BTreeMap,
     num::NonZero,
     sync::{
         Arc,
@@ -25,14 +24,13 @@ use crate::{
 /// More threads than this only wait for memory.
 const MOST_THREADS: usize = 8;
 
-/// Computes all changed weights, in the order of their names.
+/// Computes changed weights, in the order of their names.
 pub(super) fn all(
     component: Component,
     weights: &GraphWeights,
     loras: &[Arc<Lora>],
-    steps: &BTreeMap<String, Vec<Step>>,
+    work: Vec<(&String, &Vec<Step>)>,
 ) -> Result<Vec<Override>, LoraError> {
-    let work: Vec<(&String, &Vec<Step>)> = steps.iter().collect();
     let next = AtomicUsize::new(0);
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let run = || {

@@ -236,9 +236,16 @@ impl LoraPlan {
     /// # Errors
     /// When a weight cannot be read, or is not finite after the change.
     pub fn merge(&self) -> Result<Vec<Override>, LoraError> {
-        match &self.weights {
-            Some(weights) => merge::all(self.component, weights, &self.loras, &self.steps),
-            None => Ok(Vec::new()),
-        }
+        self.merge_some(&|_| true)
+    }
+
+    /// The same for the weights whose names are `wanted`.
+    ///
+    /// # Errors
+    /// As [`Self::merge`].
+    pub fn merge_some(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Override>, LoraError> {
+        let Some(weights) = &self.weights else { return Ok(Vec::new()) };
+        let steps = self.steps.iter().filter(|(name, _)| wanted(name)).collect();
+        merge::all(self.component, weights, &self.loras, steps)
     }
 }

@@ -9,7 +9,7 @@ use ndarray::ArrayD;
 
 use crate::{
     bundle::store,
-    engine::{Engine, EngineError, Session, Value},
+    engine::{self, Changes, Engine, EngineError, Session, Value},
     error::{LikelyCause, PipelineError},
     lora::{Exported, LoraPlan},
     model_folder::{Architecture, Component, ComponentFolder, ModelError},
@@ -20,7 +20,9 @@ use crate::{
 pub(crate) struct LazyComponent<A> {
     pub(crate) folder: ComponentFolder<A>,
     engine: Arc<dyn Engine>,
-    lora: Option<LoraPlan>,
+    lora: Option<Arc<LoraPlan>>,
+    /// With more bytes of weights than this it is run a stretch of blocks at a time.
+    streamed_above: Option<u64>,
     loaded: Option<Box<dyn Session>>,
 }
 
@@ -45,13 +47,24 @@ impl<A: Architecture> LazyComponent<A> {
             identity: String::new(),
             origin: String::new(),
         };
-        Self { folder, engine: engine.clone(), lora: None, loaded: None }
+        Self::of(folder, engine)
     }
 
     /// Reads the manifest; the weights stay on disk.
     pub(crate) fn open(engine: &Arc<dyn Engine>, folder: &Path) -> Result<Self, ModelError> {
         let folder = ComponentFolder::open(folder)?;
-        Ok(Self { folder, engine: engine.clone(), lora: None, loaded: None })
+        Ok(Self::of(folder, engine))
+    }
+
+    fn of(folder: ComponentFolder<A>, engine: &Arc<dyn Engine>) -> Self {
+        Self { folder, engine: engine.clone(), lora: None, streamed_above: None, loaded: None }
+    }
+
+    /// From the next load on, runs it a stretch of blocks at a time ([`engine::stream`]) where the processor
+    /// computes it and it has more than `bytes` of weights.
+    pub(crate) fn stream_above(&mut self, bytes: u64) {
+        self.unload();
+        self.streamed_above = Some(bytes);
     }
 
     /// The component, loaded now if it is not yet.
@@ -59,8 +72,18 @@ impl<A: Architecture> LazyComponent<A> {
         let component = A::COMPONENT;
         let session = match self.loaded.take() {
             Some(session) => session,
+            None if self.is_streamed() => {
+                let changes = self.lora.clone().map(|lora| -> Changes {
+                    Box::new(move |names| {
+                        let merged = lora.merge_some(&|name| names.contains(name));
+                        merged.map_err(|error| error.to_string())
+                    })
+                });
+                engine::stream(&self.engine, &self.folder.model, changes)
+                    .map_err(|source| PipelineError::Engine { component, source })?
+            }
             None => {
-                let overrides = self.lora.as_ref().map_or(Ok(Vec::new()), LoraPlan::merge)?;
+                let overrides = self.lora.as_ref().map_or(Ok(Vec::new()), |lora| lora.merge())?;
                 self.engine
                     .load_with(&self.folder.model, overrides)
                     .map_err(|source| PipelineError::Engine { component, source })?
@@ -70,6 +93,12 @@ impl<A: Architecture> LazyComponent<A> {
         let (precision, lora) = (self.folder.precision.as_str(), self.lora.is_some());
         let engine = self.engine.as_ref();
         Ok(LoadedComponent { component, precision, lora, engine, session })
+    }
+
+    /// Whether each run reads all weights.
+    pub(crate) fn is_streamed(&self) -> bool {
+        let large = self.streamed_above.is_some_and(|bytes| self.stored_bytes() > bytes);
+        large && self.engine.is_on_processor()
     }
 
     /// The component with a session that is somebody else's.
@@ -82,7 +111,7 @@ impl<A: Architecture> LazyComponent<A> {
     /// Changes the weights from the next load on; what is loaded goes.
     pub(crate) fn set_lora(&mut self, plan: LoraPlan) {
         self.unload();
-        self.lora = (!plan.is_empty()).then_some(plan);
+        self.lora = (!plan.is_empty()).then(|| Arc::new(plan));
     }
 
     /// What LoRAs are matched with.
@@ -137,6 +166,22 @@ impl LoadedComponent<'_> {
         let inputs: Vec<_> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
         let outputs = self.session.run(&inputs);
         self.pick(outputs, output)
+    }
+
+    /// The same for several sets of inputs.
+    pub(crate) fn run_each(
+        &mut self,
+        sets: &[Vec<(&str, Tensor)>],
+        output: &str,
+    ) -> Result<Vec<ArrayD<f32>>, PipelineError> {
+        let sets: Vec<Vec<_>> = sets
+            .iter()
+            .map(|inputs| inputs.iter().map(|(name, tensor)| (*name, tensor)).collect())
+            .collect();
+        let component = self.component;
+        let results = self.session.run_each(&sets);
+        let results = results.map_err(|source| PipelineError::Engine { component, source })?;
+        results.into_iter().map(|outputs| self.pick(Ok(outputs), output)).collect()
     }
 
     /// The same with inputs that lie where [`Self::place`] has put them.

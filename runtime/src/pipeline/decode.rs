@@ -26,8 +26,8 @@ impl Pipeline {
         let factor = self.scaling_factor();
         let pixels = self.vae_decoder.folder.architecture.scale_factor;
         let input = ("latent_sample", latents.mapv(|value| value / factor));
-        let (decoder, tiling) = (&mut self.vae_decoder, &self.options.vae_tiling);
-        let (decoded, mode) = tiles::run(decoder, input, "sample", (pixels, 1), tiling, tell)?;
+        let (tiling, decoder) = (self.tiling(), &mut self.vae_decoder);
+        let (decoded, mode) = tiles::run(decoder, input, "sample", (pixels, 1), &tiling, tell)?;
         let (width, height) = (size.generated.width as usize, size.generated.height as usize);
         decoder.check_shape(&decoded, &[1, 3, height, width])?;
         decoder.check_finite(&decoded, None)?;

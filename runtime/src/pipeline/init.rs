@@ -211,10 +211,10 @@ impl Pipeline {
             let fitted = picture_into(&picture.image, size.requested, size.generated);
             let mut told = None;
             let tell = &mut |text: &str| told = Some(text.to_owned());
+            let tiling = self.tiling();
             let encoder = self.vae_encoder.as_mut().ok_or(PipelineError::NoEncoder)?;
-            let tiling = &self.options.vae_tiling;
             let posterior =
-                Posterior::new(&encoder.moments(from_picture(&fitted), tiling, tell)?);
+                Posterior::new(&encoder.moments(from_picture(&fitted), &tiling, tell)?);
             if let Some(text) = &told {
                 stage.tell(Event::Info { text });
             }

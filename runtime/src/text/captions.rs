@@ -1,16 +1,17 @@
 //! The text side of a model: prompts in, embeddings out, from the cache where they are there.
 
 use std::{
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use ndarray::Array3;
+use ndarray::{Array3, ArrayD};
 
 use super::{
     Conditioning, PromptCleaning, PromptIds, TextCache, Tokenizer,
     cache::{self, Found, Key},
-    encode,
+    encode::{self, Padded},
 };
 use crate::{
     engine::Engine,
@@ -19,6 +20,30 @@ use crate::{
     model_folder::{Component, ComponentFolder, ModelError, TextEncoderArchitecture},
     pipeline::{Cancel, Event, LazyComponent, Request, Stage, StageProgress},
 };
+
+/// Bytes of captions on their way through an encoder whose weights are read for them all.
+const MOST_TOGETHER: usize = 256 << 20;
+
+/// What a prompt's caption is and where it is found.
+struct Wanted {
+    key: Key,
+    shape: [usize; 3],
+    length: usize,
+}
+
+impl Wanted {
+    fn of(ids: &PromptIds, request: &Request, width: usize) -> Self {
+        let rows = ids.rows();
+        let length = encode::padded_length(&rows, request.max_length);
+        Self { key: Key::new(&rows, length), shape: [rows.len(), length, width], length }
+    }
+
+    /// What lies between two blocks of T5-XXL, about: the stream and a bias for each of 64 heads.
+    fn bytes(&self) -> usize {
+        let [rows, length, width] = self.shape;
+        4 * rows * length * (width + 64 * length)
+    }
+}
 
 /// A tokenizer and a text encoder, the latter perhaps only in the form of what it once gave.
 pub struct CaptionEncoder {
@@ -69,6 +94,16 @@ impl CaptionEncoder {
         self.cancel = cancel;
     }
 
+    /// From now on, an encoder of more than so many bytes has the weights of a few blocks in memory at a time
+    /// ([`engine::stream`](crate::engine::stream)). All of them are read from the disk then for each request:
+    /// once, unless it has hundreds of captions. An encoder on an accelerator is loaded as a whole all
+    /// the same.
+    pub fn stream_above(&mut self, bytes: u64) {
+        if let Some(encoder) = &mut self.encoder {
+            encoder.stream_above(bytes);
+        }
+    }
+
     /// Numbers a token in the embeddings; unknown without the text encoder.
     pub fn width(&self) -> Option<usize> {
         self.encoder.as_ref().map(|encoder| encoder.folder.architecture.d_model)
@@ -104,7 +139,9 @@ impl CaptionEncoder {
         };
         let shape = [rows.len(), length, encoder.folder.architecture.d_model];
         let pad = self.tokenizer.pad_id();
-        let states = encode::embed(&mut encoder.load()?, rows, pad, length, length)?;
+        let caption = Padded { rows: rows.to_vec(), length };
+        let states = encode::embed(&mut encoder.load()?, &[caption], pad, length)?;
+        let states = states.into_iter().next().unwrap_or_default();
         encoder.check_shape(&states, &shape)?;
         Ok(states.into_dimensionality().expect("three axes were checked"))
     }
@@ -152,6 +189,7 @@ impl CaptionEncoder {
         let prompts = self.tokenize(request)?;
         let mut stage = StageProgress::start(Stage::EncodeText, prompts.len(), progress);
         let mut captions: Vec<Conditioning> = Vec::with_capacity(prompts.len());
+        let mut ready = HashMap::new();
         for (k, ids) in prompts.iter().enumerate() {
             if self.cancel.is_cancelled() {
                 break;
@@ -159,9 +197,8 @@ impl CaptionEncoder {
             captions.push(match prompts[..k].iter().position(|earlier| earlier == ids) {
                 Some(same) => captions[same].clone(),
                 None => {
-                    let prompt = &request.prompts[k];
                     let tell = &mut |text: &str| stage.tell(Event::Note { text });
-                    self.one(ids, prompt, request, width, tell)?
+                    self.one(&prompts, k, request, width, &mut ready, tell)?
                 }
             });
             stage.advance(1);
@@ -186,22 +223,21 @@ impl CaptionEncoder {
         request.prompts.iter().enumerate().map(ids).collect()
     }
 
+    /// The caption of one prompt. Where others are encoded with it, they are left in `ready`.
     fn one(
         &mut self,
-        ids: &PromptIds,
-        prompt: &str,
+        prompts: &[PromptIds],
+        k: usize,
         request: &Request,
         width: usize,
+        ready: &mut HashMap<usize, ArrayD<f32>>,
         tell: &mut dyn FnMut(&str),
     ) -> Result<Conditioning, PipelineError> {
-        let pad = self.tokenizer.pad_id();
-        let rows = ids.rows();
-        let length = encode::padded_length(&rows, request.max_length);
-        let key = Key::new(&rows, length);
-        let shape = [rows.len(), length, width];
+        let ids = &prompts[k];
+        let Wanted { key, shape, length } = Wanted::of(ids, request, width);
         let mask = encode::mask(ids, length, request.uncond_mask());
-        let Some(encoder) = &mut self.encoder else {
-            let embeddings = self.cached_only(&key, &shape, prompt)?;
+        let Some(encoder) = &self.encoder else {
+            let embeddings = self.cached_only(&key, &shape, &request.prompts[k])?;
             return Ok(Conditioning { embeddings: embeddings.into(), mask });
         };
         let identity = cache::encoder_name(&encoder.folder.identity, self.lora.as_deref());
@@ -214,14 +250,62 @@ impl CaptionEncoder {
                 Found::Nothing => {}
             }
         }
-        let embeddings =
-            encode::embed(&mut encoder.load()?, &rows, pad, length, request.max_length)?;
+        let embeddings = match ready.remove(&k) {
+            Some(embeddings) => embeddings,
+            None => self.embed(prompts, k, request, width, ready)?,
+        };
         if let Some(problem) =
             self.cache.as_mut().and_then(|cache| cache.put(&identity, &key, &embeddings))
         {
             tell(&problem);
         }
         Ok(Conditioning { embeddings: embeddings.into(), mask })
+    }
+
+    /// Encodes a prompt and, where all weights are read for it, later ones with it.
+    fn embed(
+        &mut self,
+        prompts: &[PromptIds],
+        k: usize,
+        request: &Request,
+        width: usize,
+        ready: &mut HashMap<usize, ArrayD<f32>>,
+    ) -> Result<ArrayD<f32>, PipelineError> {
+        let pad = self.tokenizer.pad_id();
+        let Some(encoder) = &mut self.encoder else {
+            let (folder, component) = (self.folder.clone(), Component::TextEncoder);
+            return Err(ModelError::MissingFolder { folder, component }.into());
+        };
+        let mut together = vec![k];
+        if encoder.is_streamed() {
+            let identity = cache::encoder_name(&encoder.folder.identity, self.lora.as_deref());
+            let mut bytes = Wanted::of(&prompts[k], request, width).bytes();
+            for later in k + 1..prompts.len() {
+                let wanted = Wanted::of(&prompts[later], request, width);
+                let cached = self.cache.as_ref().is_some_and(|cache| {
+                    let found = cache.get(&identity, &wanted.key, &wanted.shape);
+                    matches!(found, Found::Entry(_))
+                });
+                if cached || prompts[..later].contains(&prompts[later]) {
+                    continue;
+                }
+                bytes += wanted.bytes();
+                if bytes > MOST_TOGETHER {
+                    break;
+                }
+                together.push(later);
+            }
+        }
+        let padded = |&place: &usize| {
+            let rows = prompts[place].rows();
+            Padded { length: encode::padded_length(&rows, request.max_length), rows }
+        };
+        let captions: Vec<_> = together.iter().map(padded).collect();
+        let embedded = encode::embed(&mut encoder.load()?, &captions, pad, request.max_length)?;
+        let mut embedded = together.into_iter().zip(embedded);
+        let first = embedded.next().map(|(_, first)| first);
+        ready.extend(embedded);
+        Ok(first.unwrap_or_default())
     }
 
     /// A caption of whatever encoder, changed by the same LoRAs, as long as only one encoder's is
@@ -231,7 +315,7 @@ impl CaptionEncoder {
         key: &Key,
         shape: &[usize],
         prompt: &str,
-    ) -> Result<ndarray::ArrayD<f32>, PipelineError> {
+    ) -> Result<ArrayD<f32>, PipelineError> {
         let found =
             self.cache.as_ref().map(|cache| cache.of_any_encoder(self.lora.as_deref(), key, shape));
         let mut found = found.unwrap_or_default();

@@ -40,27 +40,39 @@ pub(super) fn mask(ids: &PromptIds, length: usize, uncond_mask: UncondMask) -> T
     Array2::from_shape_fn((lengths.len(), length), |(b, i)| i64::from(i < lengths[b])).into()
 }
 
-/// Runs the text encoder on rows of ids, padded with `pad` to `length`: f32 [rows, length, width]. An encoder for
-/// which few sizes should occur computes `most` tokens, of which the rest is cut off again.
+/// The rows of one caption, and how many tokens they are padded to.
+pub(super) struct Padded<'a> {
+    pub rows: Vec<&'a [i64]>,
+    pub length: usize,
+}
+
+/// Runs the text encoder on the rows of each caption, padded with `pad`: f32 [rows, length, width] each. An
+/// encoder for which few sizes should occur computes `most` tokens, of which the rest is cut off again.
 ///
 /// # Errors
 /// When the engine fails, or the embeddings are not finite.
 pub(super) fn embed(
     encoder: &mut LoadedComponent<'_>,
-    rows: &[&[i64]],
+    captions: &[Padded<'_>],
     pad: i64,
-    length: usize,
     most: usize,
-) -> Result<ArrayD<f32>, PipelineError> {
-    let computed = if encoder.compiles_per_size() { most.max(length) } else { length };
-    let shape = (rows.len(), computed);
-    let input_ids = Array2::from_shape_fn(shape, |(b, i)| rows[b].get(i).copied().unwrap_or(pad));
-    let own_mask = Array2::from_shape_fn(shape, |(b, i)| i64::from(i < rows[b].len()));
-    let inputs = [("input_ids", input_ids.into()), ("attention_mask", own_mask.into())];
-    let mut embeddings = encoder.run(&inputs, "last_hidden_state")?;
-    if computed > length && embeddings.ndim() == 3 && embeddings.shape()[1] == computed {
-        embeddings = embeddings.slice_axis(Axis(1), Slice::from(..length)).to_owned();
+) -> Result<Vec<ArrayD<f32>>, PipelineError> {
+    let per_size = encoder.compiles_per_size();
+    let computed = |length: usize| if per_size { most.max(length) } else { length };
+    let inputs = |Padded { rows, length }: &Padded<'_>| {
+        let shape = (rows.len(), computed(*length));
+        let ids = Array2::from_shape_fn(shape, |(b, i)| rows[b].get(i).copied().unwrap_or(pad));
+        let own_mask = Array2::from_shape_fn(shape, |(b, i)| i64::from(i < rows[b].len()));
+        vec![("input_ids", Tensor::from(ids)), ("attention_mask", own_mask.into())]
+    };
+    let inputs: Vec<_> = captions.iter().map(inputs).collect();
+    let mut all = encoder.run_each(&inputs, "last_hidden_state")?;
+    for (embeddings, Padded { length, .. }) in all.iter_mut().zip(captions) {
+        let computed = computed(*length);
+        if computed > *length && embeddings.ndim() == 3 && embeddings.shape()[1] == computed {
+            *embeddings = embeddings.slice_axis(Axis(1), Slice::from(..*length)).to_owned();
+        }
+        encoder.check_finite(embeddings, None)?;
     }
-    encoder.check_finite(&embeddings, None)?;
-    Ok(embeddings)
+    Ok(all)
 }

@@ -91,6 +91,10 @@ impl Default for TilingOptions {
 /// Pixels of a picture to a latent pixel, which tiles respect.
 const STEP: usize = 8;
 
+/// What counts as free where memory is to be spared. Estimates are on the safe side: a picture of 512 pixels
+/// is decoded as a whole then and takes half of it.
+const SPARED: u64 = 3_000_000_000;
+
 impl TilingOptions {
     /// Checks the sizes.
     ///
@@ -109,6 +113,14 @@ impl TilingOptions {
             return refuse("vae_tile_overlap", overlap, expected);
         }
         Ok(())
+    }
+
+    /// The side of a tile where memory is to be spared.
+    pub const SPARING_TILE: usize = 256;
+
+    /// The same, but as if at most 3 GB were free.
+    pub fn sparing(&self) -> Self {
+        Self { free_memory: Some(self.free().min(SPARED)), ..self.clone() }
     }
 
     fn free(&self) -> u64 {

@@ -128,6 +128,7 @@ pub struct Report {
     precision: BTreeMap<StageName, String>,
     engine: String,
     threads: usize,
+    low_memory: bool,
     batch_size: usize,
     guidance_scale: f32,
     tokens: usize,
@@ -147,6 +148,7 @@ impl Report {
             precision: BTreeMap::new(),
             engine: engine.to_owned(),
             threads,
+            low_memory: args.low_memory,
             batch_size: args.batch_size,
             guidance_scale: args.guidance_scale,
             tokens: args.tokens,
@@ -234,8 +236,9 @@ impl Report {
         let mut precisions: Vec<&str> = self.precision.values().map(String::as_str).collect();
         precisions.dedup();
         let guided = if self.guidance_scale == 1.0 { "no guidance" } else { "guided" };
+        let sparing = if self.low_memory { ", in little memory" } else { "" };
         line(format!(
-            "{}, {}, {}, {} threads, batch of {}, {guided}, prompt of {} tokens",
+            "{}, {}, {}, {} threads, batch of {}, {guided}, prompt of {} tokens{sparing}",
             self.model,
             precisions.join(" / "),
             self.engine,
@@ -351,6 +354,7 @@ mod tests {
                 precision: stages.into_iter().zip(precisions.map(str::to_owned)).collect(),
                 engine: String::new(),
                 threads: 1,
+                low_memory: false,
                 batch_size: 1,
                 guidance_scale: 1.0,
                 tokens: 1,

@@ -18,7 +18,7 @@ use pixart_runtime::pipeline::{
 use pixart_runtime::tensor::Tensor;
 use pixart_runtime::text::{CaptionEncoder, LENGTH_MULTIPLE};
 use pixart_runtime::vae::PictureDecoder;
-use pixart_runtime::vae::tiles::{TilingMode, TilingOptions};
+use pixart_runtime::vae::tiles::TilingMode;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -88,6 +88,9 @@ impl<'a> Bench<'a> {
         let rows: &[&[i64]] = if halves == 2 { &[&[EOS], &prompt] } else { &[&prompt] };
         let tokenizer = stand_in.path().join("tokenizer");
         let mut encoder = CaptionEncoder::new(&self.engine, &part.folder, &tokenizer, None)?;
+        if self.args.low_memory {
+            encoder.stream_above(0);
+        }
         let timed = self.timed("text encoding", &mut || {
             encoder.states(rows, length)?;
             Ok(())
@@ -138,6 +141,7 @@ impl<'a> Bench<'a> {
         let cancel = Cancel::new();
         let options = PipelineOptions {
             batch_size: args.batch_size,
+            low_memory: args.low_memory,
             cancel: cancel.clone(),
             ..PipelineOptions::default()
         };
@@ -247,7 +251,8 @@ impl<'a> Bench<'a> {
             let latents = noise(sides)?.mapv_into(|x| x / factor);
             let mut tiled = false;
             let timed = self.timed(&format!("decode, {pixels} px"), &mut || {
-                let tiling = TilingOptions::default();
+                let tiling = self.args.settings().vae_tiling()?;
+                let tiling = if self.args.low_memory { tiling.sparing() } else { tiling };
                 let (_, mode) = decoder.decode(latents.clone(), &tiling, &mut |_| ())?;
                 tiled = mode != TilingMode::Off;
                 Ok(())
@@ -315,7 +320,11 @@ impl<'a> Bench<'a> {
 
     /// Why this machine has too little memory for a part and so many bytes beside its weights, if it has.
     fn too_large(&self, part: &Part, values: u64) -> Option<String> {
-        let stored = parts::stored_bytes(&part.folder) as f64;
+        let stored = match parts::stored_bytes(&part.folder) {
+            // Not all of them are there at a time.
+            stored if self.args.low_memory => stored.min(1 << 30),
+            stored => stored,
+        } as f64;
         // In fp32, each step reads all that is mapped. 16-bit weights are widened, integers are laid out beside what is
         // mapped.
         let factor = match part.precision.as_str() {

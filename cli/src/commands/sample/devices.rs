@@ -196,6 +196,12 @@ impl Settings {
         };
         let text_encoder = part("text_encoder_device", &self.text_encoder_device)?;
         let vae = part("vae_device", &self.vae_device)?;
+        if self.is_sparing()? && !text_encoder.provider.is_processor() {
+            return Err(Failure::request(format!(
+                "low_memory: it reads the text encoder from the disk layer by layer for the processor, but \
+                 {text_encoder} is to compute it; add --text_encoder_device cpu, or leave low_memory out"
+            )));
+        }
         let mut wanted: Vec<Device> = vec![device.clone(), text_encoder.clone(), vae.clone()];
         // As in `open_each`.
         wanted.sort_by_key(|device| device.provider.is_processor());

@@ -5,7 +5,7 @@ use super::settings::Settings;
 use crate::exit::Failure;
 use crate::model::cache_folder;
 use pixart_exporter::Precision;
-use pixart_runtime::pipeline::{Pipeline, PipelineOptions};
+use pixart_runtime::pipeline::{Pipeline, PipelineOptions, RequestError};
 use std::time::Duration;
 
 impl Settings {
@@ -14,6 +14,7 @@ impl Settings {
         let default = PipelineOptions::default();
         Ok(PipelineOptions {
             keep_resident: self.keep_resident.unwrap_or(false),
+            low_memory: self.is_sparing()?,
             text_cache: self.text_cache()?,
             batch_size: self.batch_size()?,
             decode_interval: match self.decode_interval {
@@ -27,6 +28,21 @@ impl Settings {
             vae_tiling: self.vae_tiling()?,
             ..default
         })
+    }
+
+    /// Whether time is spent for memory.
+    pub fn is_sparing(&self) -> Result<bool, Failure> {
+        let sparing = self.low_memory.unwrap_or(false);
+        if sparing && self.keep_resident == Some(true) {
+            return Err(Failure::request(RequestError::LowMemoryResident));
+        }
+        if sparing && self.devices.len() > 1 {
+            return Err(Failure::request(
+                "low_memory: several devices would each hold a model at the same time; name one, or leave \
+                 low_memory out",
+            ));
+        }
+        Ok(sparing)
     }
 
     /// The precision of what is exported on first use; fp32 where none is given.

@@ -36,13 +36,14 @@ pub const SOURCES: [&str; 8] = [
 ];
 
 /// Settings that do not say how a picture looks, or whose effect is in others already.
-const LEFT_OUT: [&str; 9] = [
+const LEFT_OUT: [&str; 10] = [
     "style",
     "num_trials",
     "batch_size",
     "clean_caption",
     "threads",
     "keep_resident",
+    "low_memory",
     "text_cache_size",
     // A place in a row between two seeds is a variation.
     "interpolate_to",

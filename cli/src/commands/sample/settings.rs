@@ -271,6 +271,13 @@ pub struct Settings {
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
           help_heading = "Engine")]
     pub keep_resident: Option<bool>,
+    /// Spend time for memory: read the text encoder from the disk layer by layer, a transformer of more than
+    /// 1 GB too, in every step, and decode in small tiles; pictures are the same [default: false, but a text
+    /// encoder of more than 1 GB is read so always]
+    #[arg(long = "low_memory", value_name = "BOOL", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
+          help_heading = "Engine")]
+    pub low_memory: Option<bool>,
 
     /// Folder of the text cache [default: `text` in the cache folder]
     #[arg(long = "text_cache_dir", value_name = "DIR", help_heading = "Text cache")]

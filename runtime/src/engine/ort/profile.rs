@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{OrtEngine, OrtSession, Source, load_failed, run_failed};
+use super::{OrtEngine, OrtSession, Source, gains_by_repacking, load_failed, run_failed};
 use crate::{
     engine::{
         EngineError, Session as _,
@@ -27,7 +27,9 @@ impl OrtEngine {
         let failed = |reason: String| run_failed(model, inputs, reason);
         let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
         let profile = folder.path().join("profile");
-        let source = Source::new(ModelFile::open(model)?, false, Vec::new(), false)
+        let file = ModelFile::open(model)?;
+        let repack = gains_by_repacking(&file);
+        let source = Source::new(file, false, repack, Vec::new(), false)
             .map_err(|error| load_failed(model, error))?;
         let sizes = match self.per_size {
             true => source.sizes(inputs)?,

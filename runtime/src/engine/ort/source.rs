@@ -12,7 +12,6 @@ use ort::{
     value::{DynTensor, DynValue, PrimitiveTensorElementType},
 };
 use prost::Message as _;
-use tract_onnx::pb::GraphProto;
 
 use super::specialised::Sizes;
 use crate::engine::{
@@ -44,17 +43,18 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// A graph as it was read or, if it is `changed`, as it is now. `hashed` tells whether overrides are hashed.
+    /// A graph as it was read or, if it is `changed`, as it is now. `repack` is what [`gains_by_repacking`] says of
+    /// the whole graph; `hashed` tells whether overrides are hashed.
     pub fn new(
         file: ModelFile,
         changed: bool,
+        repack: bool,
         overrides: Vec<Override>,
         hashed: bool,
     ) -> ort::Result<Self> {
         let ModelFile { path, proto, signature, bundled, stored } = file;
         // ONNX Runtime replaces what lies outside the graph; for the rest, it gets a changed graph.
         let graph = (changed || bundled.is_some()).then(|| proto.encode_to_vec());
-        let repack = gains_by_repacking(proto.graph.as_ref());
         drop(proto);
         let mut weights: Vec<PathBuf> = stored.into_iter().map(|(_, stored)| stored.file).collect();
         weights.sort();
@@ -110,14 +110,20 @@ impl Source {
     }
 }
 
+/// Bytes of weights up to which they are repacked whatever they are.
+const REPACKED: u64 = 1 << 30;
+
 /// Whether a graph is computed so much faster with repacked weights that it pays to wait for them, and to have them
-/// in memory instead of mapped from their file. Products of floats need to be repacked anew in each run otherwise, which
-/// takes a step of DiT-XL/2 7 % at 256 px and nothing that can be measured from 512 px on; repacking takes two seconds and
-/// 2.4 GB first (docs/performance.md).
-fn gains_by_repacking(graph: Option<&GraphProto>) -> bool {
+/// in memory instead of mapped from their file.
+///
+/// Products of floats do without: repacking XL/2 takes two seconds and 2.4 GB, and afterwards a step is faster by 7 % at
+/// 256 px and not at all from 512 px on (docs/performance.md). Small models are repacked quickly, and then compute
+/// the same bits whatever the batch and the number of threads. What is cut out of a graph follows the whole.
+pub(super) fn gains_by_repacking(file: &ModelFile) -> bool {
     const OPERATORS: [&str; 2] = ["MatMulInteger", "MatMulNBits"];
-    let mut nodes = graph.into_iter().flat_map(|graph| &graph.node);
+    let mut nodes = file.proto.graph.iter().flat_map(|graph| &graph.node);
     nodes.any(|node| OPERATORS.contains(&&*node.op_type))
+        || file.stored.iter().map(|(_, stored)| stored.length).sum::<u64>() <= REPACKED
 }
 
 /// The elements of an override as a value that owns them: ONNX Runtime reads them where they lie.
@@ -141,20 +147,27 @@ fn owned_tensor(new: &Override) -> ort::Result<DynTensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tract_onnx::pb::NodeProto;
+    use crate::engine::{external_data::Stored, model_file::small_model};
+    use tract_onnx::pb::{GraphProto, NodeProto};
 
     #[test]
-    fn only_quantised_products_are_worth_repacking() {
-        let graph = |operators: &[&str]| GraphProto {
-            node: operators
-                .iter()
-                .map(|name| NodeProto { op_type: (*name).to_owned(), ..NodeProto::default() })
-                .collect(),
-            ..GraphProto::default()
+    fn large_weights_of_float_products_stay_as_they_are() {
+        let file = |operators: &[&str], length: u64| {
+            let node =
+                |name: &&str| NodeProto { op_type: (*name).to_owned(), ..Default::default() };
+            let node = operators.iter().map(node).collect();
+            let stored = Stored { file: "weights".into(), offset: 0, length };
+            ModelFile {
+                path: "model.onnx".into(),
+                proto: small_model(GraphProto { node, ..GraphProto::default() }),
+                signature: Signature::of(&GraphProto::default()).expect("no inputs"),
+                stored: vec![("w".to_owned(), stored)],
+                bundled: None,
+            }
         };
-        assert!(!gains_by_repacking(None));
-        assert!(!gains_by_repacking(Some(&graph(&["Conv", "MatMul", "Gemm"]))));
-        assert!(gains_by_repacking(Some(&graph(&["MatMul", "MatMulNBits"]))));
-        assert!(gains_by_repacking(Some(&graph(&["DynamicQuantizeLinear", "MatMulInteger"]))));
+        assert!(gains_by_repacking(&file(&["MatMul"], REPACKED)));
+        assert!(!gains_by_repacking(&file(&["Conv", "MatMul"], REPACKED + 1)));
+        assert!(gains_by_repacking(&file(&["MatMul", "MatMulNBits"], REPACKED + 1)));
+        assert!(gains_by_repacking(&file(&["MatMulInteger"], REPACKED + 1)));
     }
 }

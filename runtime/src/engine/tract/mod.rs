@@ -20,7 +20,11 @@ use tract_onnx::tract_hir::internal::{
     DatumType, IntoArcTensor as _, IntoTValue as _, IntoTensor as _, TValue, TractResult,
 };
 
-use self::{plan::Plans, replaced::Replaced, weights::build};
+use self::{
+    plan::{Plans, Source},
+    replaced::Replaced,
+    weights::build,
+};
 use super::{
     Engine, EngineError, GraphPart, Session,
     model_file::ModelFile,
@@ -53,13 +57,15 @@ impl TractEngine {
         Self { executor, threads }
     }
 
-    /// A session of what is in `file`, whose path was given as `model`.
+    /// A session of what is in `file`, whose path was given as `model`, of which it may be a `part`.
     fn session(
         &self,
         model: &Path,
         mut file: ModelFile,
+        part: Option<GraphPart>,
         overrides: Vec<Override>,
     ) -> Result<TractSession, EngineError> {
+        graph_weights::check(&file, &overrides)?;
         let built = guarded(|| {
             let replaced = Replaced::new(overrides)?;
             Ok((build(&mut file, &replaced)?, replaced))
@@ -69,7 +75,8 @@ impl TractEngine {
             model: model.to_path_buf(),
             reason,
         })?;
-        let plans = Plans::new(file.path.clone(), replaced, graph, self.executor.clone());
+        let source = Source { path: file.path.clone(), part, replaced };
+        let plans = Plans::new(source, graph, self.executor.clone());
         Ok(TractSession {
             model: file.path,
             signature: file.signature,
@@ -95,17 +102,18 @@ impl Engine for TractEngine {
         overrides: Vec<Override>,
     ) -> Result<Box<dyn Session>, EngineError> {
         let file = ModelFile::open(model)?;
-        graph_weights::check(&file, &overrides)?;
-        Ok(Box::new(self.session(model, file, overrides)?))
+        Ok(Box::new(self.session(model, file, None, overrides)?))
     }
 
-    fn load_part(&self, model: &Path, part: &GraphPart) -> Result<Box<dyn Session>, EngineError> {
+    fn load_part(
+        &self,
+        model: &Path,
+        part: &GraphPart,
+        overrides: Vec<Override>,
+    ) -> Result<Box<dyn Session>, EngineError> {
         let mut file = ModelFile::open(model)?;
         part::cut(&mut file, part)?;
-        let mut session = self.session(model, file, Vec::new())?;
-        // The file has more than the part, so it cannot be read anew.
-        session.plans.most_bytes_twice = u64::MAX;
-        Ok(Box::new(session))
+        Ok(Box::new(self.session(model, file, Some(part.clone()), overrides)?))
     }
 }
 

@@ -6,7 +6,11 @@ use tract_linalg::multithread::Executor;
 use tract_onnx::{prelude::RunOptions, tract_hir::internal::*};
 
 use super::{
-    super::{model_file::ModelFile, signature::Input},
+    super::{
+        model_file::ModelFile,
+        part::{self, GraphPart},
+        signature::Input,
+    },
     apart, checked,
     replaced::Replaced,
     weights::{self, Graph},
@@ -26,10 +30,18 @@ const MOST_BYTES_TWICE: u64 = 256 << 20;
 /// Shapes of all inputs, in the graph's order.
 pub(super) type Shapes = Vec<Vec<usize>>;
 
+/// Where a graph comes from, to be read anew.
+pub(super) struct Source {
+    pub path: PathBuf,
+    /// The part of it that is meant, if not all.
+    pub part: Option<GraphPart>,
+    /// Weights in place of its own.
+    pub replaced: Replaced,
+}
+
 /// The plans used last.
 pub(super) struct Plans {
-    path: PathBuf,
-    replaced: Replaced,
+    source: Source,
     /// `None` once it has become a plan and is too large to be kept.
     graph: Option<Graph>,
     executor: Executor,
@@ -41,13 +53,12 @@ pub(super) struct Plans {
 }
 
 impl Plans {
-    /// Plans for `graph`, which was read from `path` with some weights replaced.
-    pub fn new(path: PathBuf, replaced: Replaced, graph: Graph, executor: Executor) -> Self {
+    /// Plans for `graph`, which was read from `source`.
+    pub fn new(source: Source, graph: Graph, executor: Executor) -> Self {
         let fitting = MOST_BYTES.checked_div(graph.weight_bytes).unwrap_or(u64::MAX);
         let most = usize::try_from(fitting).unwrap_or(usize::MAX).clamp(1, MOST_PLANS);
         Self {
-            path,
-            replaced,
+            source,
             graph: Some(graph),
             executor,
             most_bytes_twice: MOST_BYTES_TWICE,
@@ -97,9 +108,12 @@ impl Plans {
         let graph = match self.graph.take() {
             Some(graph) => graph,
             None => {
-                let mut file =
-                    ModelFile::open(&self.path).map_err(|error| format_err!("{error}"))?;
-                weights::build(&mut file, &self.replaced)?
+                let Source { path, part, replaced } = &self.source;
+                let mut file = ModelFile::open(path).map_err(|error| format_err!("{error}"))?;
+                if let Some(part) = part {
+                    part::cut(&mut file, part).map_err(|error| format_err!("{error}"))?;
+                }
+                weights::build(&mut file, replaced)?
             }
         };
         if graph.weight_bytes > self.most_bytes_twice {

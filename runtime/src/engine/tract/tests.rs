@@ -46,7 +46,8 @@ fn a_graph_too_large_to_be_kept_is_read_again_for_another_shape() {
     let mut file = ModelFile::open(&model).expect("opens");
     let graph = weights::build(&mut file, &Replaced::default()).expect("builds");
     assert_eq!(graph.weight_bytes, 24);
-    let mut plans = Plans::new(model.clone(), Replaced::default(), graph, Executor::SingleThread);
+    let source = Source { path: model.clone(), part: None, replaced: Replaced::default() };
+    let mut plans = Plans::new(source, graph, Executor::SingleThread);
     plans.most_bytes_twice = 0;
     let inputs = &file.signature.inputs;
     for batch in [1, 2] {

@@ -13,7 +13,7 @@ use ndarray::{Array4, ArrayD, ArrayView4, ArrayViewD, Axis, Ix4, concatenate, s}
 
 use super::{TilingOptions, plan};
 use crate::{
-    engine::{Chain, Engine, EngineError, GraphPart, Norm, Part},
+    engine::{Chain, Engine, EngineError, GraphPart, Norm, Part, PartValue},
     tensor::Tensor,
 };
 
@@ -97,7 +97,7 @@ impl Run<'_> {
         value: Array4<f32>,
         original: &Array4<f32>,
     ) -> Result<Array4<f32>, EngineError> {
-        let mut session = self.engine.load_part(self.model, &graph_part(part, &[]))?;
+        let mut session = self.engine.load_part(self.model, &graph_part(part, &[]), Vec::new())?;
         let value = Tensor::from(value);
         let mut inputs = vec![(part.input, &value)];
         let original = (inner && part.reads_sizes()).then(|| Tensor::from(original.clone()));
@@ -146,7 +146,8 @@ impl Run<'_> {
         value: &Array4<f32>,
         mut each: impl FnMut([Range<usize>; 2], ArrayViewD<'_, f32>),
     ) -> Result<(), EngineError> {
-        let mut session = self.engine.load_part(self.model, &graph_part(part, norms))?;
+        let part_of_graph = graph_part(part, norms);
+        let mut session = self.engine.load_part(self.model, &part_of_graph, Vec::new())?;
         let (_, _, height, width) = value.dim();
         let (rows, columns) = (windows(part, height, tile), windows(part, width, tile));
         for row in &rows {
@@ -167,8 +168,8 @@ impl Run<'_> {
 
 fn graph_part(part: Part<'_>, norms: &[&Norm]) -> GraphPart {
     GraphPart {
-        input: part.input.to_owned(),
-        output: part.output.to_owned(),
+        inputs: vec![PartValue::floats(part.input, 4)],
+        outputs: vec![PartValue::floats(part.output, 4)],
         given_statistics: norms.iter().map(|norm| norm.output.clone()).collect(),
     }
 }
