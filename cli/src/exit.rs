@@ -57,7 +57,11 @@ fn is_request(error: &Error) -> bool {
         || matches!(error.downcast_ref(), Some(PipelineError::Request(_)))
         || matches!(
             error.downcast_ref(),
-            Some(CacheError::NoCache { .. } | CacheError::OtherEncoder { .. })
+            Some(
+                CacheError::NoCache { .. }
+                    | CacheError::OtherEncoder { .. }
+                    | CacheError::NotShared { .. }
+            )
         )
         || matches!(
             error.downcast_ref(),

@@ -63,6 +63,8 @@ pub struct PipelineOptions {
     /// plan with ([`TilingOptions::sparing`]). Parts on accelerators are loaded as a whole. Not together
     /// with `keep_resident`.
     pub low_memory: bool,
+    /// How many bytes of weights a text encoder, and with `low_memory` a transformer, may have to be loaded as a whole.
+    pub stream_above: u64,
     /// Where caption embeddings are kept. With it, the text encoder may be missing as long as all
     /// captions are there.
     pub text_cache: Option<TextCache>,
@@ -85,6 +87,7 @@ impl Default for PipelineOptions {
         Self {
             keep_resident: false,
             low_memory: false,
+            stream_above: LARGE,
             text_cache: None,
             batch_size: 1,
             decode_interval: Duration::from_secs(120),
@@ -164,7 +167,7 @@ impl Pipeline {
     ) -> Result<Self, PipelineError> {
         let mut transformer = LazyComponent::open(&engines.transformer, &paths.transformer)?;
         if options.low_memory {
-            transformer.stream_above(LARGE);
+            transformer.stream_above(options.stream_above);
         }
         Self::around(transformer, &engines, &paths, options)
     }
@@ -184,7 +187,7 @@ impl Pipeline {
             CaptionEncoder::new(&engines.text_encoder, text_encoder, &paths.tokenizer, cache)?;
         captions.set_cancel(options.cancel.clone());
         if !options.keep_resident {
-            captions.stream_above(if options.low_memory { 0 } else { LARGE });
+            captions.stream_above(if options.low_memory { 0 } else { options.stream_above });
         }
         let vae_decoder = LazyComponent::open(&engines.vae, &paths.vae_decoder)?;
         let vae_encoder = paths.vae_encoder.as_ref();

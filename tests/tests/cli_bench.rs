@@ -193,6 +193,7 @@ fn bad_requests_are_refused_before_the_work() {
         (&["--chart", "chart.jpg"], &["chart", "chart.jpg", ".png"]),
         (&["--device", "gpu"], &["no device named \"gpu\""]),
         (&["--device", "cuda", "--device_option", "x=1"], &["\"x\""]),
+        (&["--device", "cuda", "--low_memory"], &["low_memory: found cuda", "the processor"]),
         (&["--engine", "fast"], &["\"fast\""]),
         (&["--stages", "paint"], &["paint", "denoise"]),
         (&["--precision", "fp12"], &["fp12"]),

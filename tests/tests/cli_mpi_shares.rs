@@ -433,7 +433,7 @@ fn a_killed_process_loses_nothing_of_the_cache() {
     let whole = names(&sandbox, "kept/captions").len();
     // Nor does Ctrl-C; in the middle of it, if it is not over before.
     let child = start(&sandbox, &[Part { count: 2, folder: sandbox.path(), told: &told }]);
-    wait_for("caption", || names(&sandbox, "kept/captions").len() > whole + 20);
+    wait_for("caption", || names(&sandbox, "kept/captions").len() > whole);
     let run = interrupt(child, 2);
     assert_eq!((run.code, run.stdout.as_str()), (130, ""), "{run:?}");
     let said = "are missing; the same command goes on there";

@@ -370,3 +370,46 @@ fn a_pipeline_keeps_all_or_spares_not_both() {
         "{refused}"
     );
 }
+
+#[test]
+fn a_transformer_is_streamed_in_a_pipeline_and_with_loras() {
+    let export = Export::pipeline(&fixtures::tiny(), Profile::Portable);
+    let path = fixtures::root().join("lora").join("diffusers.safetensors");
+    let lora = Arc::new(Lora::open(&LoraSpec { path, strength: 0.8 }).expect("a LoRA"));
+    let request = Request {
+        prompts: ["a red circle", "a blue square on top of a green one"]
+            .map(str::to_owned)
+            .to_vec(),
+        sampling_steps: 3,
+        ..Request::default()
+    };
+    for inner in [engines::ort(), engines::tract()] {
+        let draw = |low_memory, loras: &[Arc<Lora>]| {
+            let (engine, counts) = Counting::around(inner.clone());
+            // All of it is large then.
+            let (stream_above, batch_size) = (if low_memory { 0 } else { u64::MAX }, 2);
+            let options =
+                PipelineOptions { low_memory, stream_above, batch_size, ..Default::default() };
+            let paths = ModelPaths::from_folder(export.path());
+            let mut pipeline = Pipeline::new(engine, paths, options).expect("a pipeline");
+            pipeline.set_loras(loras, true).expect("matches");
+            let pictures = pipeline.sample(&request, &mut |_| {}).expect("pictures");
+            let latents: Vec<_> = pictures.iter().map(|picture| picture.latents.clone()).collect();
+            (latents, counts)
+        };
+        let [plain, changed] = [&[][..], &[lora.clone()]].map(|loras| {
+            let (whole, counts) = draw(false, loras);
+            assert_eq!(counts.parts.load(Ordering::Relaxed), 0);
+            let (streamed, counts) = draw(true, loras);
+            // Of the text encoder once, of the transformer in each step.
+            assert!(counts.parts.load(Ordering::Relaxed) > 4 * request.sampling_steps);
+            assert_eq!(whole.len(), 2);
+            for (found, expected) in streamed.iter().zip(&whole) {
+                let error = max_relative_error("latents", found, expected);
+                assert!(error <= 1e-5, "{}: {error:.1e}", inner.name());
+            }
+            streamed
+        });
+        assert!(max_relative_error("the LoRA", &changed[0], &plain[0]) > 0.01);
+    }
+}

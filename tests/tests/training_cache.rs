@@ -28,10 +28,11 @@ use pixart_tests::{
     ranks::together,
 };
 use pixart_trainer::data::{
-    BatchEncoder, BatchOptions, CachedEncoder, CaptionKind, CaptionOptions, CaptionSettings,
-    CaptionSource, CaptionType, Captions, DataOptions, Dataset, EncodeOptions, EncodedBatch,
-    EncodedBatches, EncodingCache, Features, FillOptions, Filling, Labels, LiveEncoder,
-    MomentSource, Place, Record, Sampler, Sizing, TextDescription, VaeDescription, empty_caption,
+    BatchEncoder, BatchOptions, CacheError, CachedEncoder, CaptionKind, CaptionOptions,
+    CaptionSettings, CaptionSource, CaptionType, Captions, DataOptions, Dataset, EncodeOptions,
+    EncodedBatch, EncodedBatches, EncodingCache, Features, FillOptions, Filling, Labels,
+    LiveEncoder, MomentSource, Place, Record, Sampler, Sizing, TextDescription, VaeDescription,
+    empty_caption,
 };
 use pixart_trainer::ranks::Ranks;
 
@@ -408,4 +409,21 @@ fn features_of_the_official_tools_are_what_the_references_encode() {
     let [short, long] = [CaptionKind::Prompt, CaptionKind::Sharegpt4v]
         .map(|kind| features.caption(&dataset, 0, kind, 60).expect("a caption").states);
     assert_eq!(short, -long);
+}
+
+#[test]
+fn ranks_that_do_not_see_one_folder_are_told() {
+    let encoders = Encoders::on(engines::tract());
+    let folders = [0, 1].map(|_| tempfile::tempdir().expect("a folder"));
+    let opened = together(2, |ranks| {
+        let (text, vae) = (encoders.text(), encoders.vae());
+        let text = TextDescription::new(text.folder().expect("there"), &tokenizer());
+        let text = text.expect("a tokenizer");
+        let folder = folders[usize::from(!ranks.is_first())].path();
+        Filling::open(folder, text, VaeDescription::new(vae.folder()), Some(ranks)).map(drop)
+    });
+    let [first, second] = &opened[..] else { panic!("two ranks") };
+    assert!(first.is_ok());
+    let Err(CacheError::NotShared { folder }) = second else { panic!("{second:?}") };
+    assert_eq!(folder, folders[1].path());
 }

@@ -156,6 +156,14 @@ impl BenchArgs {
                 )));
             }
         }
+        let device = self.settings().main_device()?;
+        if self.low_memory && !device.provider.is_processor() {
+            return refuse(
+                "low_memory",
+                device.to_string(),
+                "the processor; leave one of the two out",
+            );
+        }
         // Found out now rather than after the work.
         for (flag, path) in [("json", &self.json), ("chart", &self.chart)] {
             let Some(path) = path.as_ref().filter(|path| path.as_os_str() != "-") else { continue };

@@ -124,10 +124,11 @@ impl Streamed {
             for (name, tensor) in session.run_to_tensors(&read)? {
                 let output = part.outputs.iter().find(|output| output.outside() == name);
                 let name = output.map_or(name, |output| output.name.clone());
-                match self.signature.outputs.contains(&name) {
-                    true => results.push((name, tensor)),
-                    false => drop(carried.insert(name, tensor.into())),
+                if self.signature.outputs.contains(&name) {
+                    results.push((name.clone(), tensor.clone()));
                 }
+                // What no later stretch reads goes at once.
+                carried.insert(name, tensor.into());
             }
         }
         Ok(())

@@ -52,7 +52,8 @@ pub(crate) fn cut(file: &ModelFile, most_bytes: u64) -> Result<Vec<Stretch>, Eng
     let ranges = survey.ranges(most_bytes).ok_or_else(|| {
         part::unusable(
             &file.path,
-            "found no ends of blocks to cut it at, expected them for running it in little memory"
+            "found no ends of blocks to cut it at, expected them for reading it layer by layer; --keep_resident loads \
+             it as a whole"
                 .to_owned(),
         )
     })?;

@@ -92,6 +92,11 @@ impl TextCache {
         }
     }
 
+    /// Whether there is such an entry, sound or not.
+    pub(super) fn has(&self, encoder: &str, key: &Key) -> bool {
+        self.path(encoder, key).is_file()
+    }
+
     /// The entries that all encoders changed by these LoRAs together have of these ids and this shape.
     /// Nothing is removed: an entry of another shape may be sound and of an encoder for other models.
     pub(super) fn of_any_encoder(

@@ -191,7 +191,8 @@ impl CaptionEncoder {
         let mut captions: Vec<Conditioning> = Vec::with_capacity(prompts.len());
         let mut ready = HashMap::new();
         for (k, ids) in prompts.iter().enumerate() {
-            if self.cancel.is_cancelled() {
+            // What was encoded together is kept.
+            if self.cancel.is_cancelled() && ready.is_empty() {
                 break;
             }
             captions.push(match prompts[..k].iter().position(|earlier| earlier == ids) {
@@ -282,10 +283,9 @@ impl CaptionEncoder {
             let mut bytes = Wanted::of(&prompts[k], request, width).bytes();
             for later in k + 1..prompts.len() {
                 let wanted = Wanted::of(&prompts[later], request, width);
-                let cached = self.cache.as_ref().is_some_and(|cache| {
-                    let found = cache.get(&identity, &wanted.key, &wanted.shape);
-                    matches!(found, Found::Entry(_))
-                });
+                // A damaged one is told of, and encoded, in its turn.
+                let cache = self.cache.as_ref();
+                let cached = cache.is_some_and(|cache| cache.has(&identity, &wanted.key));
                 if cached || prompts[..later].contains(&prompts[later]) {
                     continue;
                 }

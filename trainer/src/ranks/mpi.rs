@@ -74,7 +74,10 @@ impl Mpi {
 
     fn gathered<T: Equivalence + Clone + Default>(&self, own: &[T], counts: &[usize]) -> Vec<T> {
         let lengths: Vec<i32> = counts.iter().map(|&count| length(count)).collect();
-        let mut all = vec![T::default(); counts.iter().sum()];
+        let total = counts.iter().sum();
+        // The last start is counted in 32 bits, too.
+        length(total);
+        let mut all = vec![T::default(); total];
         let mut partition = PartitionMut::new(&mut all[..], &lengths[..], starts(&lengths));
         self.world.all_gather_varcount_into(own, &mut partition);
         all
@@ -162,7 +165,7 @@ impl Transport for Mpi {
 /// MPI counts in 32 bits; this much at once is far from slow.
 const MOST: usize = 1 << 28;
 
-/// A count as MPI takes it. What is sent at once is a piece of 25 MB or a few hundred bytes a rank.
+/// A count as MPI takes it. What is sent at once is a piece of 25 MB, or what ranks tell one another: names, prompts.
 fn length(count: usize) -> i32 {
     i32::try_from(count).expect("less than 2^31 numbers at once")
 }

@@ -272,7 +272,7 @@ pub struct Settings {
           help_heading = "Engine")]
     pub keep_resident: Option<bool>,
     /// Spend time for memory: read the text encoder from the disk layer by layer, a transformer of more than
-    /// 1 GB too, in every step, and decode in small tiles; pictures are the same [default: false, but a text
+    /// 1 GB too, in every step, and decode in small tiles; the same pictures but for rounding [default: false, but a text
     /// encoder of more than 1 GB is read so always]
     #[arg(long = "low_memory", value_name = "BOOL", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,

@@ -177,7 +177,8 @@ fn from_each((rank, done): (usize, Done)) -> impl Iterator<Item = (usize, Made)>
 
 /// The pictures of one of several processes: neighbouring batches, as many as the others have or one less.
 fn own(batches: &[Range<usize>], rank: usize, world: usize) -> Range<usize> {
-    let at = |rank: usize| batches.len() * rank / world;
+    // The first one, which tells how it goes, always has some.
+    let at = |rank: usize| (batches.len() * rank).div_ceil(world);
     match &batches[at(rank)..at(rank + 1)] {
         [] => 0..0,
         [first, ..] => first.start..batches[at(rank + 1) - 1].end,
@@ -249,6 +250,7 @@ mod tests {
         for world in 1..8 {
             let shares: Vec<Range<usize>> =
                 (0..world).map(|rank| own(&batches, rank, world)).collect();
+            assert!(!shares[0].is_empty(), "{world}");
             let drawn: Vec<usize> = shares.iter().cloned().flatten().collect();
             assert_eq!(drawn, (0..10).collect::<Vec<_>>(), "{world}");
             for share in shares.iter().filter(|share| !share.is_empty()) {

@@ -75,6 +75,9 @@ impl Filling {
         };
         if let Some(ranks) = &ranks {
             ranks.meet()?;
+            if !ranks.is_first() && Description::read(folder)?.is_none() {
+                return Err(CacheError::NotShared { folder: folder.to_owned() });
+            }
         }
         Ok(Self { cache: EncodingCache::with(folder, description), ranks, _lock: lock })
     }

@@ -84,6 +84,16 @@ pub enum CacheError {
         /// What is to be used.
         expected: String,
     },
+    /// The process that describes it wrote somewhere else.
+    #[error(
+        "cache_dir: found no cache in {} that the first process has made there; name a folder that all \
+         machines see",
+        folder.display()
+    )]
+    NotShared {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// Another process fills it.
     #[error(
         "cache_dir: another `pixart train cache` is filling {}; wait until it is done, or end it",

@@ -131,8 +131,8 @@ impl Output {
         let unseen = self.written.iter().filter(|path| !path.exists()).count();
         if unseen > 0 {
             eprintln!(
-                "warning: {unseen} of {} pictures are not in {} here; other machines have them, since output_path \
-                 is not on a file system that all see",
+                "warning: {unseen} of {} pictures are not seen in {} from here; is output_path on a file system that \
+                 all machines see?",
                 self.written.len(),
                 self.files.folder.display()
             );
