@@ -60,7 +60,7 @@ def memory(options):
             stage = {name: statistics.median(stages[name] for _, stages in runs) for name in ("text", "denoise", "decode")}
             lines.append(f"| {name} | {peak:.2f} GB | {own:.2f} GB | {stage['text']:.2f} s | {stage['denoise'] / 2:.2f} s | "
                          f"{stage['decode']:.2f} s | {seconds:.1f} s |")
-            figures[name] = {"seconds": seconds, "resident_gb": peak}
+            figures[name] = {"seconds": seconds, "text_seconds": stage["text"], "resident_gb": peak}
     lines.append("\nSeconds a step have the loading in them. Targets: resident below 6 GB, with `--low_memory` below 2 GB.")
     return "\n".join(lines), figures
 
