@@ -397,7 +397,7 @@ fn a_transformer_is_streamed_in_a_pipeline_and_with_loras() {
             let latents: Vec<_> = pictures.iter().map(|picture| picture.latents.clone()).collect();
             (latents, counts)
         };
-        let [plain, changed] = [&[][..], &[lora.clone()]].map(|loras| {
+        let [plain, changed] = [&[][..], std::slice::from_ref(&lora)].map(|loras| {
             let (whole, counts) = draw(false, loras);
             assert_eq!(counts.parts.load(Ordering::Relaxed), 0);
             let (streamed, counts) = draw(true, loras);
