@@ -36,6 +36,11 @@ pub(super) struct ModelFile {
 }
 
 impl ModelFile {
+    /// Bytes of the weights that lie outside the graph's file.
+    pub fn stored_bytes(&self) -> u64 {
+        self.stored.iter().map(|(_, stored)| stored.length).sum()
+    }
+
     /// Reads and checks the graph at `path`.
     pub fn open(path: &Path) -> Result<Self, EngineError> {
         let unreadable = |source| EngineError::ModelFile { model: path.to_path_buf(), source };

@@ -182,7 +182,8 @@ fn uses_inside<'a>(graph: &'a GraphProto, tell: &mut dyn FnMut(&'a str)) {
     graph.output.iter().for_each(|output| tell(&output.name));
 }
 
-fn simple(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
+/// A node without attributes, named like its output.
+pub(super) fn simple(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
     NodeProto {
         op_type: operator.to_owned(),
         name: output.to_owned(),

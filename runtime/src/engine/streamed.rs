@@ -44,8 +44,7 @@ pub fn stream(
     let file = ModelFile::open(model)?;
     let inline = file.proto.graph.iter().flat_map(|graph| &graph.initializer);
     let inline: usize = inline.map(|tensor| tensor.raw_data.len()).sum();
-    let stored: u64 = file.stored.iter().map(|(_, stored)| stored.length).sum();
-    let most_bytes = MOST_BYTES.min((stored + inline as u64) / LEAST_STRETCHES);
+    let most_bytes = MOST_BYTES.min((file.stored_bytes() + inline as u64) / LEAST_STRETCHES);
     let stretches = stretches::cut(&file, most_bytes)?;
     let (engine, model, signature) = (engine.clone(), file.path, file.signature);
     Ok(Box::new(Streamed { engine, model, signature, stretches, changes }))

@@ -249,20 +249,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::engine::{GraphPart, WeightType};
+    use crate::engine::{GraphPart, WeightType, part::simple as node};
 
     const ELEMENTS: usize = 16;
     const BYTES: u64 = 4 * ELEMENTS as u64;
-
-    fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
-        NodeProto {
-            op_type: operator.to_owned(),
-            name: output.to_owned(),
-            input: inputs.iter().map(|&name| name.to_owned()).collect(),
-            output: vec![output.to_owned()],
-            ..Default::default()
-        }
-    }
 
     fn value(name: &str, dtype: DataType, axes: usize) -> ValueInfoProto {
         let shape = Some(TensorShapeProto { dim: vec![Dimension::default(); axes] });

@@ -8,7 +8,7 @@ use crate::progress::{Progress, Unit};
 use ndarray::{Array2, ArrayD};
 use pixart_exporter::write::Scratch;
 use pixart_exporter::{Component, ExportOptions, Profile, random};
-use pixart_runtime::engine::Engine;
+use pixart_runtime::engine::{Engine, LARGE};
 use pixart_runtime::measure::{TextEncoderShape, TransformerShape, VaeDecoderShape};
 use pixart_runtime::memory;
 use pixart_runtime::noise::TorchGenerator;
@@ -322,7 +322,7 @@ impl<'a> Bench<'a> {
     fn too_large(&self, part: &Part, values: u64) -> Option<String> {
         let stored = match parts::stored_bytes(&part.folder) {
             // Not all of them are there at a time.
-            stored if self.args.low_memory => stored.min(1 << 30),
+            stored if self.args.low_memory => stored.min(LARGE),
             stored => stored,
         } as f64;
         // In fp32, each step reads all that is mapped. 16-bit weights are widened, integers are laid out beside what is

@@ -15,7 +15,7 @@ use prost::Message as _;
 
 use super::specialised::Sizes;
 use crate::engine::{
-    EngineError,
+    EngineError, LARGE,
     model_file::ModelFile,
     provider::{Identity, sha256},
     signature::{Described, Signature},
@@ -110,9 +110,6 @@ impl Source {
     }
 }
 
-/// Bytes of weights up to which they are repacked whatever they are.
-const REPACKED: u64 = 1 << 30;
-
 /// Whether a graph is computed so much faster with repacked weights that it pays to wait for them, and to have them
 /// in memory instead of mapped from their file.
 ///
@@ -122,8 +119,7 @@ const REPACKED: u64 = 1 << 30;
 pub(super) fn gains_by_repacking(file: &ModelFile) -> bool {
     const OPERATORS: [&str; 2] = ["MatMulInteger", "MatMulNBits"];
     let mut nodes = file.proto.graph.iter().flat_map(|graph| &graph.node);
-    nodes.any(|node| OPERATORS.contains(&&*node.op_type))
-        || file.stored.iter().map(|(_, stored)| stored.length).sum::<u64>() <= REPACKED
+    nodes.any(|node| OPERATORS.contains(&&*node.op_type)) || file.stored_bytes() <= LARGE
 }
 
 /// The elements of an override as a value that owns them: ONNX Runtime reads them where they lie.
@@ -165,9 +161,9 @@ mod tests {
                 bundled: None,
             }
         };
-        assert!(gains_by_repacking(&file(&["MatMul"], REPACKED)));
-        assert!(!gains_by_repacking(&file(&["Conv", "MatMul"], REPACKED + 1)));
-        assert!(gains_by_repacking(&file(&["MatMul", "MatMulNBits"], REPACKED + 1)));
-        assert!(gains_by_repacking(&file(&["MatMulInteger"], REPACKED + 1)));
+        assert!(gains_by_repacking(&file(&["MatMul"], LARGE)));
+        assert!(!gains_by_repacking(&file(&["Conv", "MatMul"], LARGE + 1)));
+        assert!(gains_by_repacking(&file(&["MatMul", "MatMulNBits"], LARGE + 1)));
+        assert!(gains_by_repacking(&file(&["MatMulInteger"], LARGE + 1)));
     }
 }
