@@ -1,6 +1,7 @@
 //! ONNX Runtime behind the engine traits.
 
 mod binding;
+mod portions;
 mod profile;
 mod session;
 mod source;
@@ -8,6 +9,7 @@ mod specialised;
 mod transfer;
 
 use std::{
+    collections::HashSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -112,7 +114,8 @@ impl Engine for OrtEngine {
         weights::check(&file, &overrides)?;
         let (overrides, changed) = weights::place_inline(&mut file, overrides);
         let repack = gains_by_repacking(&file);
-        self.load_source(file, changed, repack, overrides)
+        let portioned = self.cut_into_portions(&mut file, &HashSet::new());
+        self.load_source(file, changed || portioned, repack, overrides)
     }
 
     fn load_part(
@@ -123,6 +126,8 @@ impl Engine for OrtEngine {
     ) -> Result<Box<dyn Session>, EngineError> {
         let mut file = ModelFile::open(model)?;
         let repack = gains_by_repacking(&file);
+        let ends = part.inputs.iter().chain(&part.outputs).map(|end| end.name.as_str()).collect();
+        self.cut_into_portions(&mut file, &ends);
         part::cut(&mut file, part)?;
         weights::check(&file, &overrides)?;
         let (overrides, _) = weights::place_inline(&mut file, overrides);
@@ -167,6 +172,12 @@ impl Engine for OrtEngine {
 }
 
 impl OrtEngine {
+    /// Has the processor compute large products in portions, and says whether the graph was changed for it.
+    fn cut_into_portions(&self, file: &mut ModelFile, ends: &HashSet<&str>) -> bool {
+        let here = self.accelerator.is_none() && !self.plain;
+        here && portions::cut(file, ends, self.threads)
+    }
+
     fn load_source(
         &self,
         file: ModelFile,

@@ -194,17 +194,18 @@ pub(super) fn simple(operator: &str, inputs: &[&str], output: &str) -> NodeProto
 }
 
 fn cast(from: &str, to: &str, dtype: DataType) -> NodeProto {
-    let to_type = AttributeProto {
-        name: "to".to_owned(),
-        r#type: AttributeType::Int as i32,
-        i: i64::from(dtype as i32),
-        ..Default::default()
-    };
+    let to_type = number("to", i64::from(dtype as i32));
     NodeProto { attribute: vec![to_type], ..simple("Cast", &[from], to) }
 }
 
+/// An attribute that is a whole number.
+pub(super) fn number(name: &str, i: i64) -> AttributeProto {
+    let r#type = AttributeType::Int as i32;
+    AttributeProto { name: name.to_owned(), r#type, i, ..Default::default() }
+}
+
 /// A value of so many axes, sizes unknown.
-fn declared(name: &str, dtype: DataType, axes: Option<usize>) -> ValueInfoProto {
+pub(super) fn declared(name: &str, dtype: DataType, axes: Option<usize>) -> ValueInfoProto {
     let shape = axes.map(|axes| TensorShapeProto { dim: vec![Dimension::default(); axes] });
     let kind = type_proto::Tensor { elem_type: dtype as i32, shape };
     ValueInfoProto {

@@ -1,7 +1,7 @@
 //! How long each provider computes, from the profile that ONNX Runtime writes of a run.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
 };
 
@@ -27,9 +27,10 @@ impl OrtEngine {
         let failed = |reason: String| run_failed(model, inputs, reason);
         let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
         let profile = folder.path().join("profile");
-        let file = ModelFile::open(model)?;
+        let mut file = ModelFile::open(model)?;
         let repack = gains_by_repacking(&file);
-        let source = Source::new(file, false, repack, Vec::new(), false)
+        let changed = self.cut_into_portions(&mut file, &HashSet::new());
+        let source = Source::new(file, changed, repack, Vec::new(), false)
             .map_err(|error| load_failed(model, error))?;
         let sizes = match self.per_size {
             true => source.sizes(inputs)?,
@@ -54,6 +55,9 @@ fn read(file: &Path) -> Result<TimeShares, String> {
     Ok(shares(&events))
 }
 
+/// What runs other nodes, which are told themselves.
+const CONTROL_FLOW: [&str; 3] = ["If", "Loop", "Scan"];
+
 /// Sums up the kernels of the last run.
 fn shares(events: &Value) -> TimeShares {
     let events = events.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -67,6 +71,9 @@ fn shares(events: &Value) -> TimeShares {
         if kernel && event["ts"].as_u64() >= begin {
             let provider = text(&event["args"], "provider");
             let operator = text(&event["args"], "op_name");
+            if CONTROL_FLOW.contains(&operator.as_str()) {
+                continue;
+            }
             let seconds = event["dur"].as_f64().unwrap_or(0.0) / 1e6;
             *times.entry((provider, operator)).or_insert(0.0) += seconds;
         }
@@ -91,6 +98,7 @@ mod tests {
             node(11, "A", "MatMul", 900_000),
             { "cat": "Session", "name": "model_run", "ts": 10, "dur": 5 },
             node(21, "A", "MatMul", 600_000),
+            node(21, "A", "Scan", 890_000),
             node(22, "A", "MatMul", 300_000),
             node(23, "B", "Shape", 100_000),
             { "cat": "Node", "name": "n_fence_before", "ts": 24, "dur": 50 },
