@@ -128,6 +128,8 @@ pub struct Picture {
     pub prompt: String,
     /// How the VAE decoded it; what [`TilingMode::Auto`] came to.
     pub vae_tiling: TilingMode,
+    /// How many of its steps were carried over from others ([`Request::easycache`]).
+    pub reused_steps: usize,
 }
 
 /// A model and an engine, ready for requests.

@@ -165,9 +165,11 @@ fn sample(
     }
     let pictures = result.inspect_err(|_| output.tell_kept())?;
     let (mut count, mut cancelled) = (pictures.len(), cancel.is_cancelled());
+    let mut reused = pictures.iter().map(|picture| picture.reused_steps).sum();
     match &together {
         Some(together) => {
-            (count, cancelled) = together.finish(&pictures, &request, &mut output, cancelled)?;
+            (count, reused, cancelled) =
+                together.finish(&pictures, &request, &mut output, cancelled)?;
         }
         None if pictures.is_empty() => {}
         None => output.finish(&pictures)?,
@@ -176,6 +178,10 @@ fn sample(
     if cancelled {
         let made = output.summary();
         return Err(Failure::Interrupted(format!("{made}, {count} of {wanted}, seed {seed}")));
+    }
+    if request.easycache.is_some() {
+        let steps = count * request.steps_taken();
+        note(format_args!("easycache: {} of {steps} steps computed", steps - reused));
     }
     let engines = opened.iter().map(OpenEngines::describe).collect::<Vec<_>>().join(" and ");
     let several = together.map(|together| format!(", {} processes", together.count()));

@@ -15,7 +15,7 @@ use crate::{
     error::{PipelineError, RequestError},
     model_folder::TransformerArchitecture,
     noise::TorchGenerator,
-    sampler::{Prediction, Solver, guide, rescale},
+    sampler::{Prediction, Solver, StepCache, guide, rescale},
     text::Conditioning,
 };
 
@@ -30,6 +30,30 @@ struct Drawing<'a> {
     latents: ArrayD<f32>,
     /// What of a picture to begin from is to be kept.
     kept: Option<Kept>,
+    /// What steps can be carried over from, if they may.
+    cache: Option<StepCache>,
+}
+
+/// What became of a drawing.
+pub(super) struct Drawn {
+    pub(super) latents: ArrayD<f32>,
+    /// How many of its steps were carried over from others.
+    pub(super) reused_steps: usize,
+}
+
+impl Drawing<'_> {
+    /// What the transformer would say in step `index`, where it need not be asked.
+    fn carried(&mut self, index: usize, rows: usize) -> Option<ArrayD<f32>> {
+        self.cache.as_mut()?.reuse(index, &self.latents, rows)
+    }
+
+    /// Takes note of what the transformer said.
+    fn computed(&mut self, output: ArrayD<f32>) -> ArrayD<f32> {
+        if let Some(cache) = &mut self.cache {
+            cache.keep(&self.latents, &output);
+        }
+        output
+    }
 }
 
 impl Pipeline {
@@ -70,7 +94,9 @@ impl Pipeline {
         let (size, request) = (&run.sizes[index], run.request);
         let Start { latents, kept } =
             self.start(&mut generator, size, request, init, solver.as_ref());
-        Ok(Drawing { index, caption, generator, solver, latents, kept })
+        let cached = |settings| StepCache::new(settings, request.sampling_steps);
+        let cache = request.easycache.map(cached);
+        Ok(Drawing { index, caption, generator, solver, latents, kept, cache })
     }
 
     /// Draws the latents of pictures of one size; nothing if cancelled before they are done. With a picture to
@@ -80,7 +106,7 @@ impl Pipeline {
         batch: Range<usize>,
         run: &mut Run<'_>,
         stage: &mut StageProgress<'_>,
-    ) -> Result<Option<Vec<ArrayD<f32>>>, PipelineError> {
+    ) -> Result<Option<Vec<Drawn>>, PipelineError> {
         let (request, cancel) = (run.request, self.options.cancel.clone());
         let (height, width) = run.sizes[batch.start].latent();
         let mut drawings =
@@ -96,7 +122,6 @@ impl Pipeline {
             None => self.transformer.load()?,
         };
 
-        let captions: Vec<_> = drawings.iter().map(|drawing| drawing.caption).collect();
         let (pictures, timesteps) = (drawings.len(), drawings[0].solver.timesteps().to_vec());
         let (steps, guided) = (request.sampling_steps, request.guided_steps());
         let first = request.first_step();
@@ -104,30 +129,47 @@ impl Pipeline {
         let least = if transformer.compiles_per_size() { request.max_length } else { 0 };
         // On the device, where there is one: only latents and time go there in every step.
         let mut constant: Vec<(&str, Value)> = Vec::new();
+        // For which pictures, and for how many rows of each.
+        let mut constant_for = (Vec::new(), 0);
         for (i, timestep) in timesteps.into_iter().enumerate().skip(first) {
             if cancel.is_cancelled() {
                 return Ok(None);
             }
             let halves = if i < guided { 2 } else { 1 };
-            if i == first || i == guided {
-                let inputs = constant_inputs(&captions, halves, sizes, least).into_iter();
-                let placed = inputs.map(|(name, tensor)| Ok((name, transformer.place(tensor)?)));
-                constant = placed.collect::<Result<_, PipelineError>>()?;
+            let mut outputs: Vec<_> = drawings.iter_mut().map(|d| d.carried(i, halves)).collect();
+            let missing: Vec<_> = (0..pictures).filter(|&k| outputs[k].is_none()).collect();
+            if !missing.is_empty() {
+                // Where every size of a batch is compiled, the others are computed too, in vain.
+                let all = transformer.compiles_per_size();
+                let asked = if all { (0..pictures).collect() } else { missing.clone() };
+                let rows = halves * asked.len();
+                let of = || asked.iter().map(|&k| &drawings[k]);
+                if constant_for != (asked.clone(), halves) {
+                    let captions: Vec<_> = of().map(|drawing| drawing.caption).collect();
+                    let inputs = constant_inputs(&captions, halves, sizes, least).into_iter();
+                    let placed = inputs.map(|(name, value)| Ok((name, transformer.place(value)?)));
+                    constant = placed.collect::<Result<_, PipelineError>>()?;
+                    constant_for = (asked.clone(), halves);
+                }
+                let latents = (0..halves).flat_map(|_| of().map(|drawing| drawing.latents.view()));
+                let latents = concatenate(Axis(0), &latents.collect::<Vec<_>>());
+                let latents = Value::from(latents.expect("pictures of a batch have one shape"));
+                let timesteps = Value::from(ArrayD::from_elem(vec![rows], timestep));
+                let changing = [("hidden_states", &latents), ("timestep", &timesteps)].into_iter();
+                let inputs = changing.chain(constant.iter().map(|(name, value)| (*name, value)));
+                let inputs: Vec<_> = inputs.collect();
+                let output = transformer.run_values(&inputs, "out_hidden_states")?;
+                transformer.check_shape(&output, &[rows, out_channels, height, width])?;
+                for k in missing {
+                    // Its rows: the unconditional one, if there is one, and the prompt's.
+                    let place = asked.iter().position(|&asked| asked == k);
+                    let place = place.expect("what is missing is asked for");
+                    let rows: Vec<_> = (0..halves).map(|half| half * asked.len() + place).collect();
+                    outputs[k] = Some(drawings[k].computed(output.select(Axis(0), &rows)));
+                }
             }
-            let latents = (0..halves).flat_map(|_| &drawings).map(|drawing| drawing.latents.view());
-            let latents = concatenate(Axis(0), &latents.collect::<Vec<_>>());
-            let latents = Value::from(latents.expect("pictures of a batch have one shape"));
-            let timesteps = Value::from(ArrayD::from_elem(vec![halves * pictures], timestep));
-            let changing = [("hidden_states", &latents), ("timestep", &timesteps)].into_iter();
-            let inputs = changing.chain(constant.iter().map(|(name, value)| (*name, value)));
-            let inputs: Vec<_> = inputs.collect();
-            let output = transformer.run_values(&inputs, "out_hidden_states")?;
-            transformer.check_shape(&output, &[halves * pictures, out_channels, height, width])?;
 
-            for (k, drawing) in drawings.iter_mut().enumerate() {
-                // Its rows: the unconditional one, if there is one, and the prompt's.
-                let rows: Vec<_> = (0..halves).map(|half| half * pictures + k).collect();
-                let output = output.select(Axis(0), &rows);
+            for (drawing, output) in drawings.iter_mut().zip(outputs.into_iter().flatten()) {
                 let Drawing { index, solver, generator, latents, kept, .. } = drawing;
                 let variance = solver.needs_variance();
                 let prediction = predicted(&output, in_channels, request, variance);
@@ -154,7 +196,11 @@ impl Pipeline {
             }
             stage.advance(pictures);
         }
-        Ok(Some(drawings.into_iter().map(|drawing| drawing.latents).collect()))
+        let drawn = |Drawing { latents, cache, .. }| Drawn {
+            latents,
+            reused_steps: cache.map_or(0, |cache| cache.reused()),
+        };
+        Ok(Some(drawings.into_iter().map(drawn).collect()))
     }
 }
 

@@ -6,7 +6,7 @@ use super::InitImage;
 use crate::{
     error::RequestError,
     noise::TorchGenerator,
-    sampler::{GuidanceEnd, SamplingMethod, UncondMask},
+    sampler::{EasyCache, GuidanceEnd, SamplingMethod, UncondMask},
     size::{Size, check_sides},
     text::PromptCleaning,
 };
@@ -117,6 +117,9 @@ pub struct Request {
     pub guidance_rescale: f32,
     /// Which tokens the unconditional half attends to; the reference's choice where not given.
     pub uncond_mask: Option<UncondMask>,
+    /// Which steps may be carried over from those before instead of computed; none where not given. What a
+    /// picture loses by it depends on the model.
+    pub easycache: Option<EasyCache>,
     /// Seed of the first picture's noise; picture k has `seed` + k.
     pub seed: u64,
     /// None, or one for each prompt, in place of `seed`.
@@ -150,6 +153,7 @@ impl Default for Request {
             guidance_end: GuidanceEnd::default(),
             guidance_rescale: 0.0,
             uncond_mask: None,
+            easycache: None,
             seed: 42,
             noise_seeds: Vec::new(),
             init: None,
@@ -207,6 +211,13 @@ impl Request {
         }
         let rescale = &self.guidance_rescale;
         range("guidance_rescale", (0.0..=1.0).contains(rescale), rescale, "0 to 1")?;
+        if let Some(EasyCache { threshold, start, end }) = &self.easycache {
+            let accepted = threshold.is_finite() && *threshold >= 0.0;
+            range("easycache", accepted, threshold, "a finite number, 0 or more")?;
+            range("easycache_start", (0.0..=1.0).contains(start), start, "0 to 1")?;
+            let accepted = (*start..=1.0).contains(end);
+            range("easycache_end", accepted, end, "easycache_start to 1")?;
+        }
         if self.guided() && !method.takes_guidance() {
             return Err(RequestError::Guided { method, found: self.guidance_scale });
         }
@@ -329,6 +340,9 @@ mod tests {
     fn every_setting_is_checked() {
         let good = Request { prompts: vec![String::new()], ..Default::default() };
         assert_eq!(good.check(), Ok(()));
+        let cache = EasyCache::default();
+        let cached = |easycache| Request { easycache: Some(easycache), ..good.clone() };
+        assert_eq!(cached(EasyCache { threshold: 0.0, start: 0.0, end: 1.0 }).check(), Ok(()));
         let bad = [
             (Request::default(), "prompts"),
             (Request { negative_prompts: vec![String::new(); 2], ..good.clone() }, "negative"),
@@ -340,6 +354,12 @@ mod tests {
             (Request { guidance_rescale: f32::NAN, ..good.clone() }, "guidance_rescale"),
             (Request { guidance_end: GuidanceEnd::Fraction(-0.1), ..good.clone() }, "guidance_end"),
             (Request { guidance_end: GuidanceEnd::Step(21), ..good.clone() }, "guidance_last_step"),
+            (cached(EasyCache { threshold: -0.1, ..cache }), "easycache:"),
+            (cached(EasyCache { threshold: f64::INFINITY, ..cache }), "easycache:"),
+            (cached(EasyCache { threshold: f64::NAN, ..cache }), "easycache:"),
+            (cached(EasyCache { start: 1.5, ..cache }), "easycache_start"),
+            (cached(EasyCache { end: 1.5, ..cache }), "easycache_end"),
+            (cached(EasyCache { start: 0.5, end: 0.4, ..cache }), "easycache_end"),
         ];
         for (request, field) in bad {
             let message = request.check().expect_err(field).to_string();

@@ -2,9 +2,7 @@
 
 use std::{mem, ops::Range, time::Instant};
 
-use ndarray::ArrayD;
-
-use super::{Event, Picture, Pipeline, Request, Stage, StageProgress, init::Init};
+use super::{Event, Picture, Pipeline, Request, Stage, StageProgress, denoise::Drawn, init::Init};
 use crate::{engine::Session, error::PipelineError, size::SizePlan, text::Conditioning};
 
 /// One request under way. Pictures are drawn and decoded in the order of their prompts.
@@ -17,7 +15,7 @@ pub(super) struct Run<'a> {
     /// Draws in the place of the pipeline's own transformer.
     pub(super) transformer: Option<&'a mut dyn Session>,
     /// Latents that wait for the VAE; those of the first pictures are gone already.
-    waiting: Vec<ArrayD<f32>>,
+    waiting: Vec<Drawn>,
     pub(super) pictures: Vec<Picture>,
     /// Whether it was told that the VAE works in tiles.
     told_of_tiles: bool,
@@ -99,7 +97,7 @@ impl Pipeline {
         let mut result = Ok(());
         while let Some(batch) = run.next_batch(self.options.batch_size) {
             match self.denoise(batch, run, &mut stage) {
-                Ok(Some(latents)) => run.waiting.extend(latents),
+                Ok(Some(drawn)) => run.waiting.extend(drawn),
                 Ok(None) => break,
                 Err(error) => {
                     result = Err(error);
@@ -126,7 +124,7 @@ impl Pipeline {
         }
         let (total, done) = (run.captions.len(), run.pictures.len());
         let mut stage = StageProgress::resume(Stage::Decode, total, done, progress);
-        for latents in mem::take(&mut run.waiting) {
+        for Drawn { latents, reused_steps } in mem::take(&mut run.waiting) {
             let k = run.pictures.len();
             let (size, reference) = (&run.sizes[k], run.request.reference);
             let mut told = None;
@@ -145,7 +143,8 @@ impl Pipeline {
                 run.told_of_tiles = true;
             }
             let (seed, prompt) = (run.request.noise_seed(k).seed, run.request.prompts[k].clone());
-            run.pictures.push(Picture { image, latents, seed, prompt, vae_tiling });
+            let picture = Picture { image, latents, seed, prompt, vae_tiling, reused_steps };
+            run.pictures.push(picture);
             stage.advance(1);
             stage.tell(Event::Picture { index: k, picture: &run.pictures[k] });
         }

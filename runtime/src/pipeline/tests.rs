@@ -1,5 +1,6 @@
 //! The pipeline on an engine that computes next to nothing.
 
+mod easycache;
 mod init;
 mod series;
 
@@ -19,7 +20,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     engine::{EngineError, Override, Session},
-    sampler::{GuidanceEnd, SamplingMethod, UncondMask},
+    sampler::{EasyCache, GuidanceEnd, SamplingMethod, UncondMask},
     tensor::Tensor,
 };
 
@@ -34,6 +35,8 @@ pub(super) struct Toy {
     pub(super) broken: Option<&'static str>,
     /// How often it still gives numbers.
     pub(super) sound_calls: AtomicUsize,
+    /// Whether the engine is one that compiles every size anew.
+    pub(super) compiles_per_size: bool,
     /// The transformer's variance channels; far outside their range where nothing reads them.
     pub(super) variance: Mutex<f32>,
 }
@@ -46,6 +49,7 @@ impl Default for Toy {
             most_alive: AtomicUsize::default(),
             broken: None,
             sound_calls: AtomicUsize::default(),
+            compiles_per_size: false,
             variance: Mutex::new(1e30),
         }
     }
@@ -66,6 +70,10 @@ impl Engine for ToyEngine {
 
     fn describe(&self) -> String {
         "toy".to_owned()
+    }
+
+    fn compiles_per_size(&self) -> bool {
+        self.0.compiles_per_size
     }
 
     fn load_with(

@@ -4,6 +4,7 @@ mod config;
 mod ddim;
 mod dmd;
 mod dpm_solver;
+mod easycache;
 mod guidance;
 mod iddpm;
 mod lcm;
@@ -14,6 +15,7 @@ mod solver;
 
 pub use config::{FinalSigma, SchedulerConfig, SchedulerError};
 pub use dpm_solver::DpmSolver;
+pub use easycache::{EasyCache, StepCache};
 pub use guidance::{GuidanceEnd, UncondMask, guide, rescale};
 pub use method::SamplingMethod;
 pub use schedule::{Level, NoiseSchedule};

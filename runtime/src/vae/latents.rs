@@ -66,6 +66,7 @@ mod tests {
             seed,
             prompt: String::new(),
             vae_tiling: crate::vae::tiles::TilingMode::Off,
+            reused_steps: 0,
         }
     }
 

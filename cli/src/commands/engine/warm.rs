@@ -121,6 +121,8 @@ fn keeps_something(opened: &OpenEngines) -> Result<bool, Failure> {
 /// As few steps as are guided and not guided where all of them are. With a picture to begin from, the first are left
 /// out, and guided ones with them: there, all stay.
 fn shorten(request: &mut Request) {
+    // A step that is left out shows no size.
+    request.easycache = None;
     if request.init.is_some() {
         return;
     }

@@ -11,7 +11,7 @@ use clap::Args;
 use pixart_runtime::image::{Metadata, Parameters};
 use pixart_runtime::lora::LoraSpec;
 use pixart_runtime::pipeline::{Picture, Request};
-use pixart_runtime::sampler::{SamplingMethod, UncondMask};
+use pixart_runtime::sampler::{EasyCache, SamplingMethod, UncondMask};
 use pixart_runtime::vae::tiles::{TilingMode, TilingOptions};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -126,6 +126,11 @@ impl Record {
         ] {
             settings.insert(name.to_owned(), value);
         }
+        if let Some(EasyCache { threshold, start, end }) = request.easycache {
+            settings.insert("easycache".to_owned(), json!(threshold));
+            settings.insert("easycache_start".to_owned(), json!(start));
+            settings.insert("easycache_end".to_owned(), json!(end));
+        }
         if let Some(init) = &request.init {
             settings.insert("strength".to_owned(), json!(init.strength));
             if let Some(mask) = &init.mask {
@@ -172,6 +177,9 @@ impl Record {
         let mut facts = self.facts.clone();
         let (width, height) = picture.image.dimensions();
         facts["size"] = json!([width, height]);
+        if self.request.easycache.is_some() {
+            facts["reused_steps"] = json!(picture.reused_steps);
+        }
         let record =
             json!({ "format": FORMAT, "tool": TOOL, "settings": settings, "facts": facts });
         let parameters = self.parameters(picture, index, negative).to_string();
@@ -311,6 +319,7 @@ mod tests {
             seed: 1,
             prompt: "a".to_owned(),
             vae_tiling: TilingMode::Off,
+            reused_steps: 0,
         };
         let settings = |picture: &Picture| -> Value {
             let record: Value = serde_json::from_str(&record.metadata(picture, 0).record).unwrap();

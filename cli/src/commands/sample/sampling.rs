@@ -3,7 +3,7 @@
 use super::settings::Settings;
 use crate::exit::Failure;
 use pixart_runtime::pipeline::Request;
-use pixart_runtime::sampler::{GuidanceEnd, SamplingMethod, UncondMask};
+use pixart_runtime::sampler::{EasyCache, GuidanceEnd, SamplingMethod, UncondMask};
 
 impl Settings {
     /// Puts solver and guidance into `request`, with the solver's own defaults for what is not given.
@@ -14,6 +14,7 @@ impl Settings {
         request.guidance_scale = self.guidance_scale.unwrap_or(method.default_guidance_scale());
         request.guidance_end = self.guidance_end()?;
         request.guidance_rescale = self.guidance_rescale.unwrap_or(0.0);
+        request.easycache = self.easycache()?;
         let mask = self.uncond_mask.as_deref().map(str::parse::<UncondMask>).transpose();
         request.uncond_mask =
             mask.map_err(|error| Failure::request(format!("uncond_mask: {error}")))?;
@@ -42,5 +43,26 @@ impl Settings {
             (None, Some(step)) => Ok(GuidanceEnd::Step(step)),
             (None, None) => Ok(GuidanceEnd::default()),
         }
+    }
+
+    fn easycache(&self) -> Result<Option<EasyCache>, Failure> {
+        let Some(threshold) = self.easycache else {
+            for (name, given) in
+                [("easycache_start", self.easycache_start), ("easycache_end", self.easycache_end)]
+            {
+                if given.is_some() {
+                    return Err(Failure::request(format!(
+                        "{name}: found it without easycache, which it is about; give --easycache too"
+                    )));
+                }
+            }
+            return Ok(None);
+        };
+        let default = EasyCache::default();
+        Ok(Some(EasyCache {
+            threshold,
+            start: self.easycache_start.unwrap_or(default.start),
+            end: self.easycache_end.unwrap_or(default.end),
+        }))
     }
 }

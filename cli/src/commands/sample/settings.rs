@@ -151,6 +151,34 @@ pub struct Settings {
     /// caption; own with --reference diffusers]
     #[arg(long = "uncond_mask", value_name = "NAME", help_heading = "Sampling")]
     pub uncond_mask: Option<String>,
+    /// An approximation that leaves steps out: carry the network's prediction over to the next step while it
+    /// is expected to change by less than this part of itself [default: off; without a number 0.05]
+    #[arg(
+        long,
+        value_name = "THRESHOLD",
+        num_args = 0..=1,
+        default_missing_value = "0.05",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
+    pub easycache: Option<f64>,
+    /// The part of the steps that --easycache computes at the start, 0 to 1 [default: 0.15]
+    #[arg(
+        long = "easycache_start",
+        value_name = "PART",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
+    pub easycache_start: Option<f64>,
+    /// The part after which it computes all again, 0 to 1; the last step is always computed [default:
+    /// 0.95]
+    #[arg(
+        long = "easycache_end",
+        value_name = "PART",
+        allow_negative_numbers = true,
+        help_heading = "Sampling"
+    )]
+    pub easycache_end: Option<f64>,
     /// Seed of the first picture, picture k has seed + k; -1 draws one [default: 42]
     #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = seed,
           help_heading = "Sampling")]

@@ -30,6 +30,8 @@ pub struct Together<'a> {
 #[derive(Serialize, Deserialize)]
 struct Done {
     cancelled: bool,
+    /// Steps that were carried over from others.
+    reused: usize,
     made: Vec<Made>,
 }
 
@@ -101,17 +103,20 @@ impl<'a> Together<'a> {
     }
 
     /// What is done when all have drawn: the first process writes what is of the run as a whole. Gives how many
-    /// pictures there are in all, and whether any process was told to end.
+    /// pictures there are in all, how many of their steps were carried over from others, and whether any process was
+    /// told to end.
     pub fn finish(
         &self,
         pictures: &[Picture],
         request: &Request,
         output: &mut Output,
         cancelled: bool,
-    ) -> Result<(usize, bool), Failure> {
-        let own = Done { cancelled, made: output.made(pictures) };
+    ) -> Result<(usize, usize, bool), Failure> {
+        let reused = pictures.iter().map(|picture| picture.reused_steps).sum();
+        let own = Done { cancelled, reused, made: output.made(pictures) };
         let all = ranks::of_all(self.ranks, &own)?;
         let cancelled = all.iter().any(|done| done.cancelled);
+        let reused = all.iter().map(|done| done.reused).sum();
         let made: Vec<(usize, Made)> = (0..).zip(all).flat_map(from_each).collect();
         let count = made.len();
         if output.wants_pictures() {
@@ -127,7 +132,7 @@ impl<'a> Together<'a> {
         if self.ranks.is_first() {
             output.conclude(made.into_iter().map(|(_, made)| made).collect(), request)?;
         }
-        Ok((count, cancelled))
+        Ok((count, reused, cancelled))
     }
 
     /// The pictures of all, for the first process.
@@ -165,6 +170,7 @@ impl<'a> Together<'a> {
                 prompt: request.prompts[made.index].clone(),
                 // Nobody asks a picture of a grid.
                 vae_tiling: TilingMode::Off,
+                reused_steps: 0,
             });
         }
         Ok(pictures)

@@ -203,3 +203,13 @@ fn seeds_of_single_pictures_are_checked_and_used() {
         assert!(message.contains(said), "{message}");
     }
 }
+
+#[test]
+fn steps_are_left_out_of_those_that_are_taken() {
+    let (folder, toy) = (with_encoder(), Arc::new(Toy::default()));
+    let easycache = Some(EasyCache { threshold: 1e9, start: 0.0, end: 1.0 });
+    let request = Request { easycache, ..from_picture(64, 64, 0.5) };
+    let pictures = sample(&mut pipeline(&folder, &toy, false), &request);
+    // Of the steps 6 to 10 the first two and the last are computed.
+    assert_eq!((batches(&toy), pictures[0].reused_steps), (vec![2, 2, 2], 2));
+}
