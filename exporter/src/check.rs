@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::export::Prepared;
-use crate::graph::ir::Graph;
+use crate::graph::ir::{Graph, Initializer, WeightData};
 use crate::graph::slice::{self, Blocks, Ends};
 use crate::write::{self, MODEL_FILE, WriteError};
 use crate::{Component, ExportError, ExportOptions, Int8Mode, Precision};
@@ -122,10 +122,15 @@ fn fitting(graph: &Graph, blocks: &Blocks, most_bytes: u64) -> Option<Ends> {
     fits.or(possible.last()).map(|(kept, _)| *kept)
 }
 
-/// Bytes of the checkpoint's weights in fp32.
+/// Bytes of the weights in a graph in fp32.
 fn weight_bytes(graph: &Graph) -> u64 {
-    let elements = |shape: &[usize]| shape.iter().map(|&size| size as u64).product::<u64>();
-    graph.weights().map(|weight| 4 * elements(&weight.shape)).sum()
+    let bytes = |initializer: &Initializer| match initializer.data {
+        WeightData::Checkpoint(_) => {
+            4 * initializer.shape.iter().map(|&n| n as u64).product::<u64>()
+        }
+        WeightData::Inline(_) => 0,
+    };
+    graph.initializers.iter().map(bytes).sum()
 }
 
 fn describe(kept: Ends, count: usize) -> String {

@@ -1,5 +1,7 @@
 //! Pictures that go through the VAE in tiles against the same pictures as a whole, on both engines.
 
+use std::{fs, path::Path};
+
 use ndarray::{Array4, ArrayD};
 use pixart_exporter::{Component, Profile};
 use pixart_runtime::{
@@ -9,6 +11,12 @@ use pixart_runtime::{
     vae::tiles::{TilingMode, TilingOptions, blend, exact},
 };
 use pixart_tests::{component, engines, exports::Export, fixtures};
+use prost::Message as _;
+use safetensors::{Dtype, SafeTensors};
+use tract_onnx::pb::{
+    AttributeProto, ModelProto, NodeProto, TensorProto, attribute_proto::AttributeType,
+    tensor_proto::DataType,
+};
 
 /// Exact tiles differ from the whole by rounding: far better than the 45 dB that are asked for.
 const EXACT_DB: f64 = 90.0;
@@ -60,13 +68,13 @@ impl Half {
     }
 }
 
-fn decoder(source: &std::path::Path, profile: Profile) -> Half {
+fn decoder(source: &Path, profile: Profile) -> Half {
     let component = Component::VaeDecoder;
     let export = Export::component(source, component, profile);
     Half { export, component, input: "latent_sample" }
 }
 
-fn encoder(source: &std::path::Path, profile: Profile) -> Half {
+fn encoder(source: &Path, profile: Profile) -> Half {
     let component = Component::VaeEncoder;
     let export = Export::component(source, component, profile);
     Half { export, component, input: "sample" }
@@ -96,6 +104,99 @@ fn exact_tiles_decode_what_the_whole_decodes() {
     {
         assert_exact(&decoder(&fixtures::tiny(), profile), &smooth(4, 26, 40), engine.as_ref());
         assert_exact(&decoder(&fixtures::wide(), profile), &smooth(4, 52, 38), engine.as_ref());
+    }
+}
+
+/// Makes the graph what it was before enlarged pictures were put together from four convolutions: pixels are
+/// repeated, and the checkpoint's kernel goes over them.
+fn repeat_pixels(half: &Half, source: &Path) {
+    let graph = half.export.graph(half.component);
+    let mut model =
+        ModelProto::decode(fs::read(&graph).expect("a graph").as_slice()).expect("ONNX");
+    let old = model.graph.as_mut().expect("a graph");
+    let file = fs::read(source.join("vae/diffusion_pytorch_model.safetensors")).expect("weights");
+    let weights = SafeTensors::deserialize(&file).expect("safetensors");
+    let floats = |name: &str, dims: &[usize], raw_data: Vec<u8>| TensorProto {
+        name: name.to_owned(),
+        dims: dims.iter().map(|&dim| dim as i64).collect(),
+        data_type: DataType::Float as i32,
+        raw_data,
+        ..TensorProto::default()
+    };
+    let list = |name: &str, ints: &[i64]| AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::Ints as i32,
+        ints: ints.to_vec(),
+        ..AttributeProto::default()
+    };
+    let text = |name: &str, s: &str| AttributeProto {
+        name: name.to_owned(),
+        r#type: AttributeType::String as i32,
+        s: s.as_bytes().to_vec(),
+        ..AttributeProto::default()
+    };
+    let factors = [1f32, 1.0, 2.0, 2.0].iter().flat_map(|factor| factor.to_le_bytes()).collect();
+    old.initializer.push(floats("factors", &[4], factors));
+    let layers: Vec<(String, String)> = old
+        .node
+        .iter()
+        .filter_map(|node| {
+            Some((node.name.strip_suffix("/DepthToSpace")?.to_owned(), node.output[0].clone()))
+        })
+        .collect();
+    assert_eq!(layers.len(), 3);
+    for (layer, output) in layers {
+        let of_layer = |node: &NodeProto| node.name.starts_with(&format!("{layer}/"));
+        let first = old.node.iter().position(of_layer).expect("a node");
+        let (input, bias) = (old.node[first].input[0].clone(), old.node[first].input[2].clone());
+        let (kernel, enlarged) = (format!("{layer}.weight"), format!("{layer}.enlarged"));
+        let stored = weights.tensor(&kernel).expect("a kernel");
+        assert_eq!(stored.dtype(), Dtype::F32);
+        old.initializer.retain(|tensor| !tensor.name.starts_with(&kernel));
+        old.initializer.push(floats(&kernel, stored.shape(), stored.data().to_vec()));
+        old.node.retain(|node| !of_layer(node));
+        let resize = NodeProto {
+            name: format!("{layer}/Resize"),
+            op_type: "Resize".to_owned(),
+            input: vec![input, String::new(), "factors".to_owned()],
+            output: vec![enlarged.clone()],
+            attribute: vec![
+                text("mode", "nearest"),
+                text("coordinate_transformation_mode", "asymmetric"),
+                text("nearest_mode", "floor"),
+            ],
+            ..NodeProto::default()
+        };
+        let convolution = NodeProto {
+            name: format!("{layer}/Conv"),
+            op_type: "Conv".to_owned(),
+            input: vec![enlarged, kernel, bias],
+            output: vec![output],
+            attribute: vec![
+                list("kernel_shape", &[3, 3]),
+                list("strides", &[1, 1]),
+                list("pads", &[1, 1, 1, 1]),
+            ],
+            ..NodeProto::default()
+        };
+        old.node.splice(first..first, [resize, convolution]);
+    }
+    fs::write(graph, model.encode_to_vec()).expect("written");
+}
+
+#[test]
+fn exports_that_repeat_pixels_are_decoded_as_before() {
+    for (profile, engine) in [(Profile::Ort, engines::ort()), (Profile::Portable, engines::tract())]
+    {
+        let source = fixtures::tiny();
+        let (new, old) = (decoder(&source, profile), decoder(&source, profile));
+        repeat_pixels(&old, &source);
+        let x = smooth(4, 26, 40);
+        assert_exact(&old, &x, engine.as_ref());
+        let whole = old.whole(engine.as_ref(), &x);
+        let db = psnr(&new.whole(engine.as_ref(), &x), &whole, range(&whole));
+        println!("repeated pixels on {}: {db:.1} dB", engine.name());
+        assert!(db >= EXACT_DB, "{}: {db:.1} dB", engine.name());
     }
 }
 

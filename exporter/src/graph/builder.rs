@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use super::dim::{Dim, display_shape};
 use super::error::{GraphError, GraphErrorKind};
 use super::ir::{
-    Attribute, DType, Graph, Initializer, Node, OpsetImport, Transform, ValueInfo, WeightData,
-    WeightRef,
+    Attribute, DType, Graph, Initializer, Node, OpsetImport, Phase, Transform, ValueInfo,
+    WeightData, WeightRef,
 };
 use super::value::Value;
 use crate::profile::{Portions, Profile};
@@ -244,6 +244,35 @@ impl GraphBuilder {
         self.weight_as(name, &found, Transform::Transpose2d, &[in_features, out_features])
     }
 
+    /// The checkpoint kernel `<scope>.<name>` of shape `[out, in, 3, 3]`, as the four kernels
+    /// `[out, in, 2, 2]` of [`Transform::Phase`], in the order of [`Phase::ALL`].
+    pub(super) fn weight_phases(
+        &mut self,
+        name: &str,
+        out_channels: usize,
+        in_channels: usize,
+    ) -> Result<[Value; 4], GraphError> {
+        let tensor = self.path(name);
+        self.unread(&tensor)?;
+        let found = [out_channels, in_channels, 3, 3];
+        if self.weights_as_inputs {
+            let expected = "weights that are constants, because sums of them are stored";
+            return self.fail(GraphErrorKind::Operator, "weight", &[], expected);
+        }
+        let values = Phase::ALL.map(|phase| {
+            let part = format!(
+                "{tensor}.{}_{}",
+                if phase.lower { "lower" } else { "upper" },
+                if phase.right { "right" } else { "left" }
+            );
+            let shape = [out_channels, in_channels, 2, 2];
+            self.stored(part, &tensor, &found, Transform::Phase(phase), &shape)
+        });
+        // One of them stands for the tensor.
+        self.weights.insert(tensor, values[0].clone());
+        Ok(values)
+    }
+
     fn weight_as(
         &mut self,
         name: &str,
@@ -252,26 +281,41 @@ impl GraphBuilder {
         shape: &[usize],
     ) -> Result<Value, GraphError> {
         let tensor = self.path(name);
-        if let Some(old) = self.weights.get(&tensor) {
-            let message = "one use of a checkpoint tensor; share the value instead";
-            let kind = GraphErrorKind::DuplicateName;
-            return Err(GraphError::new(kind, &tensor, "weight", &[old], message));
-        }
+        self.unread(&tensor)?;
         if self.weights_as_inputs {
             return self.weight_as_input(tensor, found, transform, shape);
         }
-        let dims = shape.iter().map(|&n| Dim::from(n)).collect();
-        let value = Value { name: tensor.clone(), dtype: DType::F32, shape: dims };
-        self.names.insert(tensor.clone(), 1);
-        let value = self.known(value);
-        self.weights.insert(tensor.clone(), value.clone());
+        let value = self.stored(tensor.clone(), &tensor, found, transform, shape);
+        self.weights.insert(tensor, value.clone());
+        Ok(value)
+    }
+
+    /// An error if the checkpoint's tensor has been read.
+    fn unread(&self, tensor: &str) -> Result<(), GraphError> {
+        let Some(old) = self.weights.get(tensor) else { return Ok(()) };
+        let message = "one use of a checkpoint tensor; share the value instead";
+        Err(GraphError::new(GraphErrorKind::DuplicateName, tensor, "weight", &[old], message))
+    }
+
+    /// An initializer of the checkpoint's `tensor`.
+    fn stored(
+        &mut self,
+        name: String,
+        tensor: &str,
+        found: &[usize],
+        transform: Transform,
+        shape: &[usize],
+    ) -> Value {
+        self.names.insert(name.clone(), 1);
+        let weight = WeightRef { tensor: tensor.to_owned(), shape: found.to_vec(), transform };
         self.initializers.push(Initializer {
-            name: tensor.clone(),
+            name: name.clone(),
             dtype: DType::F32,
             shape: shape.to_vec(),
-            data: WeightData::Checkpoint(WeightRef { tensor, shape: found.to_vec(), transform }),
+            data: WeightData::Checkpoint(weight),
         });
-        Ok(value)
+        let dims = shape.iter().map(|&n| Dim::from(n)).collect();
+        self.known(Value { name, dtype: DType::F32, shape: dims })
     }
 
     /// The input `<scope>.<name>` of a shape with open sizes, which counts as a weight.

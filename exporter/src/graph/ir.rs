@@ -128,6 +128,10 @@ pub enum Transform {
     Transpose2d,
     /// The same elements under the initializer's shape.
     Reshape,
+    /// A kernel `[out, in, 3, 3]` that goes over a picture of doubled pixels, as the kernel
+    /// `[out, in, 2, 2]` over the small picture that gives the pixels of one [`Phase`]: taps that
+    /// fall on the same small pixel are summed, in 64 bits.
+    Phase(Phase),
     /// A matrix `[out, in]` as codes of 8 or 4 bits in blocks of 32 numbers along `in`, each with a
     /// scale: `[out, blocks, bytes of a block]`, unsigned.
     QuantisedBlocks {
@@ -143,6 +147,25 @@ pub enum Transform {
     QuantisedColumns,
     /// The scales of [`Self::QuantisedColumns`]: `[out]`.
     ColumnScales,
+}
+
+/// Which of the four pixels that one becomes when both sides of a picture double.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Phase {
+    /// In the lower row.
+    pub lower: bool,
+    /// In the right column.
+    pub right: bool,
+}
+
+impl Phase {
+    /// All four, row by row.
+    pub const ALL: [Self; 4] = [
+        Self { lower: false, right: false },
+        Self { lower: false, right: true },
+        Self { lower: true, right: false },
+        Self { lower: true, right: true },
+    ];
 }
 
 /// A tensor of the checkpoint, under its diffusers or transformers name.

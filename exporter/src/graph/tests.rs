@@ -69,6 +69,12 @@ fn mistakes_are_found_and_named() {
         ("Pad", Axis, |b, v| b.pad_end(&v[0], 3, &sym("width"))),
         ("Conv", Rank, |b, v| b.conv2d("c", &v[0], 3, Window::same(3))),
         ("Resize", Rank, |b, v| b.upsample_nearest(&v[0], 2)),
+        ("Conv", Rank, |b, v| b.upsampled_conv2d("c", &v[0], 3)),
+        ("DepthToSpace", Rank, |b, v| b.depth_to_space(&v[0], 2)),
+        ("DepthToSpace", Divisibility, |b, v| {
+            let x = b.unsqueeze(&v[0], &[0])?;
+            b.depth_to_space(&x, 4)
+        }),
         ("LayerNormalization", Broadcast, |b, v| b.layer_norm(&v[2], &v[0], None, 1e-6)),
         ("InstanceNormalization", Size, |b, v| b.instance_norm(&v[0], &v[2], &v[2], 1e-6)),
         ("GroupNorm", Rank, |b, v| b.group_norm("n", &v[0], 2, 1e-6)),
@@ -291,6 +297,43 @@ fn convolutions_compute() {
     // Patches: 0+5, 2+7, 8+13, 10+15, each plus 0.5; then each pixel plus its left neighbour.
     assert_eq!(&y[..4], [6.0, 11.5, 15.5, 19.5]);
     assert_eq!(&y[12..], [22.0, 43.5, 47.5, 51.5]);
+}
+
+#[test]
+fn an_enlarged_picture_is_convolved_as_if_its_pixels_were_repeated() {
+    for (height, width) in [(1, 1), (1, 4), (3, 5), (8, 2)] {
+        let shape: &[Dim] = &[sym("b"), 3.into(), sym("h"), sym("w")];
+        let repeated = graph(&[shape], |b, x| {
+            let x = b.upsample_nearest(&x[0], 2)?;
+            b.conv2d("up", &x, 5, Window::same(3))
+        });
+        let phases = graph(&[shape], |b, x| b.upsampled_conv2d("up", &x[0], 5));
+        assert!(!phases.nodes.iter().any(|node| node.op_type == "Resize"));
+        let weight = |name: &str| match name {
+            "up.weight" => noise(3, 5 * 3 * 9),
+            _ => noise(4, 5),
+        };
+        let x = [floats(&[2, 3, height, width], &noise(1, 2 * 3 * height * width))];
+        let (expected_shape, expected) = run(&repeated, &weight, &x);
+        let (shape, found) = run(&phases, &weight, &x);
+        assert_eq!(shape, expected_shape);
+        close(&found, &expected, 1e-6);
+    }
+}
+
+#[test]
+fn a_kernel_that_is_stored_in_parts_is_one_tensor_and_read_once() {
+    let mut b = builder();
+    let shape = vec![1.into(), 3.into(), sym("h"), sym("w")];
+    let x = b.input("x", DType::F32, shape.clone()).unwrap();
+    b.upsampled_conv2d("up", &x, 3).unwrap();
+    for again in [b.upsampled_conv2d("up", &x, 3), b.conv2d("up", &x, 3, Window::same(3))] {
+        assert_eq!(again.unwrap_err().kind, GraphErrorKind::DuplicateName);
+    }
+    let mut b = builder().weights_as_inputs();
+    let x = b.input("x", DType::F32, shape).unwrap();
+    let error = b.upsampled_conv2d("up", &x, 3).unwrap_err();
+    assert!(error.to_string().contains("expected weights that are constants"), "{error}");
 }
 
 /// Attention of one batch entry, written out.

@@ -100,7 +100,10 @@ fn decoder(b: &mut GraphBuilder, config: &VaeConfig, x: &Value) -> Result<Value,
             for unit in 0..=config.layers_per_block {
                 x = residual_unit(b, &format!("resnets.{unit}"), &x, channels, groups)?;
             }
-            if last { Ok(x) } else { upsample(b, &x, channels) }
+            if last {
+                return Ok(x);
+            }
+            b.scoped("upsamplers.0", |b| b.upsampled_conv2d("conv", &x, channels))
         })?;
     }
     let x = b.group_norm("conv_norm_out", &x, groups, EPSILON)?;
@@ -162,12 +165,4 @@ fn spatial_attention(
     let mixed = b.transpose(&mixed, &[0, 2, 1])?;
     let mixed = b.reshape(&mixed, x.shape())?;
     b.add(x, &mixed)
-}
-
-/// Sides doubled by repetition, then smoothed.
-fn upsample(b: &mut GraphBuilder, x: &Value, channels: usize) -> Result<Value, GraphError> {
-    b.scoped("upsamplers.0", |b| {
-        let x = b.upsample_nearest(x, 2)?;
-        b.conv2d("conv", &x, channels, Window::same(3))
-    })
 }

@@ -58,6 +58,8 @@ pub fn find(
         read.insert(tensor.clone());
         found.push(FoundWeight { initializer, tensor });
     }
+    // A tensor of which several initializers are made is wrong once; they follow each other.
+    problems.dedup();
     for name in checkpoint.names() {
         if !read.contains(name) && !names::is_droppable(component, name) {
             let shape = checkpoint.info(name).map(|info| info.shape);

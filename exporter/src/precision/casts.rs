@@ -9,7 +9,7 @@ use crate::graph::ir::{Attribute, DType, Graph, Initializer, Node, Transform, We
 use crate::graph::{GraphError, GraphErrorKind};
 
 /// Operators that move elements without computing: they take whatever type their data has.
-const MOVES: [&str; 12] = [
+const MOVES: [&str; 13] = [
     "Reshape",
     "Transpose",
     "Unsqueeze",
@@ -20,6 +20,7 @@ const MOVES: [&str; 12] = [
     "Pad",
     "Gather",
     "Resize",
+    "DepthToSpace",
     "Identity",
     "Flatten",
 ];

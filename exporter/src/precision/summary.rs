@@ -1,6 +1,6 @@
 //! What a graph's weights are stored as, in a few lines for the manifest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 
@@ -22,14 +22,14 @@ pub(crate) struct WeightClass {
 /// The classes, in the order of their descriptions.
 pub(crate) fn summary(graph: &Graph) -> Vec<WeightClass> {
     let mut classes: BTreeMap<String, WeightClass> = BTreeMap::new();
+    // Several initializers can be made of one tensor: codes and scales, or the phases of a kernel.
+    let mut counted = HashSet::new();
     for initializer in &graph.initializers {
         let WeightData::Checkpoint(weight) = &initializer.data else { continue };
         let bits = match weight.transform {
             Transform::QuantisedBlocks { bits } | Transform::BlockScales { bits } => bits,
             _ => 8,
         };
-        let scales =
-            matches!(weight.transform, Transform::BlockScales { .. } | Transform::ColumnScales);
         let stored_as = match weight.transform {
             Transform::QuantisedBlocks { .. } | Transform::BlockScales { .. } => {
                 format!("{bits}-bit codes in blocks of 32 with an f32 scale, symmetric")
@@ -52,7 +52,7 @@ pub(crate) fn summary(graph: &Graph) -> Vec<WeightClass> {
         });
         let elements = initializer.shape.iter().product::<usize>();
         class.bytes += (elements * initializer.dtype.size()) as u64;
-        if !scales {
+        if counted.insert(&weight.tensor) {
             class.tensors += 1;
             class.parameters += weight.shape.iter().product::<usize>() as u64;
         }

@@ -54,6 +54,22 @@ fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     (0..rows * columns).map(|i| values[i % rows * columns + i / rows]).collect()
 }
 
+/// The taps of a 3×3 kernel that fall on each of the 2×2 pixels under it where every pixel is doubled, for the
+/// four places of its middle.
+const PHASES: [[&[usize]; 4]; 4] = [
+    [&[0], &[1, 2], &[3, 6], &[4, 5, 7, 8]],
+    [&[0, 1], &[2], &[3, 4, 6, 7], &[5, 8]],
+    [&[0, 3], &[1, 2, 4, 5], &[6], &[7, 8]],
+    [&[0, 1, 3, 4], &[2, 5], &[6, 7], &[8]],
+];
+
+fn summed(kernels: &[f32], taps: &[&[usize]; 4]) -> Vec<f32> {
+    let sum = |kernel: &[f32], taps: &[usize]| {
+        taps.iter().map(|&tap| f64::from(kernel[tap])).sum::<f64>() as f32
+    };
+    kernels.chunks(9).flat_map(|kernel| taps.map(|taps| sum(kernel, taps))).collect()
+}
+
 #[test]
 fn every_tensor_arrives_with_its_values() {
     for component in Component::ALL {
@@ -67,6 +83,12 @@ fn every_tensor_arrives_with_its_values() {
                 [rows, columns] => {
                     let expected = (vec![columns, rows], transposed(&values, rows, columns));
                     written.contains(&expected)
+                }
+                [outputs, inputs, 3, 3] if name.contains("upsamplers") => {
+                    PHASES.iter().all(|taps| {
+                        let expected = (vec![outputs, inputs, 2, 2], summed(&values, taps));
+                        written.contains(&expected)
+                    })
                 }
                 _ => false,
             };

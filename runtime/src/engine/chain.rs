@@ -53,7 +53,7 @@ impl Knot {
 enum Reach {
     /// Every pixel comes of the one at its place.
     Pointwise,
-    /// A convolution: kernel, stride, padding before.
+    /// A convolution: kernel, stride, padding before; the kernel may be taken for larger than it is.
     Window(usize, usize, usize),
     /// Every pixel becomes so many.
     Repeat(usize),
@@ -123,7 +123,15 @@ impl Chain {
                         channels = usize::try_from(*weight.dims.first()?).ok()?;
                         scale = (scale.0, scale.1 * stride);
                     }
-                    Reach::Repeat(factor) => scale = (scale.0 * factor, scale.1),
+                    Reach::Repeat(factor) => {
+                        scale = (scale.0 * factor, scale.1);
+                        if node.op_type == "DepthToSpace" {
+                            channels /= factor.checked_mul(factor)?;
+                        }
+                    }
+                    Reach::Pointwise if node.op_type == "Concat" => {
+                        channels = carried.iter().map(|name| picture[name].0).sum();
+                    }
                     _ => {}
                 }
                 picture.insert(name, (channels, reduced(scale)));
@@ -257,7 +265,7 @@ fn passages(nodes: &[NodeProto], steps: &[Step]) -> Vec<usize> {
             continue;
         }
         alive.insert(&step.output);
-        let picture = matches!(nodes[place].op_type.as_str(), "Conv" | "Add");
+        let picture = matches!(nodes[place].op_type.as_str(), "Conv" | "Add" | "DepthToSpace");
         let only = alive.len() == 1 && alive.contains(step.output.as_str());
         if picture && only {
             found.push(place);
@@ -280,6 +288,8 @@ fn reach(node: &NodeProto, weights: &HashMap<&str, &TensorProto>) -> Reach {
         "Add" | "Mul" | "Sigmoid" => Reach::Pointwise,
         "Conv" => window(node).unwrap_or(Reach::Anywhere),
         "Resize" => repeat(node, weights).unwrap_or(Reach::Anywhere),
+        "DepthToSpace" => spread(node).unwrap_or(Reach::Anywhere),
+        "Concat" if joins_channels(node, weights) => Reach::Pointwise,
         // The two around a norm, which put channels and rows together and apart again.
         "Reshape" => match node.input.get(1).and_then(|shape| integers(weights.get(&**shape)?)) {
             Some(shape) if matches!(shape[..], [0, 1..=i64::MAX, -1, 0]) => Reach::Pointwise,
@@ -289,7 +299,8 @@ fn reach(node: &NodeProto, weights: &HashMap<&str, &TensorProto>) -> Reach {
     }
 }
 
-/// A convolution with the same window along both sides.
+/// A convolution with a window of the same size along both sides. Where it lies differently along
+/// them, as it does in what puts an enlarged picture together, all that either reaches counts.
 fn window(node: &NodeProto) -> Option<Reach> {
     let list = |name: &str| node.attribute.iter().find(|a| a.name == name).map(|a| &a.ints[..]);
     let same = |name: &str| match list(name) {
@@ -305,8 +316,27 @@ fn window(node: &NodeProto) -> Option<Reach> {
     let pads = list("pads").unwrap_or(&[0; 4]);
     let [top, left, bottom, right] = *pads else { return None };
     // The result is as large as the input, divided by the stride.
-    let kept = top == left && bottom == right && top + bottom + stride as i64 == kernel as i64;
-    kept.then(|| usize::try_from(top).ok().map(|before| Reach::Window(kernel, stride, before)))?
+    let kept = |before: i64, after: i64| {
+        before >= 0 && after >= 0 && before + after + stride as i64 == kernel as i64
+    };
+    if !kept(top, bottom) || !kept(left, right) {
+        return None;
+    }
+    let before = usize::try_from(top.max(left)).ok()?;
+    let after = usize::try_from(bottom.max(right)).ok()?;
+    Some(Reach::Window(before + stride + after, stride, before))
+}
+
+/// Channels that become pixels.
+fn spread(node: &NodeProto) -> Option<Reach> {
+    let factor = node.attribute.iter().find(|attribute| attribute.name == "blocksize")?.i;
+    usize::try_from(factor).ok().filter(|factor| *factor > 0).map(Reach::Repeat)
+}
+
+/// Whether a `Concat` puts the channels of pictures together.
+fn joins_channels(node: &NodeProto, weights: &HashMap<&str, &TensorProto>) -> bool {
+    let channels = node.attribute.iter().any(|a| a.name == "axis" && matches!(a.i, 1 | -3));
+    channels && !node.input.iter().any(|input| weights.contains_key(input.as_str()))
 }
 
 fn repeat(node: &NodeProto, weights: &HashMap<&str, &TensorProto>) -> Option<Reach> {

@@ -2,7 +2,7 @@
 
 use crate::graph::dim::Dim;
 use crate::graph::error::{GraphError, GraphErrorKind};
-use crate::graph::ir::{Attribute, DType};
+use crate::graph::ir::{Attribute, DType, Phase};
 use crate::graph::{GraphBuilder, Value};
 use crate::profile::Profile;
 
@@ -43,36 +43,65 @@ impl GraphBuilder {
         out_channels: usize,
         window: Window,
     ) -> Result<Value, GraphError> {
-        let op = "Conv";
         self.scoped(name, |b| {
-            b.expect_dtype(op, x, DType::F32)?;
-            b.expect_rank(op, x, 4)?;
-            if b.is_adapted() {
-                let expected =
-                    "adapters of linear layers only; leave this layer out of the targets";
-                return b.fail(GraphErrorKind::Operator, op, &[x], expected);
-            }
-            let Some(in_channels) = x.shape()[1].as_const().and_then(|n| usize::try_from(n).ok())
-            else {
-                return b.fail(GraphErrorKind::Size, op, &[x], "a constant number of channels");
-            };
+            let in_channels = b.conv_channels(x)?;
             let height = b.conv_size(x, &x.shape()[2], window)?;
             let width = b.conv_size(x, &x.shape()[3], window)?;
             let Window { kernel, stride, padding: [before, after] } = window;
             let weight = b.weight("weight", &[out_channels, in_channels, kernel, kernel])?;
             let bias = b.weight("bias", &[out_channels])?;
-            let ints = |value: usize, count| Attribute::Ints(vec![value as i64; count]);
-            let attributes = vec![
-                ("kernel_shape", ints(kernel, 2)),
-                ("strides", ints(stride, 2)),
-                (
-                    "pads",
-                    Attribute::Ints([before, before, after, after].map(|n| n as i64).to_vec()),
-                ),
-            ];
+            let attributes = attributes(kernel, stride, [before, before, after, after]);
             let shape = vec![x.shape()[0].clone(), Dim::from(out_channels), height, width];
-            Ok(b.push(op, &[x, &weight, &bias], attributes, DType::F32, shape))
+            Ok(b.push("Conv", &[x, &weight, &bias], attributes, DType::F32, shape))
         })
+    }
+
+    /// `x` with both sides doubled by repetition, and then the 3×3 convolution `name` of the
+    /// checkpoint that keeps the size: weight `[out, in, 3, 3]` and bias.
+    ///
+    /// Each of the four pixels that one becomes depends on 2×2 pixels of `x` only. So the result is
+    /// put together from four convolutions of `x`, with four ninths of the multiplications, but for
+    /// profile `cann`: what its engine gains or loses by that is not known.
+    pub fn upsampled_conv2d(
+        &mut self,
+        name: &str,
+        x: &Value,
+        out_channels: usize,
+    ) -> Result<Value, GraphError> {
+        if self.profile() == Profile::Cann {
+            let x = self.upsample_nearest(x, 2)?;
+            return self.conv2d(name, &x, out_channels, Window::same(3));
+        }
+        self.scoped(name, |b| {
+            let in_channels = b.conv_channels(x)?;
+            let weights = b.weight_phases("weight", out_channels, in_channels)?;
+            let bias = b.weight("bias", &[out_channels])?;
+            let mut shape = x.shape().to_vec();
+            shape[1] = Dim::from(out_channels);
+            let phases = Phase::ALL.iter().zip(&weights).map(|(phase, weight)| {
+                let (lower, right) = (usize::from(phase.lower), usize::from(phase.right));
+                let attributes = attributes(2, 1, [1 - lower, 1 - right, lower, right]);
+                b.push("Conv", &[x, weight, &bias], attributes, DType::F32, shape.clone())
+            });
+            let phases: Vec<Value> = phases.collect();
+            let phases = b.concat(&phases.iter().collect::<Vec<_>>(), 1)?;
+            b.depth_to_space(&phases, 2)
+        })
+    }
+
+    /// The constant number of channels of what a layer of the current scope convolves.
+    fn conv_channels(&self, x: &Value) -> Result<usize, GraphError> {
+        let op = "Conv";
+        self.expect_dtype(op, x, DType::F32)?;
+        self.expect_rank(op, x, 4)?;
+        if self.is_adapted() {
+            let expected = "adapters of linear layers only; leave this layer out of the targets";
+            return self.fail(GraphErrorKind::Operator, op, &[x], expected);
+        }
+        match x.shape()[1].as_const().and_then(|n| usize::try_from(n).ok()) {
+            Some(channels) => Ok(channels),
+            None => self.fail(GraphErrorKind::Size, op, &[x], "a constant number of channels"),
+        }
     }
 
     /// Each channel of `x` under a kernel of its own that moves by its own side: `weight`
@@ -100,13 +129,8 @@ impl GraphBuilder {
             let expected = format!("weight [{channels}, 1, {side}, {side}] and bias [{channels}]");
             return self.fail(GraphErrorKind::Size, op, &operands, expected);
         };
-        let side = side as i64;
-        let attributes = vec![
-            ("kernel_shape", Attribute::Ints(vec![side; 2])),
-            ("strides", Attribute::Ints(vec![side; 2])),
-            ("pads", Attribute::Ints(vec![0; 4])),
-            ("group", Attribute::Int(groups)),
-        ];
+        let mut attributes = attributes(side, side, [0; 4]);
+        attributes.push(("group", Attribute::Int(groups)));
         let shape = vec![x.shape()[0].clone(), channels.clone(), size[0].clone(), size[1].clone()];
         Ok(self.push(op, &operands, attributes, DType::F32, shape))
     }
@@ -122,6 +146,26 @@ impl GraphBuilder {
                 self.fail(GraphErrorKind::Divisibility, "Conv", &[x], expected)
             }
         }
+    }
+
+    /// The channels of `x[batch, factor² · channels, height, width]` as the pixels of
+    /// `[batch, channels, factor · height, factor · width]`: of each channel, all that go to the upper
+    /// left first, then those to their right.
+    pub fn depth_to_space(&mut self, x: &Value, factor: usize) -> Result<Value, GraphError> {
+        let op = "DepthToSpace";
+        self.expect_rank(op, x, 4)?;
+        let by = Dim::from(factor);
+        let [batch, channels, height, width] = [0, 1, 2, 3].map(|axis| &x.shape()[axis]);
+        let Some(channels) = channels.exact_div(&(&by * &by)) else {
+            let expected = format!("a multiple of {} channels", factor * factor);
+            return self.fail(GraphErrorKind::Divisibility, op, &[x], expected);
+        };
+        let shape = vec![batch.clone(), channels, height * &by, width * &by];
+        let attributes = vec![
+            ("blocksize", Attribute::Int(factor as i64)),
+            ("mode", Attribute::String("DCR".to_owned())),
+        ];
+        Ok(self.push(op, &[x], attributes, x.dtype(), shape))
     }
 
     /// Every pixel repeated `factor` times along height and width.
@@ -149,4 +193,14 @@ impl GraphBuilder {
         ];
         Ok(self.push(op, &[x, &absent, &scales], attributes, DType::F32, shape))
     }
+}
+
+/// Of a convolution with a square kernel; `pads` in the order top, left, bottom, right.
+fn attributes(kernel: usize, stride: usize, pads: [usize; 4]) -> Vec<(&'static str, Attribute)> {
+    let ints = |values: &[usize]| Attribute::Ints(values.iter().map(|&n| n as i64).collect());
+    vec![
+        ("kernel_shape", ints(&[kernel; 2])),
+        ("strides", ints(&[stride; 2])),
+        ("pads", ints(&pads)),
+    ]
 }

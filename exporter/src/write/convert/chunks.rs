@@ -4,6 +4,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 
 use crate::checkpoint::{Dtype, TensorView};
+use crate::graph::ir::Phase;
 
 /// Elements of a chunk: 1 MiB as f32.
 pub(super) const CHUNK: usize = 1 << 18;
@@ -20,6 +21,8 @@ pub(super) enum Order {
     Rows { columns: usize },
     /// A matrix `[rows, columns]` column after column, whole columns in every chunk.
     Transposed { rows: usize, columns: usize },
+    /// Kernels of 3×3 as the kernels of 2×2 that give one phase of an enlarged picture.
+    Phase(Phase),
 }
 
 /// An element that may not be there, and its position in the tensor as stored.
@@ -44,6 +47,7 @@ impl<'a> Chunks<'a> {
         let source = Source::new(view)?;
         let fits = match order {
             Order::Stored => true,
+            Order::Phase(_) => view.shape.len() == 4 && view.shape.ends_with(&[3, 3]),
             Order::Rows { columns } => columns > 0 && source.count.is_multiple_of(columns),
             Order::Transposed { rows, columns } => rows.checked_mul(columns) == Some(source.count),
         };
@@ -65,6 +69,7 @@ impl<'a> Chunks<'a> {
         }
         match self.order {
             Order::Stored => CHUNK.min(self.source.count - self.done),
+            Order::Phase(_) => CHUNK.min((self.source.count - self.done) / 9 * 4),
             Order::Rows { columns } => {
                 (CHUNK / columns).max(1).saturating_mul(columns).min(self.source.count - self.done)
             }
@@ -89,6 +94,22 @@ impl<'a> Chunks<'a> {
                 let width = out.len() / rows;
                 self.turn(out, rows, columns, width, limit)?;
                 self.done += width;
+            }
+            Order::Phase(phase) => {
+                self.tile.resize(out.len() / 4 * 9, 0.0);
+                self.source.decode(self.done, &mut self.tile);
+                check(&self.tile, self.done, f32::INFINITY)?;
+                let kernels = self.tile.as_chunks().0;
+                for (sums, kernel) in out.as_chunks_mut().0.iter_mut().zip(kernels) {
+                    *sums = summed(kernel, phase);
+                }
+                // The sums of a kernel are not stored anywhere; where the kernel begins is.
+                let in_kernel = |refused: Refused| Refused {
+                    element: self.done + refused.element / 4 * 9,
+                    ..refused
+                };
+                check(out, 0, limit).map_err(in_kernel)?;
+                self.done += self.tile.len();
             }
         }
         Ok(())
@@ -120,6 +141,20 @@ impl<'a> Chunks<'a> {
         }
         Ok(())
     }
+}
+
+/// What a 3×3 kernel does to the small pixels under it, where each of them is 2×2 pixels: the taps
+/// that fall on the same one, summed.
+fn summed(kernel: &[f32; 9], phase: Phase) -> [f32; 4] {
+    // The first small pixel of an upper row has one row of the kernel, that of a lower row two.
+    let split = |second: bool| 1 + usize::from(second);
+    let (row, column) = (split(phase.lower), split(phase.right));
+    let mut sums = [0f64; 4];
+    for (place, tap) in kernel.iter().enumerate() {
+        let (y, x) = (usize::from(place / 3 >= row), usize::from(place % 3 >= column));
+        sums[2 * y + x] += f64::from(*tap);
+    }
+    sums.map(|sum| sum as f32)
 }
 
 fn check(elements: &[f32], first: usize, limit: f32) -> Result<(), Refused> {

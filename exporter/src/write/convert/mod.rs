@@ -48,6 +48,9 @@ pub(crate) fn convert<S: Sink>(
             let (rows, columns) = matrix()?;
             round::elements(Chunks::new(view, Order::Transposed { rows, columns }), dtype, sink)
         }
+        (Transform::Phase(phase), DType::F32 | DType::F16 | DType::BF16) => {
+            round::elements(Chunks::new(view, Order::Phase(phase)), dtype, sink)
+        }
         (Transform::QuantisedBlocks { bits }, DType::U8) => {
             quantise::block_codes(view, matrix()?, bits, sink)
         }

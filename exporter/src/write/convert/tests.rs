@@ -3,6 +3,7 @@ use half::{bf16, f16};
 use super::quantise::{BLOCK, block_bytes};
 use super::*;
 use crate::checkpoint::Dtype;
+use crate::graph::ir::Phase;
 
 /// More elements than a chunk has.
 const LONG: usize = chunks::CHUNK + 1500;
@@ -77,6 +78,56 @@ fn transposes_match_the_definition() {
             assert!(found == bytes_of(Dtype::F16, &expected), "{rows}x{columns} {dtype} to f16");
         }
     }
+}
+
+#[test]
+fn phases_of_a_kernel_are_sums_of_its_taps() {
+    // Every tap is another power of two, so a sum tells what is in it.
+    let kernel: Vec<f32> = (0..9).map(|tap| (1 << tap) as f32).collect();
+    let taps = |taps: &[i32]| taps.iter().map(|tap| 1 << tap).sum::<i32>() as f32;
+    let cases = [
+        [taps(&[0]), taps(&[1, 2]), taps(&[3, 6]), taps(&[4, 5, 7, 8])],
+        [taps(&[0, 1]), taps(&[2]), taps(&[3, 4, 6, 7]), taps(&[5, 8])],
+        [taps(&[0, 3]), taps(&[1, 2, 4, 5]), taps(&[6]), taps(&[7, 8])],
+        [taps(&[0, 1, 3, 4]), taps(&[2, 5]), taps(&[6, 7]), taps(&[8])],
+    ];
+    // More kernels than a chunk has.
+    let (out, inner) = (300, 301);
+    let values: Vec<f32> = (0..out * inner)
+        .flat_map(|k| kernel.iter().map(move |tap| tap * (1 << (k % 3)) as f32))
+        .collect();
+    for (phase, case) in Phase::ALL.into_iter().zip(cases) {
+        let expected: Vec<f32> =
+            (0..out * inner).flat_map(|k| case.map(|sum| sum * (1 << (k % 3)) as f32)).collect();
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let bytes = bytes_of(dtype, &values);
+            let tensor = (dtype, &[out, inner, 3, 3][..], &bytes[..]);
+            let found = converted(tensor, Transform::Phase(phase), DType::F32).unwrap();
+            assert!(floats(&found) == expected, "{phase:?} {dtype}");
+            let found = converted(tensor, Transform::Phase(phase), DType::F16).unwrap();
+            assert!(found == bytes_of(Dtype::F16, &expected), "{phase:?} {dtype} to f16");
+        }
+    }
+}
+
+/// 1 + 2⁻²⁴ + 2⁻²⁴ is 1 in floats, one after the other.
+#[test]
+fn phases_are_rounded_once() {
+    let mut values = vec![0.0; 9];
+    (values[4], values[5], values[7]) = (1.0, 2f32.powi(-24), 2f32.powi(-24));
+    let upper_left = Transform::Phase(Phase::ALL[0]);
+    let found = floats(&of_floats(&[1, 1, 3, 3], &values, upper_left, DType::F32));
+    assert_eq!(found, [0.0, 0.0, 0.0, 1.0 + 2f32.powi(-23)]);
+
+    // A sum can be too large where no tap is; told is where its kernel begins.
+    let values = vec![40_000.0; 27];
+    let bytes = bytes_of(Dtype::F32, &values);
+    let tensor = (Dtype::F32, &[3, 1, 3, 3][..], &bytes[..]);
+    match converted(tensor, upper_left, DType::F16) {
+        Err(Stop::Value { element: 0, value: 80_000.0 }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(converted(tensor, upper_left, DType::BF16).is_ok());
 }
 
 /// Ties to even, subnormals, the largest number and the signs, as IEEE 754 has them.
@@ -162,14 +213,20 @@ fn elements_that_are_no_numbers_are_found_by_every_conversion() {
         (Transform::BlockScales { bits: 8 }, DType::F32),
         (Transform::QuantisedColumns, DType::I8),
         (Transform::ColumnScales, DType::F32),
+        (Transform::Phase(Phase::ALL[1]), DType::F32),
+        (Transform::Phase(Phase::ALL[2]), DType::BF16),
     ];
-    let mut values = ramp(3000);
+    let mut values = ramp(3600);
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         values[2001] = bad;
         for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
             let bytes = bytes_of(dtype, &values);
             for (transform, to) in conversions {
-                match converted((dtype, &[30, 100], &bytes), transform, to) {
+                let shape: &[usize] = match transform {
+                    Transform::Phase(_) => &[40, 10, 3, 3],
+                    _ => &[36, 100],
+                };
+                match converted((dtype, shape, &bytes), transform, to) {
                     Err(Stop::Value { element: 2001, value }) => {
                         assert_eq!(value.is_nan(), bad.is_nan());
                     }
@@ -194,7 +251,8 @@ fn byte_counts_shapes_and_types_are_checked() {
     ] {
         assert!(malformed(dtype, &shape, Transform::None, DType::F32), "{dtype} {shape:?}");
     }
-    for transform in [Transform::Transpose2d, Transform::QuantisedColumns] {
+    let phase = Transform::Phase(Phase::ALL[0]);
+    for transform in [Transform::Transpose2d, Transform::QuantisedColumns, phase] {
         assert!(malformed(Dtype::F32, &[3], transform, DType::F32), "{transform:?}");
     }
     assert!(malformed(Dtype::F32, &[1, 3], Transform::QuantisedBlocks { bits: 5 }, DType::U8));
