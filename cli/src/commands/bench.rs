@@ -80,8 +80,8 @@ pub struct BenchArgs {
     /// Runs before them that do not count, the first of which loads
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Work")]
     warmup: usize,
-    /// Also tell how the time of each stage divides among the operators of its graph, not in tiles (ONNX Runtime
-    /// only)
+    /// Also tell how the time of each stage divides among the operators of its graph, in the engine's names, not in
+    /// tiles
     #[arg(long, help_heading = "Work")]
     operators: bool,
 
@@ -222,12 +222,6 @@ pub fn run(args: BenchArgs) -> Result<(), Failure> {
         None => std::thread::available_parallelism().map_or(1, usize::from),
     };
     let interrupted = on_ctrl_c()?;
-    if args.operators && engine.name() != "ort" {
-        return Err(Failure::request(format!(
-            "operators: {} does not tell them; leave the flag out or take --engine ort",
-            engine.describe()
-        )));
-    }
 
     let mut report = Report::new(&args, &parts, &engine.describe(), threads);
     let (profile, on_processor) = (profile_for(provider), provider.is_processor());

@@ -139,13 +139,13 @@ fn part_of(folder: &Path, engine: &dyn Engine, provider: &Provider) -> Result<()
         .flat_map(|case| &case.inputs)
         .map(|(name, value)| (name.as_str(), value))
         .collect();
-    let shares = engine.time_shares(&graph, &inputs)?;
+    let Some(name) = provider.ort_name.filter(|_| engine.name() == "ort") else {
+        return Ok(print_line("  computed by tract alone")?);
+    };
+    let shares = engine.time_shares(&graph, &inputs)?.unwrap_or_default();
     if let Some(placement) = engine.placements().last() {
         print_line(format!("  {placement}"))?;
     }
-    let (Some(name), Some(shares)) = (provider.ort_name, shares) else {
-        return Ok(print_line("  computed by tract alone")?);
-    };
     print_line(format!("  {:.1} % of the time on {}", 100.0 * shares.of(name), provider.name))?;
     let others = shares.others(name);
     if let Some((operator, seconds)) = others.first() {

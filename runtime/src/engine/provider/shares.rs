@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// Seconds of computation by provider and operator.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TimeShares {
-    /// Seconds by ONNX Runtime's names of provider and operator.
+    /// Seconds by provider and operator, in the engine's names; `tract` is its own provider.
     pub times: BTreeMap<(String, String), f64>,
 }
 

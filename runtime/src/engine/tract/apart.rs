@@ -58,7 +58,7 @@ impl TypedOp for Apart {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use prost::Message;
     use tract_onnx::{
         pb::{
@@ -151,28 +151,32 @@ mod tests {
         model.encode_to_vec()
     }
 
-    /// The largest number of elements between two operators, and the result.
-    fn largest_and_result(kept: bool) -> (usize, Tensor) {
+    /// Attention in portions, optimised, and its inputs.
+    pub fn optimized(kept: bool) -> (TypedModel, TVec<TValue>) {
         let mut bytes = &portions()[..];
         let mut model =
             tract_onnx::onnx().model_for_read(&mut bytes).unwrap().into_typed().unwrap();
         if kept {
             keep_loops(&mut model);
         }
-        let model = model.into_optimized().unwrap();
+        let wave = |shape: &[usize]| {
+            let numbers: Vec<f32> =
+                (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.7).sin()).collect();
+            Tensor::from_shape(shape, &numbers).unwrap().into_tvalue()
+        };
+        let shapes: [&[usize]; 3] = [&[TURNS, ROWS, WIDTH], &[WIDTH, KEYS], &[KEYS, WIDTH]];
+        (model.into_optimized().unwrap(), shapes.into_iter().map(wave).collect())
+    }
+
+    /// The largest number of elements between two operators, and the result.
+    fn largest_and_result(kept: bool) -> (usize, Tensor) {
+        let (model, inputs) = optimized(kept);
         let sizes = model
             .nodes
             .iter()
             .flat_map(|node| &node.outputs)
             .map(|output| output.fact.shape.as_concrete().unwrap().iter().product());
         let largest = sizes.max().unwrap();
-        let wave = |shape: &[usize]| {
-            let numbers: Vec<f32> =
-                (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.7).sin()).collect();
-            Tensor::from_shape(shape, &numbers).unwrap().into_tvalue()
-        };
-        let inputs =
-            tvec![wave(&[TURNS, ROWS, WIDTH]), wave(&[WIDTH, KEYS]), wave(&[KEYS, WIDTH]),];
         let result = model.into_runnable().unwrap().run(inputs).unwrap().remove(0);
         (largest, result.into_tensor())
     }

@@ -6,22 +6,27 @@
 mod apart;
 mod checked;
 mod plan;
+mod pool;
+mod profile;
 mod replaced;
+mod rows;
 mod value;
 mod weights;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use tract_linalg::multithread::{Executor, multithread_tract_scope};
 use tract_onnx::tract_hir::internal::{
-    DatumType, IntoArcTensor as _, IntoTValue as _, IntoTensor as _, TValue, TractResult,
+    DatumType, IntoArcTensor as _, IntoTValue as _, IntoTensor as _, TValue, TVec, TractResult,
+    TypedSimplePlan,
 };
 
 use self::{
     plan::{Plans, Source},
+    pool::Pool,
     replaced::Replaced,
     weights::build,
 };
@@ -29,6 +34,7 @@ use super::{
     Engine, EngineError, GraphPart, Session,
     model_file::ModelFile,
     part,
+    provider::TimeShares,
     signature::{Described, Signature, describe_all},
     value::Value,
     weights as graph_weights,
@@ -43,18 +49,14 @@ pub(super) const VERSION: &str = "0.23.9";
 
 /// tract on the processor.
 pub(super) struct TractEngine {
-    executor: Executor,
+    pool: Pool,
     threads: usize,
 }
 
 impl TractEngine {
     /// An engine that computes with `threads` threads.
     pub fn new(threads: usize) -> Self {
-        let executor = match threads {
-            1 => Executor::SingleThread,
-            _ => Executor::multithread_with_name(threads, "tract"),
-        };
-        Self { executor, threads }
+        Self { pool: Pool::new(threads), threads }
     }
 
     /// A session of what is in `file`, whose path was given as `model`, of which it may be a `part`.
@@ -76,13 +78,9 @@ impl TractEngine {
             reason,
         })?;
         let source = Source { path: file.path.clone(), part, replaced };
-        let plans = Plans::new(source, graph, self.executor.clone());
-        Ok(TractSession {
-            model: file.path,
-            signature: file.signature,
-            plans,
-            executor: self.executor.clone(),
-        })
+        let plans = Plans::new(source, graph, self.pool.executor.clone());
+        let pool = self.pool.clone();
+        Ok(TractSession { model: file.path, signature: file.signature, plans, pool })
     }
 }
 
@@ -115,13 +113,25 @@ impl Engine for TractEngine {
         part::cut(&mut file, part)?;
         Ok(Box::new(self.session(model, file, Some(part.clone()), overrides)?))
     }
+
+    fn time_shares(
+        &self,
+        model: &Path,
+        inputs: &[(&str, &Tensor)],
+    ) -> Result<Option<TimeShares>, EngineError> {
+        let mut session = self.session(model, ModelFile::open(model)?, None, Vec::new())?;
+        let read = |tensor: &Tensor| Ok(copy_in(tensor));
+        let times = session.with_plan(inputs, read, profile::seconds)?.into_iter();
+        let times = times.map(|(operator, seconds)| ((NAME.to_owned(), operator), seconds));
+        Ok(Some(TimeShares { times: times.collect() }))
+    }
 }
 
 struct TractSession {
     model: PathBuf,
     signature: Signature,
     plans: Plans,
-    executor: Executor,
+    pool: Pool,
 }
 
 impl TractSession {
@@ -131,25 +141,31 @@ impl TractSession {
         inputs: &[(&str, &T)],
         read: impl Fn(&T) -> Result<TValue, EngineError>,
     ) -> Result<Vec<TValue>, EngineError> {
+        let run = |plan: &Arc<TypedSimplePlan>, values| plan.run(values);
+        Ok(self.with_plan(inputs, read, run)?.into_iter().collect())
+    }
+
+    /// What `work` does with the plan for `inputs`, which become tract's with `read`.
+    fn with_plan<T: Described, R: Send>(
+        &mut self,
+        inputs: &[(&str, &T)],
+        read: impl Fn(&T) -> Result<TValue, EngineError>,
+        work: impl FnOnce(&Arc<TypedSimplePlan>, TVec<TValue>) -> TractResult<R> + Send,
+    ) -> Result<R, EngineError> {
         let values =
             self.signature.sort(inputs).map_err(|mismatch| mismatch.in_model(&self.model))?;
         let shapes = values.iter().map(|value| value.shape().to_vec()).collect();
         let values = values.into_iter().map(read).collect::<Result<_, _>>()?;
         let (plans, signature) = (&mut self.plans, &self.signature);
         // Constants are folded while a plan is made, which is work for all threads as well.
-        let results = multithread_tract_scope(self.executor.clone(), || {
-            guarded(|| {
-                let plan = plans.get(&signature.inputs, shapes)?;
-                plan.run(values)
-            })
-        });
-        let results = results.map_err(|reason| EngineError::Run {
+        let plan = self.pool.outside(|| guarded(|| plans.get(&signature.inputs, shapes)));
+        let result = plan.and_then(|plan| self.pool.inside(|| guarded(|| work(&plan, values))));
+        result.map_err(|reason| EngineError::Run {
             engine: NAME,
             model: self.model.clone(),
             inputs: describe_all(inputs),
             reason,
-        })?;
-        Ok(results.into_iter().collect())
+        })
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     },
     apart, checked,
     replaced::Replaced,
+    rows,
     weights::{self, Graph},
 };
 
@@ -99,6 +100,7 @@ impl Plans {
         let mut model = model.into_typed()?;
         apart::keep_loops(&mut model);
         let mut model = model.into_optimized()?;
+        rows::by_rows(&mut model)?;
         checked::let_nan_through(&mut model);
         TypedSimplePlan::new_with_options(model, &options)
     }

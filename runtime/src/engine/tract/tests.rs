@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use ndarray::{Array2, array};
+use tract_linalg::multithread::Executor;
 
 use self::graph::{graph, write};
 use super::*;
@@ -135,4 +136,18 @@ fn the_version_is_the_one_that_is_built_in() {
     let lock = include_str!("../../../../Cargo.lock");
     let entry = format!("name = \"tract-onnx\"\nversion = \"{VERSION}\"");
     assert!(lock.contains(&entry), "the lock file has another version of tract-onnx");
+}
+
+#[test]
+fn the_time_of_a_run_is_told_by_operator() {
+    let folder = tempfile::tempdir().expect("folder");
+    let model = write(folder.path(), graph());
+    let x = Tensor::from(Array2::<f32>::ones((4, 3)));
+    let engine = TractEngine::new(2);
+    let shares = engine.time_shares(&model, &[("x", &x)]).expect("runs").expect("told");
+    assert!((shares.of("tract") - 1.0).abs() < 1e-9, "{shares:?}");
+    let softmax = shares.times.get(&("tract".to_owned(), "Softmax".to_owned()));
+    assert!(softmax.is_some_and(|seconds| *seconds > 0.0), "{shares:?}");
+    let error = engine.time_shares(&model, &[]).expect_err("no input").to_string();
+    assert!(error.contains("\"x\""), "{error}");
 }
