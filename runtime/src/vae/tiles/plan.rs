@@ -120,11 +120,15 @@ impl<'a> Planner<'a> {
         extents.extend(last.part.outputs.iter().map(|value| Extent::new(height(value))));
         let mut most = 0;
         for (place, window) in last.rows.iter().enumerate() {
-            extents[going..].iter_mut().for_each(|extent| drop(extent.take(window.result.end)));
+            for extent in &mut extents[going..] {
+                extent.take(window.result.end);
+            }
             let now: u64 = held.iter().zip(&extents).map(|(v, e)| row(v) * e.rows() as u64).sum();
             most = most.max(aside + now);
             if let Some(next) = last.rows.get(place + 1) {
-                extents[..going].iter_mut().for_each(|e| drop(e.release(next.taken.start)));
+                for extent in &mut extents[..going] {
+                    extent.release(next.taken.start);
+                }
             }
         }
         most
@@ -177,16 +181,17 @@ impl<'a> Planner<'a> {
         let mut best: Vec<Option<(f64, usize)>> = vec![None; knots + 1];
         best[0] = Some((0.0, 0));
         for start in 0..knots {
-            let Some((before, _)) = best[start] else { continue };
-            for end in start + 1..=knots {
+            let (reached, ahead) = best.split_at_mut(start + 1);
+            let Some((before, _)) = reached[start] else { continue };
+            for (end, best) in (start + 1..).zip(ahead) {
                 let passes = self.passes(from + start, from + end);
                 let Some(last) = passes.last() else { continue };
                 if self.peak(from + start, from + end, last) > limit {
                     continue;
                 }
                 let work = before + self.work(&passes);
-                if best[end].is_none_or(|(least, _)| work < least) {
-                    best[end] = Some((work, start));
+                if best.is_none_or(|(least, _)| work < least) {
+                    *best = Some((work, start));
                 }
             }
         }
