@@ -1,16 +1,21 @@
 //! A graph as a chain of parts, so that a picture can go through it tile by tile.
 //!
-//! Between two values through which all of the computation passes lies a part. A part is *local* if
-//! every pixel of its result depends on the pixels around it alone, but for the statistics of its
-//! norms, which are taken over the whole picture. What a local part needs for a range of its result is
+//! Between two *knots*, sets of values through which all of the computation passes, lies a part. A part is
+//! *local* if every pixel of its results depends on the pixels around it alone, but for the statistics of its
+//! norms, which are taken over the whole picture. What a local part needs for a range of its results is
 //! worked out from its convolutions and resizes.
+
+mod part;
+#[cfg(test)]
+pub(crate) mod samples;
+mod work;
 
 use std::{
     collections::{HashMap, HashSet},
-    ops::Range,
     path::Path,
 };
 
+pub(crate) use part::Part;
 use tract_onnx::pb::{GraphProto, NodeProto, TensorProto, tensor_proto::DataType};
 
 use super::{EngineError, model_file::ModelFile};
@@ -28,23 +33,43 @@ pub(crate) struct Norm {
     pub epsilon: f64,
 }
 
-/// A value through which all of the computation passes, `[batch, channels, height, width]`.
+/// A value that carries the picture, `[batch, channels, height, width]`.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Knot {
+pub(crate) struct Plane {
     /// Its name.
     pub name: String,
     /// Its channels.
     pub channels: usize,
     /// Its sides against those of the graph's input, as a fraction.
     pub scale: (usize, usize),
-    /// The node that makes it; 0 nodes come before the graph's input.
+}
+
+impl Plane {
+    /// A side of the value where the graph's input has `side`.
+    pub fn side(&self, side: usize) -> usize {
+        side * self.scale.0 / self.scale.1
+    }
+
+    /// Its bytes where the graph's input has these sides.
+    pub fn bytes(&self, sides: [usize; 2]) -> u64 {
+        4 * self.channels as u64 * sides.map(|side| self.side(side) as u64).iter().product::<u64>()
+    }
+}
+
+/// Values through which all of the computation passes: one between residual units, two inside of them. They
+/// have the same sides.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Knot {
+    /// The values, in the order in which they are computed.
+    pub values: Vec<Plane>,
+    /// The nodes that come before; none before the graph's input.
     node: usize,
 }
 
 impl Knot {
-    /// A side of the value where the graph's input has `side`.
-    pub fn side(&self, side: usize) -> usize {
-        side * self.scale.0 / self.scale.1
+    /// The sides of its values against those of the graph's input, as a fraction.
+    pub fn scale(&self) -> (usize, usize) {
+        self.values[0].scale
     }
 }
 
@@ -68,12 +93,13 @@ struct Step {
     output: String,
     reach: Reach,
     norm: Option<Norm>,
+    made: work::Made,
 }
 
 /// A graph with one picture going in and one coming out.
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
-    /// The graph's input first, its output last.
+    /// The graph's input alone first, its output alone last.
     pub knots: Vec<Knot>,
     steps: Vec<Step>,
 }
@@ -104,8 +130,9 @@ impl Chain {
         let mut picture = HashMap::new();
         let declared = channels_of(graph, &input.name)?;
         picture.insert(input.name.as_str(), (declared, (1, 1)));
-        let mut steps = Vec::with_capacity(graph.node.len());
-        for node in &graph.node {
+        let nodes = work::ordered(&graph.node, &weights);
+        let mut steps = Vec::with_capacity(nodes.len());
+        for node in nodes.iter().copied() {
             let carried: Vec<&str> = match node.op_type.as_str() {
                 // Sizes are no pixels.
                 "Shape" => Vec::new(),
@@ -138,102 +165,28 @@ impl Chain {
             }
             let norm = norm(node, &steps, &weights);
             let inputs = carried.into_iter().map(ToOwned::to_owned).collect();
-            steps.push(Step { inputs, output: name.clone(), reach, norm });
+            let made = work::made(node, picture.get(name.as_str()), &weights);
+            steps.push(Step { inputs, output: name.clone(), reach, norm, made });
         }
 
-        let mut knots = vec![knot(&picture, &input.name, 0)?];
+        let mut knots = vec![knot(&picture, &[&input.name], 0)?];
         knots.extend(
-            passages(&graph.node, &steps)
+            passages(&nodes, &steps)
                 .into_iter()
-                .filter_map(|node| knot(&picture, &steps[node].output, node + 1)),
+                .filter_map(|(node, values)| knot(&picture, &values, node + 1)),
         );
-        if knots.last()?.name != output.name {
-            return None;
-        }
-        Some(Self { knots, steps })
+        let ends = knots.last().is_some_and(|last| last.values[0].name == output.name);
+        ends.then_some(Self { knots, steps })
     }
 
     /// The part from one knot to a later one, by their places in [`Self::knots`].
     pub fn part(&self, from: usize, to: usize) -> Part<'_> {
-        let (first, last) = (&self.knots[from], &self.knots[to]);
-        Part { input: &first.name, output: &last.name, steps: &self.steps[first.node..last.node] }
-    }
-}
-
-/// A stretch of a chain.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Part<'a> {
-    /// The value it starts from.
-    pub input: &'a str,
-    /// The value it ends with.
-    pub output: &'a str,
-    steps: &'a [Step],
-}
-
-impl<'a> Part<'a> {
-    /// Whether tiles can go through it.
-    pub fn is_local(&self) -> bool {
-        self.steps.iter().all(|step| {
-            !step.inputs.is_empty()
-                && (!matches!(step.reach, Reach::Anywhere) || step.norm.is_some())
-        })
+        Part::between(&self.knots[from], &self.knots[to], &self.steps)
     }
 
-    /// Whether it asks for the sides of the graph's input.
-    pub fn reads_sizes(&self) -> bool {
-        self.steps.iter().any(|step| step.inputs.is_empty())
-    }
-
-    /// Its norms in the order of computation.
-    pub fn norms(&self) -> impl Iterator<Item = &'a Norm> + use<'a> {
-        self.steps.iter().filter_map(|step| step.norm.as_ref())
-    }
-
-    /// The same part, but only up to a value inside.
-    pub fn up_to(&self, value: &'a str) -> Self {
-        let end = self.steps.iter().position(|step| step.output == value);
-        Self { output: value, steps: &self.steps[..end.map_or(0, |end| end + 1)], ..*self }
-    }
-
-    /// By what the side of the result differs from that of the input, as a fraction.
-    pub fn scale(&self) -> (usize, usize) {
-        let mut scales = HashMap::from([(self.input, (1, 1))]);
-        for step in self.steps {
-            let known = step.inputs.iter().find_map(|input| scales.get(input.as_str()).copied());
-            let Some((up, down)) = known else { continue };
-            let scale = match step.reach {
-                Reach::Window(_, stride, _) => (up, down * stride),
-                Reach::Repeat(factor) => (up * factor, down),
-                _ => (up, down),
-            };
-            scales.insert(&step.output, reduced(scale));
-        }
-        scales.get(self.output).copied().unwrap_or((1, 1))
-    }
-
-    /// The range of the input that a range of the result depends on. It can reach over the ends.
-    pub fn needed(&self, result: Range<isize>) -> Range<isize> {
-        let mut needed = HashMap::from([(self.output, result.clone())]);
-        for step in self.steps.iter().rev() {
-            let Some(range) = needed.get(step.output.as_str()).cloned() else { continue };
-            let range = match step.reach {
-                Reach::Window(kernel, stride, before) => {
-                    let (kernel, stride) = (kernel as isize, stride as isize);
-                    let start = range.start * stride - before as isize;
-                    start..(range.end - 1) * stride - before as isize + kernel
-                }
-                Reach::Repeat(factor) => {
-                    let factor = factor as isize;
-                    range.start.div_euclid(factor)..(range.end - 1).div_euclid(factor) + 1
-                }
-                Reach::Pointwise | Reach::Anywhere => range,
-            };
-            for input in &step.inputs {
-                let entry = needed.entry(input).or_insert(range.clone());
-                *entry = entry.start.min(range.start)..entry.end.max(range.end);
-            }
-        }
-        needed.remove(self.input).unwrap_or(result)
+    /// The norms of a value.
+    pub fn norms_of(&self, value: &str) -> impl Iterator<Item = &Norm> {
+        self.steps.iter().filter_map(|step| step.norm.as_ref()).filter(move |n| n.input == value)
     }
 }
 
@@ -245,30 +198,45 @@ fn reduced((up, down): (usize, usize)) -> (usize, usize) {
     (up / a, down / a)
 }
 
-fn knot(picture: &HashMap<&str, (usize, (usize, usize))>, name: &str, node: usize) -> Option<Knot> {
-    let (channels, scale) = *picture.get(name)?;
-    Some(Knot { name: name.to_owned(), channels, scale, node })
+type Pictures<'a> = HashMap<&'a str, (usize, (usize, usize))>;
+
+/// `None` where a value is no picture, or the values have different sides.
+fn knot(pictures: &Pictures<'_>, names: &[&str], node: usize) -> Option<Knot> {
+    let plane = |name: &&str| {
+        let (channels, scale) = *pictures.get(name)?;
+        Some(Plane { name: (*name).to_owned(), channels, scale })
+    };
+    let values: Vec<Plane> = names.iter().map(plane).collect::<Option<_>>()?;
+    let one_size = values.windows(2).all(|pair| pair[0].scale == pair[1].scale);
+    one_size.then_some(Knot { values, node })
 }
 
-/// The nodes whose result is all that the nodes after them get of the picture. Only those are taken
-/// whose result surely has channels, rows and columns.
-fn passages(nodes: &[NodeProto], steps: &[Step]) -> Vec<usize> {
+/// The nodes whose result, with a few values before it, is all that the nodes after them get of the
+/// picture; and these values. Only values are taken that surely have channels, rows and columns. Where they
+/// are several, only the places before norms count: there the statistics of what comes next can be had.
+fn passages<'a>(nodes: &[&NodeProto], steps: &'a [Step]) -> Vec<(usize, Vec<&'a str>)> {
     let mut last_use = HashMap::new();
     for (place, step) in steps.iter().enumerate() {
         last_use.extend(step.inputs.iter().map(|input| (input.as_str(), place)));
     }
-    let mut alive: HashSet<&str> = HashSet::new();
+    let norms = steps.iter().filter_map(|step| step.norm.as_ref());
+    let normed: HashSet<&str> = norms.map(|norm| norm.input.as_str()).collect();
+    let mut pictures: HashSet<&str> = HashSet::new();
+    let mut alive: Vec<&str> = Vec::new();
     let mut found = Vec::new();
     for (place, step) in steps.iter().enumerate() {
         alive.retain(|value| last_use.get(value).is_some_and(|last| *last > place));
         if step.inputs.is_empty() {
             continue;
         }
-        alive.insert(&step.output);
+        alive.push(&step.output);
         let picture = matches!(nodes[place].op_type.as_str(), "Conv" | "Add" | "DepthToSpace");
-        let only = alive.len() == 1 && alive.contains(step.output.as_str());
-        if picture && only {
-            found.push(place);
+        if picture {
+            pictures.insert(&step.output);
+        }
+        let alone = alive.len() == 1 || normed.contains(step.output.as_str());
+        if alone && alive.iter().all(|value| pictures.contains(value)) {
+            found.push((place, alive.clone()));
         }
     }
     found

@@ -30,7 +30,9 @@ use std::{
     sync::Arc,
 };
 
-pub(crate) use chain::{Chain, Knot, Norm, Part};
+#[cfg(test)]
+pub(crate) use chain::samples::decoder;
+pub(crate) use chain::{Chain, Knot, Norm, Part, Plane};
 pub use data_folder::data_folder;
 pub use error::EngineError;
 pub(crate) use external_data::is_plain_file_name;

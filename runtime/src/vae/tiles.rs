@@ -8,9 +8,12 @@
 //! contrast differ a little from tile to tile. It is for graphs that the exact one does not know, and
 //! for those who want its speed.
 
+mod bands;
 pub mod blend;
 pub mod exact;
 mod plan;
+mod statistics;
+mod windows;
 
 use std::{fmt, str::FromStr};
 
@@ -91,9 +94,9 @@ impl Default for TilingOptions {
 /// Pixels of a picture to a latent pixel, which tiles respect.
 const STEP: usize = 8;
 
-/// What counts as free where memory is to be spared. Estimates are on the safe side: a picture of 512 pixels
-/// is decoded as a whole then and takes half of it.
-const SPARED: u64 = 3_000_000_000;
+/// What counts as free where memory is to be spared. A picture of 1024 pixels is decoded then with next to
+/// nothing computed twice.
+const SPARED: u64 = 1_700_000_000;
 
 impl TilingOptions {
     /// Checks the sizes.
@@ -116,9 +119,9 @@ impl TilingOptions {
     }
 
     /// The side of a tile where memory is to be spared.
-    pub const SPARING_TILE: usize = 256;
+    pub const SPARING_TILE: usize = 128;
 
-    /// The same, but as if at most 3 GB were free.
+    /// The same, but as if at most 1.7 GB were free.
     pub fn sparing(&self) -> Self {
         Self { free_memory: Some(self.free().min(SPARED)), ..self.clone() }
     }
@@ -191,7 +194,7 @@ fn choose<A: Architecture>(
     };
     // Engines lay out weights anew beside those they read.
     let needed = needed + 2 * component.stored_bytes();
-    let chain = chain.filter(|chain| plan::plan(chain, sides, 0).is_some());
+    let chain = chain.filter(plan::can_be_cut);
     let free = options.free();
     let auto = options.mode == TilingMode::Auto;
     // A part stays for what else happens on the machine.

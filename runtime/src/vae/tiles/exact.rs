@@ -1,19 +1,26 @@
 //! Tiles that give what the whole picture would have given.
 //!
-//! The graph is cut into stretches, and each goes over the whole picture before the next one starts.
-//! In a stretch, a tile takes with it all around it that the convolutions reach, and only the pixels
-//! that had all of their surroundings are kept. The norms need mean and variance of the whole picture:
-//! the stretch runs up to the first norm over all tiles, then up to the second with the statistics of
-//! the first given, and so on, and at last to its end. So the only differences from the whole picture
-//! are those of rounding.
+//! The graph is cut into stages, and each goes over the whole picture before the next one starts. In a
+//! stage, a tile takes with it all around it that the convolutions reach, and only the pixels that had all
+//! of their surroundings are kept. The norms need mean and variance of the whole picture: these are summed up
+//! while the value that is normalised is made. Where that value is kept between two stages, nothing is
+//! computed twice for it; where memory does not allow that, the stage runs up to its first norm over all
+//! tiles, then up to the second with the statistics of the first given, and so on, and at last to its
+//! end. So the only differences from the whole picture are those of rounding.
 
-use std::{ops::Range, path::Path};
+use std::{collections::HashMap, path::Path};
 
-use ndarray::{Array4, ArrayD, ArrayView4, ArrayViewD, Axis, Ix4, concatenate, s};
+use ndarray::{Array4, ArrayD, ArrayView3, Axis, concatenate, s};
 
-use super::{TilingOptions, plan};
+use super::{
+    TilingOptions,
+    bands::{Bands, for_rows},
+    plan::{Pass, Planner, Stage},
+    statistics::Sums,
+    windows::Window,
+};
 use crate::{
-    engine::{Chain, Engine, EngineError, GraphPart, Norm, Part, PartValue},
+    engine::{Chain, Engine, EngineError, GraphPart, Part, PartValue, Plane, Value},
     tensor::Tensor,
 };
 
@@ -28,15 +35,18 @@ pub fn run(
     input: &ArrayD<f32>,
     options: &TilingOptions,
 ) -> Result<Option<ArrayD<f32>>, EngineError> {
-    let chain = match (Chain::open(model)?, input.shape()) {
-        (Some(chain), &[_, _, h, w]) if plan::plan(&chain, [h, w], 0).is_some() => chain,
-        _ => return Ok(None),
+    let (Some(chain), &[_, _, height, width]) = (Chain::open(model)?, input.shape()) else {
+        return Ok(None);
     };
-    let run = Run { engine, model, chain: &chain, options, free: options.free() };
+    let planner = Planner::new(&chain, [height, width], options.tile_size);
+    let Some(stages) = planner.stages(planner.budget(options.free())) else { return Ok(None) };
     let mut pictures = Vec::with_capacity(input.shape()[0]);
     for picture in input.axis_iter(Axis(0)) {
         let picture = picture.insert_axis(Axis(0)).to_owned();
-        pictures.push(run.run(picture.into_dimensionality().expect("four axes"))?);
+        let original = picture.into_dimensionality().expect("four axes");
+        let (kept, statistics) = (HashMap::new(), HashMap::new());
+        let run = Run { engine, model, chain: &chain, planner, original, kept, statistics };
+        pictures.push(run.run(&stages)?);
     }
     if let [_] = pictures[..] {
         return Ok(pictures.pop().map(Array4::into_dyn));
@@ -50,229 +60,207 @@ struct Run<'a> {
     engine: &'a dyn Engine,
     model: &'a Path,
     chain: &'a Chain,
-    options: &'a TilingOptions,
-    /// Bytes of memory that are free.
-    free: u64,
+    planner: Planner<'a>,
+    /// f32 `[1, channels, height, width]`.
+    original: Array4<f32>,
+    /// The values of the knot that was reached, by name.
+    kept: HashMap<String, Bands>,
+    /// Of norms whose input was made, by the norm's result: inputs of sessions.
+    statistics: HashMap<String, [(String, Value); 2]>,
 }
 
-/// Statistics of norms, as inputs of the sessions.
-type Statistics = Vec<(String, Tensor)>;
-
 impl Run<'_> {
-    /// `picture` is f32 `[1, channels, height, width]`.
-    fn run(&self, picture: Array4<f32>) -> Result<Array4<f32>, EngineError> {
-        let sides = [picture.dim().2, picture.dim().3];
-        let budget = plan::budget(self.chain, sides, self.options.tile_size, self.free);
-        let stretches = plan::plan(self.chain, sides, budget).unwrap_or_default();
+    fn run(mut self, stages: &[Stage]) -> Result<Array4<f32>, EngineError> {
         let knots = &self.chain.knots;
-        let original = picture.clone();
-        let mut value = picture;
-        for stretch in stretches {
-            let part = self.chain.part(stretch.from, stretch.to);
-            value = match stretch.tiled {
-                false => self.whole(part, stretch.from > 0, value, &original)?,
-                true => {
-                    // A tile is so many pixels of the picture wherever it is.
-                    let finest = |a: (usize, usize), b: (usize, usize)| match a.0 * b.1 > b.0 * a.1
-                    {
-                        true => a,
-                        false => b,
-                    };
-                    let (up, down) = knots.iter().map(|knot| knot.scale).fold((0, 1), finest);
-                    let scale = knots[stretch.to].scale;
-                    let tile = self.options.tile_size * scale.0 * down / (scale.1 * up);
-                    let target = knots[stretch.to].channels;
-                    self.tiled(part, tile.max(8), target, value)?
-                }
-            };
-        }
-        Ok(value)
-    }
-
-    /// A stretch as a whole. Its sizes come of the graph's own input.
-    fn whole(
-        &self,
-        part: Part<'_>,
-        inner: bool,
-        value: Array4<f32>,
-        original: &Array4<f32>,
-    ) -> Result<Array4<f32>, EngineError> {
-        let mut session = self.engine.load_part(self.model, &graph_part(part, &[]), Vec::new())?;
-        let value = Tensor::from(value);
-        let mut inputs = vec![(part.input, &value)];
-        let original = (inner && part.reads_sizes()).then(|| Tensor::from(original.clone()));
-        if let Some(original) = &original {
-            inputs.push((&self.chain.knots[0].name, original));
-        }
-        only(session.run(&inputs)?, part.output)
-    }
-
-    fn tiled(
-        &self,
-        part: Part<'_>,
-        tile: usize,
-        channels: usize,
-        value: Array4<f32>,
-    ) -> Result<Array4<f32>, EngineError> {
-        let mut statistics = Statistics::new();
-        let mut done: Vec<&Norm> = Vec::new();
-        for norm in part.norms() {
-            let mut sums = Sums::new(norm);
-            if norm.input == part.input {
-                sums.add(value.view().into_dyn());
-            } else {
-                let before = part.up_to(&norm.input);
-                self.pass(before, &done, &statistics, tile, &value, |_, made| sums.add(made))?;
+        let picture = self.original.index_axis(Axis(0), 0).to_owned();
+        self.keep(&knots[0].values[0], picture.view());
+        for stage in stages {
+            match stage.tiled {
+                true => self.tiled(*stage)?,
+                false => self.whole(*stage)?,
             }
-            statistics.extend(sums.inputs(norm));
-            done.push(norm);
         }
-        let (up, down) = part.scale();
-        let (_, _, height, width) = value.dim();
-        let mut result = Array4::zeros((1, channels, height * up / down, width * up / down));
-        self.pass(part, &done, &statistics, tile, &value, |[rows, columns], made| {
-            result.slice_mut(s![.., .., rows, columns]).assign(&made);
-        })?;
-        Ok(result)
+        let output = &knots[knots.len() - 1].values[0].name;
+        Ok(self.kept.get(output).map(Bands::whole).expect("the last stage makes it"))
     }
 
-    /// Runs `part` over all tiles; `each` gets the place of a result and its pixels.
+    /// Sums for the norms of a value.
+    fn sums(&self, value: &Plane) -> Vec<Sums> {
+        self.chain.norms_of(&value.name).map(|norm| Sums::new(norm, value.channels)).collect()
+    }
+
+    fn learn(&mut self, sums: &[Sums]) {
+        for sums in sums {
+            let inputs = sums.inputs().map(|(name, tensor)| (name, tensor.into()));
+            self.statistics.insert(sums.norm().output.clone(), inputs);
+        }
+    }
+
+    /// Keeps a value that is there as a whole.
+    fn keep(&mut self, value: &Plane, elements: ArrayView3<'_, f32>) {
+        let mut sums = self.sums(value);
+        self.kept.insert(value.name.clone(), Bands::of(elements, &mut sums));
+        self.learn(&sums);
+    }
+
+    /// Forgets what is not in the knot that was reached.
+    fn forget(&mut self, reached: usize) {
+        let values = &self.chain.knots[reached].values;
+        self.kept.retain(|name, _| values.iter().any(|value| value.name == *name));
+    }
+
+    /// A stage as a whole. Its sizes come of the graph's own input.
+    fn whole(&mut self, stage: Stage) -> Result<(), EngineError> {
+        let part = self.chain.part(stage.from, stage.to);
+        let cut = graph_part(&part, false);
+        let mut session = self.engine.load_part(self.model, &cut, Vec::new())?;
+        let taken: Vec<Tensor> =
+            part.inputs.iter().map(|input| Tensor::from(self.kept[&input.name].whole())).collect();
+        self.kept.retain(|name, _| !part.inputs.iter().any(|input| input.name == *name));
+        let mut inputs: Vec<_> =
+            part.inputs.iter().map(|input| input.name.as_str()).zip(&taken).collect();
+        let original =
+            (stage.from > 0 && part.reads_sizes()).then(|| Tensor::from(self.original.clone()));
+        if let Some(original) = &original {
+            inputs.push((&self.chain.knots[0].values[0].name, original));
+        }
+        let made = session.run(&inputs)?;
+        let made: HashMap<String, Value> =
+            made.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+        drop(session);
+        for output in &part.outputs {
+            self.keep(output, Made::of(&made, output)?.view());
+        }
+        self.forget(stage.to);
+        Ok(())
+    }
+
+    fn tiled(&mut self, stage: Stage) -> Result<(), EngineError> {
+        let mut passes = self.planner.passes(stage.from, stage.to);
+        let Some(last) = passes.pop() else { return Ok(()) };
+        for pass in &passes {
+            let mut sums: Vec<Vec<Sums>> =
+                pass.part.outputs.iter().map(|output| self.sums(output)).collect();
+            self.pass(
+                pass,
+                |output, place, made| {
+                    for_rows(place, made, |channel, _, values| {
+                        sums[output].iter_mut().for_each(|sums| sums.add(channel, values));
+                    });
+                },
+                |_, _| {},
+            )?;
+            sums.iter().for_each(|sums| self.learn(sums));
+        }
+        self.last_pass(stage, &last)
+    }
+
+    /// The pass that makes the results. What is not needed after it goes row by row.
+    fn last_pass(&mut self, stage: Stage, pass: &Pass<'_>) -> Result<(), EngineError> {
+        let outputs = &pass.part.outputs;
+        let sides = |value: &Plane| {
+            let (_, _, height, width) = self.original.dim();
+            (value.side(height), value.side(width))
+        };
+        let new = |value: &Plane| Bands::new(value.channels, sides(value).0, sides(value).1);
+        let mut results: Vec<Bands> = outputs.iter().map(new).collect();
+        let mut sums: Vec<Vec<Sums>> = outputs.iter().map(|output| self.sums(output)).collect();
+        let stays =
+            |name: &str| self.chain.knots[stage.to].values.iter().any(|value| value.name == name);
+        self.pass(
+            pass,
+            |output, place, made| results[output].write(place, made, &mut sums[output]),
+            |kept, row| {
+                let going = kept.iter_mut().filter(|(name, _)| !stays(name));
+                going.for_each(|(_, bands)| bands.release(row));
+            },
+        )?;
+        sums.iter().for_each(|sums| self.learn(sums));
+        for (output, result) in outputs.iter().zip(results) {
+            self.kept.insert(output.name.clone(), result);
+        }
+        self.forget(stage.to);
+        Ok(())
+    }
+
+    /// Runs a part over all tiles. `each` gets the place of an output among the part's, of the tile, and its
+    /// pixels; `done` is told after every row of tiles which rows of the inputs are done with.
     fn pass(
-        &self,
-        part: Part<'_>,
-        norms: &[&Norm],
-        statistics: &Statistics,
-        tile: usize,
-        value: &Array4<f32>,
-        mut each: impl FnMut([Range<usize>; 2], ArrayViewD<'_, f32>),
+        &mut self,
+        pass: &Pass<'_>,
+        mut each: impl FnMut(usize, [&Window; 2], ArrayView3<'_, f32>),
+        mut done: impl FnMut(&mut HashMap<String, Bands>, usize),
     ) -> Result<(), EngineError> {
-        let part_of_graph = graph_part(part, norms);
-        let mut session = self.engine.load_part(self.model, &part_of_graph, Vec::new())?;
-        let (_, _, height, width) = value.dim();
-        let (rows, columns) = (windows(part, height, tile), windows(part, width, tile));
-        for row in &rows {
-            for column in &columns {
-                let cut = s![.., .., row.taken.clone(), column.taken.clone()];
-                let taken = Tensor::from(value.slice(cut).to_owned());
-                let mut inputs: Vec<(&str, &Tensor)> = vec![(part.input, &taken)];
-                inputs.extend(statistics.iter().map(|(name, tensor)| (name.as_str(), tensor)));
-                let made = only(session.run(&inputs)?, part.output)?;
-                let kept = s![.., .., row.kept(), column.kept()];
-                let place = [row.result.clone(), column.result.clone()];
-                each(place, made.slice(kept).into_dyn());
+        let part = &pass.part;
+        let mut session = self.engine.load_part(self.model, &graph_part(part, true), Vec::new())?;
+        let given: Vec<_> =
+            part.norms().flat_map(|norm| &self.statistics[&norm.output]).cloned().collect();
+        for (place, row) in pass.rows.iter().enumerate() {
+            for column in &pass.columns {
+                let taken = part.inputs.iter().map(|input| {
+                    let tile = self.kept[&input.name].read(row.taken.clone(), column.taken.clone());
+                    (input.name.clone(), Value::from(tile))
+                });
+                let taken: Vec<(String, Value)> = taken.collect();
+                let inputs = taken.iter().chain(&given).map(|(name, value)| (name.as_str(), value));
+                let made = session.run_values(&inputs.collect::<Vec<_>>())?;
+                drop(taken);
+                let made: HashMap<_, _> = made.into_iter().collect();
+                for (output, value) in part.outputs.iter().enumerate() {
+                    each(output, [row, column], Made::of(&made, value)?.view());
+                }
+            }
+            if let Some(next) = pass.rows.get(place + 1) {
+                done(&mut self.kept, next.taken.start);
             }
         }
         Ok(())
     }
 }
 
-fn graph_part(part: Part<'_>, norms: &[&Norm]) -> GraphPart {
+/// Between the values at the ends of a part; with `given`, statistics of norms are inputs as well.
+fn graph_part(part: &Part<'_>, given: bool) -> GraphPart {
+    let floats = |values: &[Plane]| values.iter().map(|v| PartValue::floats(&v.name, 4)).collect();
+    let norms = part.norms().filter(|_| given);
     GraphPart {
-        inputs: vec![PartValue::floats(part.input, 4)],
-        outputs: vec![PartValue::floats(part.output, 4)],
-        given_statistics: norms.iter().map(|norm| norm.output.clone()).collect(),
+        inputs: floats(&part.inputs),
+        outputs: floats(&part.outputs),
+        given_statistics: norms.map(|norm| norm.output.clone()).collect(),
     }
 }
 
-/// The only result of a session.
-fn only(outputs: Vec<(String, Tensor)>, name: &str) -> Result<Array4<f32>, EngineError> {
-    let wrong = |found: String| EngineError::OutputType {
-        output: name.to_owned(),
-        found,
-        expected: "f32 of four axes",
-    };
-    let (_, tensor) =
-        outputs.into_iter().find(|(found, _)| found == name).ok_or_else(|| wrong("none".into()))?;
-    let array: ArrayD<f32> = tensor.into_f32(name)?;
-    let found = format!("{:?}", array.shape());
-    array.into_dimensionality::<Ix4>().map_err(|_| wrong(found))
+/// A result of a session, where it lies if the processor can read it there.
+enum Made<'a> {
+    Here(ArrayView3<'a, f32>),
+    Fetched(ArrayD<f32>),
 }
 
-/// What a tile takes along one side, and what it makes of it.
-#[derive(Debug, PartialEq, Eq)]
-struct Window {
-    /// Pixels of the input.
-    taken: Range<usize>,
-    /// Pixels of the result that are kept.
-    result: Range<usize>,
-    /// Where these begin in what the tile makes.
-    skipped: usize,
-}
-
-impl Window {
-    fn kept(&self) -> Range<usize> {
-        self.skipped..self.skipped + self.result.len()
-    }
-}
-
-/// Cuts a side of `side` input pixels for results of at most `tile` pixels. All windows take as many
-/// pixels as the widest, because engines prepare themselves for each size.
-fn windows(part: Part<'_>, side: usize, tile: usize) -> Vec<Window> {
-    let (up, down) = part.scale();
-    let made = side * up / down;
-    let count = made.div_ceil(tile);
-    let results: Vec<_> = (0..count).map(|k| made * k / count..made * (k + 1) / count).collect();
-    let taken: Vec<_> = results
-        .iter()
-        .map(|result| {
-            let needed = part.needed(result.start as isize..result.end as isize);
-            let start = needed.start.max(0) as usize / down * down;
-            start..(needed.end as usize).next_multiple_of(down).min(side)
-        })
-        .collect();
-    let widest = taken.iter().map(Range::len).max().unwrap_or(side);
-    let windows = results.into_iter().zip(taken).map(|(result, taken)| {
-        let start = taken.start.min(side - widest);
-        Window { taken: start..start + widest, skipped: result.start - start * up / down, result }
-    });
-    windows.collect()
-}
-
-/// Sums over the pixels of each group.
-struct Sums {
-    groups: Vec<(f64, f64)>,
-    count: f64,
-}
-
-impl Sums {
-    fn new(norm: &Norm) -> Self {
-        Self { groups: vec![(0.0, 0.0); norm.groups], count: 0.0 }
-    }
-
-    /// Adds `values[1, channels, …]`.
-    fn add(&mut self, values: ArrayViewD<'_, f32>) {
-        let channels = values.shape()[1];
-        let per_group = channels / self.groups.len();
-        let values: ArrayView4<'_, f32> = values.into_dimensionality().expect("four axes");
-        for (channel, plane) in values.index_axis(Axis(0), 0).outer_iter().enumerate() {
-            let (mut sum, mut squares) = (0.0, 0.0);
-            for row in plane.outer_iter() {
-                for &value in row {
-                    let value = f64::from(value);
-                    sum += value;
-                    squares += value * value;
-                }
-            }
-            let group = &mut self.groups[channel / per_group];
-            *group = (group.0 + sum, group.1 + squares);
+impl<'a> Made<'a> {
+    fn of(made: &'a HashMap<String, Value>, output: &Plane) -> Result<Self, EngineError> {
+        let wrong = |found: String| EngineError::OutputType {
+            output: output.name.clone(),
+            found,
+            expected: "f32 of four axes",
+        };
+        let value = made.get(&output.name).ok_or_else(|| wrong("none".to_owned()))?;
+        let &[1, channels, height, width] = value.shape() else {
+            return Err(wrong(format!("{:?}", value.shape())));
+        };
+        if channels != output.channels {
+            return Err(wrong(format!("{channels} channels")));
         }
-        self.count += (values.len() / self.groups.len()) as f64;
+        match value.floats() {
+            Some(floats) => ArrayView3::from_shape((channels, height, width), floats)
+                .map(Self::Here)
+                .map_err(|error| wrong(error.to_string())),
+            None => value.to_tensor()?.into_f32(&output.name).map(Self::Fetched),
+        }
     }
 
-    fn inputs(&self, norm: &Norm) -> [(String, Tensor); 2] {
-        let mean = |group: &(f64, f64)| group.0 / self.count;
-        let factor = |group: &(f64, f64)| {
-            let variance = (group.1 / self.count - mean(group).powi(2)).max(0.0);
-            (variance + norm.epsilon).sqrt().recip()
-        };
-        let tensor = |of: &dyn Fn(&(f64, f64)) -> f64| {
-            let values = self.groups.iter().map(|group| of(group) as f32).collect();
-            let shape = (1, self.groups.len(), 1, 1);
-            Tensor::from(Array4::from_shape_vec(shape, values).expect("one value a group"))
-        };
-        [
-            (GraphPart::mean_of(&norm.output), tensor(&mean)),
-            (GraphPart::factor_of(&norm.output), tensor(&factor)),
-        ]
+    fn view(&self) -> ArrayView3<'_, f32> {
+        match self {
+            Self::Here(view) => view.view(),
+            Self::Fetched(array) => array.slice(s![0, .., .., ..]),
+        }
     }
 }
