@@ -38,13 +38,14 @@ class Result:
         return statistics.median(self.seconds) if self.seconds else math.nan
 
 
-def ours(options, name, component, folder, stage, pixels=None, engine="ort", device="cpu"):
+def ours(options, name, component, folder, stage, pixels=None, engine="ort", device="cpu", more=()):
     """`pixart bench` of one exported part."""
     flag = {"transformer": "--checkpoint", "text_encoder": "--text_encoder_root", "vae_decoder": "--vae_root"}[component]
     command = [options.pixart, "bench", flag, folder, "--stages", stage, "--device", device, "--threads",
                options.threads, "--tokens", options.tokens, "--warmup", 1, "--repeats", options.repeats, "--json", "-"]
     command += ["--sizes", pixels] if pixels else []
     command += ["--engine", engine] if device == "cpu" else []
+    command += more
     return Contender(name, command, our_seconds)
 
 
