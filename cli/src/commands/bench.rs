@@ -100,6 +100,9 @@ pub struct BenchArgs {
     /// Threads to compute with [default: all cores]
     #[arg(short, long, value_name = "N", help_heading = "Engine")]
     threads: Option<usize>,
+    /// Measure what is laid out to stay, as `pixart sample --keep_resident` has it
+    #[arg(long = "keep_resident", conflicts_with = "low_memory", help_heading = "Engine")]
+    keep_resident: bool,
     /// Spend time for memory, as `pixart sample --low_memory` does
     #[arg(long = "low_memory", help_heading = "Engine")]
     low_memory: bool,
@@ -189,6 +192,7 @@ impl BenchArgs {
             device_option: self.device_option.clone(),
             device_plugin: self.device_plugin.clone(),
             threads: self.threads,
+            keep_resident: Some(self.keep_resident),
             low_memory: Some(self.low_memory),
             // Loading is measured, and what random weights and stand-ins compile to is of no use later.
             no_compiled_cache: Some(true),

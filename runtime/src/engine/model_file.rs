@@ -5,7 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tract_onnx::pb::{GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto};
+use tract_onnx::pb::{
+    GraphProto, ModelProto, OperatorSetIdProto, StringStringEntryProto, ValueInfoProto, type_proto,
+};
 
 use super::{EngineError, external_data, external_data::Stored, signature::Signature, wiring};
 use crate::bundle::store;
@@ -30,15 +32,20 @@ pub(super) struct ModelFile {
     pub signature: Signature,
     /// Initializers of the main graph that lie outside the file.
     pub stored: Vec<(String, Stored)>,
-    /// Where the bundle lies that the graph comes from, if it does: an engine cannot open the path, and the
-    /// weights are named as if they lay there.
-    pub bundled: Option<PathBuf>,
+    /// The folder in which the weights are named, if that is not the graph's: a bundle's, out of which an engine
+    /// cannot open the path, or the one that links lead to.
+    pub elsewhere: Option<PathBuf>,
 }
 
 impl ModelFile {
     /// Bytes of the weights that lie outside the graph's file.
     pub fn stored_bytes(&self) -> u64 {
         self.stored.iter().map(|(_, stored)| stored.length).sum()
+    }
+
+    /// Whether one of its inputs is a picture, or the latents of one.
+    pub fn takes_pictures(&self) -> bool {
+        self.proto.graph.iter().any(|graph| pictures(graph).next().is_some())
     }
 
     /// Reads and checks the graph at `path`.
@@ -61,11 +68,53 @@ impl ModelFile {
 
     /// Names the weights as parts of the bundle, so that engines map them from there.
     fn point_into(&mut self, bundle: &Path) -> Result<(), String> {
-        // Engines want the file in the folder that they are told of, and would take a link amiss.
-        let real = if cfg!(unix) { std::fs::canonicalize } else { std::path::absolute };
         let bundle = real(bundle).map_err(|error| error.to_string())?;
         let name = bundle.file_name().and_then(|name| name.to_str());
         let name = name.ok_or("the name of the bundle is not valid Unicode; rename it")?;
+        self.name_weights(|_| name);
+        self.elsewhere = bundle.parent().map(Path::to_path_buf);
+        Ok(())
+    }
+
+    /// Names the weights where they lie if they are links, as download caches have them. An engine that gets the
+    /// graph from memory would refuse them.
+    ///
+    /// # Errors
+    /// When they lie in several folders, as an engine looks in one only.
+    pub fn follow_links(&mut self) -> Result<(), EngineError> {
+        let files: HashSet<PathBuf> =
+            self.stored.iter().map(|(_, stored)| stored.file.clone()).collect();
+        if self.elsewhere.is_some() || !files.iter().any(|file| file.is_symlink()) {
+            return Ok(());
+        }
+        let unusable = |reason| EngineError::ModelFormat { model: self.path.clone(), reason };
+        let mut names = HashMap::new();
+        let mut folders = HashSet::new();
+        for file in files {
+            let there = real(&file)
+                .map_err(|source| EngineError::ModelFile { model: file.clone(), source })?;
+            let name = there.file_name().and_then(|name| name.to_str());
+            let name = name.ok_or_else(|| {
+                unusable(format!(
+                    "the name {} of its weights is not valid Unicode",
+                    there.display()
+                ))
+            })?;
+            folders.extend(there.parent().map(Path::to_path_buf));
+            names.insert(file, name.to_owned());
+        }
+        if folders.len() > 1 {
+            return Err(unusable(
+                "its weights are links into several folders, expected one; copy them beside it"
+                    .to_owned(),
+            ));
+        }
+        self.name_weights(|stored| &names[&stored.file]);
+        self.elsewhere = folders.into_iter().next();
+        Ok(())
+    }
+
+    fn name_weights<'a>(&mut self, name: impl Fn(&Stored) -> &'a str) {
         let stored: HashMap<&str, &Stored> =
             self.stored.iter().map(|(name, stored)| (name.as_str(), stored)).collect();
         for tensor in self.proto.graph.iter_mut().flat_map(|graph| &mut graph.initializer) {
@@ -73,13 +122,11 @@ impl ModelFile {
             let entry =
                 |key: &str, value: String| StringStringEntryProto { key: key.to_owned(), value };
             tensor.external_data = vec![
-                entry("location", name.to_owned()),
+                entry("location", name(stored).to_owned()),
                 entry("offset", stored.offset.to_string()),
                 entry("length", stored.length.to_string()),
             ];
         }
-        self.bundled = bundle.parent().map(Path::to_path_buf);
-        Ok(())
     }
 
     /// Checks the content of the file at `path`, and of the folder it lies in.
@@ -111,7 +158,7 @@ impl ModelFile {
         wiring::check(graph).map_err(unusable)?;
         let stored = external_data::check(&proto, folder_of(path))
             .map_err(|refused| refused.in_model(path))?;
-        Ok(Self { path: path.to_path_buf(), proto, signature, stored, bundled: None })
+        Ok(Self { path: path.to_path_buf(), proto, signature, stored, elsewhere: None })
     }
 
     /// Names of the files that hold its weights, if all of them can be reached in a bundle.
@@ -124,6 +171,19 @@ impl ModelFile {
         names.dedup();
         Ok(names)
     }
+}
+
+/// The inputs that are pictures, or latents of pictures: those of four axes.
+pub(super) fn pictures(graph: &GraphProto) -> impl Iterator<Item = &ValueInfoProto> {
+    let axes = |input: &ValueInfoProto| match input.r#type.as_ref()?.value.as_ref()? {
+        type_proto::Value::TensorType(tensor) => Some(tensor.shape.as_ref()?.dim.len()),
+    };
+    graph.input.iter().filter(move |input| axes(input) == Some(4))
+}
+
+/// A file as engines want it that are told of its folder: they would take a link amiss.
+fn real(file: &Path) -> std::io::Result<PathBuf> {
+    if cfg!(unix) { std::fs::canonicalize(file) } else { std::path::absolute(file) }
 }
 
 /// Where the weights of a graph lie. A path without a folder part means the current folder.

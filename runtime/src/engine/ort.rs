@@ -50,6 +50,8 @@ pub(super) struct OrtEngine {
     plain: bool,
     /// Kernels lay out weights anew, where that pays.
     repack: bool,
+    /// Weights stay for long, so that it pays more often.
+    to_stay: bool,
     /// What computes instead of the processor.
     accelerator: Option<Arc<Accelerator>>,
     /// Each size of a graph's inputs has a session of its own.
@@ -66,7 +68,7 @@ impl OrtEngine {
         let Started { environment, threads: shared, .. } = started(&library, threads)?;
         let own_threads = threads != shared;
         let (plain, repack, accelerator) = (false, true, None);
-        let per_size = options.fixes_sizes();
+        let (to_stay, per_size) = (options.repack_weights, options.fixes_sizes());
         Ok(Self {
             environment,
             library,
@@ -74,6 +76,7 @@ impl OrtEngine {
             own_threads,
             plain,
             repack,
+            to_stay,
             accelerator,
             per_size,
         })
@@ -113,7 +116,7 @@ impl Engine for OrtEngine {
         let mut file = ModelFile::open(model)?;
         weights::check(&file, &overrides)?;
         let (overrides, changed) = weights::place_inline(&mut file, overrides);
-        let repack = gains_by_repacking(&file);
+        let repack = self.repacks(&file);
         let portioned = self.cut_into_portions(&mut file, &HashSet::new());
         self.load_source(file, changed || portioned, repack, overrides)
     }
@@ -125,7 +128,7 @@ impl Engine for OrtEngine {
         overrides: Vec<Override>,
     ) -> Result<Box<dyn Session>, EngineError> {
         let mut file = ModelFile::open(model)?;
-        let repack = gains_by_repacking(&file);
+        let repack = self.repacks(&file);
         let ends = part.inputs.iter().chain(&part.outputs).map(|end| end.name.as_str()).collect();
         self.cut_into_portions(&mut file, &ends);
         part::cut(&mut file, part)?;
@@ -178,6 +181,10 @@ impl OrtEngine {
         here && portions::cut(file, ends, self.threads)
     }
 
+    fn repacks(&self, file: &ModelFile) -> bool {
+        gains_by_repacking(file, self.to_stay)
+    }
+
     fn load_source(
         &self,
         file: ModelFile,
@@ -185,14 +192,27 @@ impl OrtEngine {
         repack: bool,
         overrides: Vec<Override>,
     ) -> Result<Box<dyn Session>, EngineError> {
-        let path = file.path.clone();
-        let hashed = self.accelerator.as_ref().is_some_and(|accelerator| accelerator.caches());
-        let source = Source::new(file, changed, repack, overrides, hashed)
-            .map_err(|error| load_failed(&path, error))?;
+        let source = self.source(file, changed, repack, overrides)?;
         Ok(match self.per_size {
             true => Box::new(Specialised::new(self.clone(), source)),
             false => Box::new(self.session(&source, &[])?),
         })
+    }
+
+    fn source(
+        &self,
+        mut file: ModelFile,
+        changed: bool,
+        repack: bool,
+        overrides: Vec<Override>,
+    ) -> Result<Source, EngineError> {
+        if changed {
+            file.follow_links()?;
+        }
+        let path = file.path.clone();
+        let hashed = self.accelerator.as_ref().is_some_and(|accelerator| accelerator.caches());
+        Source::new(file, changed, repack, overrides, hashed)
+            .map_err(|error| load_failed(&path, error))
     }
 
     /// A session of a graph whose open sizes are fixed as far as they are given.

@@ -128,6 +128,7 @@ pub struct Report {
     precision: BTreeMap<StageName, String>,
     engine: String,
     threads: usize,
+    keep_resident: bool,
     low_memory: bool,
     batch_size: usize,
     guidance_scale: f32,
@@ -148,6 +149,7 @@ impl Report {
             precision: BTreeMap::new(),
             engine: engine.to_owned(),
             threads,
+            keep_resident: args.keep_resident,
             low_memory: args.low_memory,
             batch_size: args.batch_size,
             guidance_scale: args.guidance_scale,
@@ -236,9 +238,13 @@ impl Report {
         let mut precisions: Vec<&str> = self.precision.values().map(String::as_str).collect();
         precisions.dedup();
         let guided = if self.guidance_scale == 1.0 { "no guidance" } else { "guided" };
-        let sparing = if self.low_memory { ", in little memory" } else { "" };
+        let memory = match (self.keep_resident, self.low_memory) {
+            (true, _) => ", laid out to stay",
+            (_, true) => ", in little memory",
+            _ => "",
+        };
         line(format!(
-            "{}, {}, {}, {} threads, batch of {}, {guided}, prompt of {} tokens{sparing}",
+            "{}, {}, {}, {} threads, batch of {}, {guided}, prompt of {} tokens{memory}",
             self.model,
             precisions.join(" / "),
             self.engine,
@@ -354,6 +360,7 @@ mod tests {
                 precision: stages.into_iter().zip(precisions.map(str::to_owned)).collect(),
                 engine: String::new(),
                 threads: 1,
+                keep_resident: false,
                 low_memory: false,
                 batch_size: 1,
                 guidance_scale: 1.0,

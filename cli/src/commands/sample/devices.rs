@@ -240,6 +240,7 @@ impl Settings {
                 plugin: self.device_plugin.clone().filter(|_| is_main),
                 allow_cpu_fallback: self.allow_cpu_fallback.unwrap_or(false),
                 static_shapes: self.static_shapes.filter(|_| is_main),
+                repack_weights: self.keep_resident.unwrap_or(false),
                 compiled: match device.provider.keeps {
                     Keeps::Nothing(_) => None,
                     _ => self.compiled_cache(),

@@ -11,12 +11,12 @@
 use std::collections::{HashMap, HashSet};
 
 use tract_onnx::pb::{
-    AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto,
-    attribute_proto::AttributeType, tensor_proto::DataType, type_proto,
+    AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto::AttributeType,
+    tensor_proto::DataType,
 };
 
 use crate::engine::{
-    model_file::ModelFile,
+    model_file::{ModelFile, pictures},
     part::{declared, number, simple, uses},
 };
 
@@ -73,16 +73,20 @@ fn cut_graph(graph: &mut GraphProto, ends: &HashSet<&str>, threads: usize) -> bo
             graph.node.push(node.clone());
         }
     }
+    graph.initializer.extend(shared(threads));
+    // It may tell of values that are in portions now.
+    graph.value_info.clear();
+    true
+}
+
+/// The constants that [`count_portions`] uses.
+fn shared(threads: usize) -> [TensorProto; 5] {
     let counts: Vec<i64> = (0..COUNTS).map(|k| 1 << k).collect();
     let least = LEAST_ROWS.saturating_mul(i64::try_from(threads).unwrap_or(i64::MAX));
     let rows: Vec<i64> = counts.iter().map(|count| count.saturating_mul(least)).collect();
     let shared =
         [("counts", &counts[..]), ("least", &rows), ("zero", &[0]), ("one", &[1]), ("open", &[-1])];
-    let shared = shared.map(|(name, numbers)| constant(&added("all", name), numbers));
-    graph.initializer.extend(shared);
-    // It may tell of values that are in portions now.
-    graph.value_info.clear();
-    true
+    shared.map(|(name, numbers)| constant(&added("all", name), numbers))
 }
 
 /// Nodes that follow one another, each of which computes every row of its input for itself.
@@ -100,8 +104,7 @@ fn chains(graph: &GraphProto, ends: &HashSet<&str>) -> Vec<Chain> {
         .filter(|tensor| tensor.data_type == DataType::Float as i32)
         .map(|tensor| (tensor.name.as_str(), &tensor.dims[..]))
         .collect();
-    let taken = graph.initializer.iter().any(|tensor| tensor.name.starts_with(PREFIX));
-    let pictures = of_pictures(graph);
+    let in_pictures = of_pictures(graph);
     let mut users: HashMap<&str, Vec<usize>> = HashMap::new();
     for (place, node) in graph.node.iter().enumerate() {
         uses(node, &mut |name| users.entry(name).or_default().push(place));
@@ -133,8 +136,7 @@ fn chains(graph: &GraphProto, ends: &HashSet<&str>) -> Vec<Chain> {
     for (place, node) in graph.node.iter().enumerate() {
         let Some((rows, mut columns)) = weights(node) else { continue };
         let large = rows.saturating_mul(columns) >= LEAST_ELEMENTS;
-        if taken || !large || !pictures.contains(node.input[0].as_str()) || inside.contains(&place)
-        {
+        if !large || !in_pictures.contains(node.input[0].as_str()) || inside.contains(&place) {
             continue;
         }
         let mut nodes = vec![place];
@@ -150,13 +152,7 @@ fn chains(graph: &GraphProto, ends: &HashSet<&str>) -> Vec<Chain> {
 
 /// The values that are computed from a picture, not from captions or times alone: from an input of four axes.
 fn of_pictures(graph: &GraphProto) -> HashSet<&str> {
-    let axes = |input: &ValueInfoProto| match input.r#type.as_ref()?.value.as_ref()? {
-        tract_onnx::pb::type_proto::Value::TensorType(type_proto::Tensor { shape, .. }) => {
-            Some(shape.as_ref()?.dim.len())
-        }
-    };
-    let pictures = graph.input.iter().filter(|input| axes(input).is_some_and(|axes| axes > 3));
-    let mut names: HashSet<&str> = pictures.map(|input| input.name.as_str()).collect();
+    let mut names: HashSet<&str> = pictures(graph).map(|input| input.name.as_str()).collect();
     for node in &graph.node {
         let mut any = false;
         uses(node, &mut |name| any |= names.contains(name));
@@ -249,8 +245,10 @@ fn constant(name: &str, numbers: &[i64]) -> TensorProto {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
-    use crate::engine::wiring;
+    use crate::engine::{Engine as _, model_file::small_model, tract::TractEngine, wiring};
 
     fn weights(name: &str, dims: &[i64]) -> TensorProto {
         TensorProto {
@@ -319,6 +317,38 @@ mod tests {
         let expected: [&[&str]; 3] = [&["MatMul"], &["MatMul", "Add", "Gelu"], &["MatMul"]];
         assert_eq!(scans(&graph), expected);
         assert!(graph.node.iter().any(|node| node.output == ["c"]));
+    }
+
+    #[test]
+    fn there_are_as_many_portions_as_divide_the_rows_and_leave_enough_in_each() {
+        let mut graph = GraphProto {
+            node: count_portions("x").to_vec(),
+            initializer: shared(2).to_vec(),
+            input: vec![declared("x", DataType::Float, Some(3))],
+            output: vec![declared(&added("x", "portions"), DataType::Float, Some(4))],
+            ..GraphProto::default()
+        };
+        graph.output[0].r#type = None;
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = folder.path().join("count.onnx");
+        std::fs::write(&model, small_model(graph).encode_to_vec()).expect("written");
+        let engine = TractEngine::new(1);
+        let mut session = engine.load(&model).expect("a graph");
+        for (batch, tokens, portions) in [
+            (2, 256, 1),
+            (2, 512, 1),
+            (2, 1024, 2),
+            (1, 1155, 1),
+            (2, 1155, 2),
+            (2, 900, 2),
+            (4, 1024, 4),
+            (2, 4096, 8),
+            (2, 65536, 128),
+        ] {
+            let x = ndarray::ArrayD::<f32>::zeros(vec![batch, tokens, 3]).into();
+            let (_, made) = session.run(&[("x", &x)]).expect("a run").remove(0);
+            assert_eq!(made.shape(), [portions, 1, batch * tokens / portions, 3]);
+        }
     }
 
     #[test]

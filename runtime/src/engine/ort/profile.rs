@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{OrtEngine, OrtSession, Source, gains_by_repacking, load_failed, run_failed};
+use super::{OrtEngine, OrtSession, Source, load_failed, run_failed};
 use crate::{
     engine::{
         EngineError, Session as _,
@@ -28,10 +28,9 @@ impl OrtEngine {
         let folder = tempfile::tempdir().map_err(|error| failed(error.to_string()))?;
         let profile = folder.path().join("profile");
         let mut file = ModelFile::open(model)?;
-        let repack = gains_by_repacking(&file);
+        let repack = self.repacks(&file);
         let changed = self.cut_into_portions(&mut file, &HashSet::new());
-        let source = Source::new(file, changed, repack, Vec::new(), false)
-            .map_err(|error| load_failed(model, error))?;
+        let source = self.source(file, changed, repack, Vec::new())?;
         let sizes = match self.per_size {
             true => source.sizes(inputs)?,
             false => Vec::new(),

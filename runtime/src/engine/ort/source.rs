@@ -52,9 +52,9 @@ impl Source {
         overrides: Vec<Override>,
         hashed: bool,
     ) -> ort::Result<Self> {
-        let ModelFile { path, proto, signature, bundled, stored } = file;
+        let ModelFile { path, proto, signature, elsewhere, stored } = file;
         // ONNX Runtime replaces what lies outside the graph; for the rest, it gets a changed graph.
-        let graph = (changed || bundled.is_some()).then(|| proto.encode_to_vec());
+        let graph = (changed || elsewhere.is_some()).then(|| proto.encode_to_vec());
         drop(proto);
         let mut weights: Vec<PathBuf> = stored.into_iter().map(|(_, stored)| stored.file).collect();
         weights.sort();
@@ -66,7 +66,7 @@ impl Source {
             }
             values.push((new.name.clone(), Arc::new(owned_tensor(&new)?.into_dyn())));
         }
-        let (model, folder, overrides) = (path, bundled, values);
+        let (model, folder, overrides) = (path, elsewhere, values);
         Ok(Self { model, signature, graph, folder, overrides, repack, weights, changes })
     }
 
@@ -113,13 +113,17 @@ impl Source {
 /// Whether a graph is computed so much faster with repacked weights that it pays to wait for them, and to have them
 /// in memory instead of mapped from their file.
 ///
-/// Products of floats do without: repacking XL/2 takes two seconds and 2.4 GB, and afterwards a step is faster by 7 % at
-/// 256 px and not at all from 512 px on (docs/performance.md). Small models are repacked quickly, and then compute
+/// Products of floats do without: repacking XL/2 takes two seconds and 2.4 GB, and afterwards a step is faster by 7 to
+/// 9 % at 256 px and hardly from 512 px on (docs/performance.md). Small models are repacked quickly, and then compute
 /// the same bits whatever the batch and the number of threads. What is cut out of a graph follows the whole.
-pub(super) fn gains_by_repacking(file: &ModelFile) -> bool {
+///
+/// Where weights are to stay for long, those of transformers are repacked whatever they take; text encoders can be
+/// as large as memory is, and are run too seldom.
+pub(super) fn gains_by_repacking(file: &ModelFile, to_stay: bool) -> bool {
     const OPERATORS: [&str; 2] = ["MatMulInteger", "MatMulNBits"];
     let mut nodes = file.proto.graph.iter().flat_map(|graph| &graph.node);
-    nodes.any(|node| OPERATORS.contains(&&*node.op_type)) || file.stored_bytes() <= LARGE
+    let quantised = nodes.any(|node| OPERATORS.contains(&&*node.op_type));
+    quantised || file.stored_bytes() <= LARGE || (to_stay && file.takes_pictures())
 }
 
 /// The elements of an override as a value that owns them: ONNX Runtime reads them where they lie.
@@ -143,8 +147,8 @@ fn owned_tensor(new: &Override) -> ort::Result<DynTensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{external_data::Stored, model_file::small_model};
-    use tract_onnx::pb::{GraphProto, NodeProto};
+    use crate::engine::{external_data::Stored, model_file::small_model, part::declared};
+    use tract_onnx::pb::{GraphProto, NodeProto, tensor_proto::DataType};
 
     #[test]
     fn large_weights_of_float_products_stay_as_they_are() {
@@ -158,12 +162,18 @@ mod tests {
                 proto: small_model(GraphProto { node, ..GraphProto::default() }),
                 signature: Signature::of(&GraphProto::default()).expect("no inputs"),
                 stored: vec![("w".to_owned(), stored)],
-                bundled: None,
+                elsewhere: None,
             }
         };
-        assert!(gains_by_repacking(&file(&["MatMul"], LARGE)));
-        assert!(!gains_by_repacking(&file(&["Conv", "MatMul"], LARGE + 1)));
-        assert!(gains_by_repacking(&file(&["MatMul", "MatMulNBits"], LARGE + 1)));
-        assert!(gains_by_repacking(&file(&["MatMulInteger"], LARGE + 1)));
+        assert!(gains_by_repacking(&file(&["MatMul"], LARGE), false));
+        assert!(!gains_by_repacking(&file(&["Conv", "MatMul"], LARGE + 1), false));
+        assert!(gains_by_repacking(&file(&["MatMul", "MatMulNBits"], LARGE + 1), false));
+        assert!(gains_by_repacking(&file(&["MatMulInteger"], LARGE + 1), false));
+        // Those that are to stay, if they are a transformer's.
+        let mut large = file(&["MatMul"], LARGE + 1);
+        assert!(!gains_by_repacking(&large, true));
+        let latents = declared("latents", DataType::Float, Some(4));
+        large.proto.graph.as_mut().expect("a graph").input.push(latents);
+        assert!(gains_by_repacking(&large, true) && !gains_by_repacking(&large, false));
     }
 }
