@@ -2,7 +2,7 @@
 
 use crate::exit::Failure;
 use anyhow::{Context, anyhow};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_yaml::{Mapping, Value};
 use std::path::Path;
 
@@ -72,6 +72,20 @@ fn read<T: DeserializeOwned + Default>(path: &Path, known: &[String]) -> anyhow:
         false => serde_yaml::from_str(&text),
     };
     read.with_context(|| format!("{file}: wrong value"))
+}
+
+/// A text, or a list of texts.
+pub fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match OneOrMany::deserialize(deserializer)? {
+        OneOrMany::One(text) => vec![text],
+        OneOrMany::Many(texts) => texts,
+    })
 }
 
 /// Reads a boolean: the words true and false in any case, as upstream.

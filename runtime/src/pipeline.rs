@@ -1,5 +1,6 @@
 //! The path of one request, from prompts to pictures.
 
+mod ask;
 mod cancel;
 mod component;
 mod decode;
@@ -60,7 +61,7 @@ pub struct PipelineOptions {
     pub keep_resident: bool,
     /// Spend time for memory: any text encoder, and a transformer of more than a gigabyte, have the weights of
     /// a few blocks in memory at a time and read them again in each run, and the VAE is given at most 3 GB to
-    /// plan with ([`TilingOptions::sparing`]). Parts on accelerators are loaded as a whole. Not together
+    /// plan with ([`TilingOptions::sparing`](crate::vae::tiles::TilingOptions::sparing)). Parts on accelerators are loaded as a whole. Not together
     /// with `keep_resident`.
     pub low_memory: bool,
     /// How many bytes of weights a text encoder, and with `low_memory` a transformer, may have to be loaded as a whole.
@@ -269,10 +270,8 @@ impl Pipeline {
 
     /// How pictures go through the VAE.
     fn tiling(&self) -> TilingOptions {
-        match self.options.low_memory {
-            true => self.options.vae_tiling.sparing(),
-            false => self.options.vae_tiling.clone(),
-        }
+        let given = &self.options.vae_tiling;
+        TilingOptions { sparing: given.sparing || self.options.low_memory, ..given.clone() }
     }
 
     fn free(&mut self, unload: impl FnOnce(&mut Self)) {

@@ -123,6 +123,18 @@ fn devices_share_prompts_and_give_the_same_pictures() {
             assert!(apart <= Some(1), "{devices}, seed {seed}: {apart:?}");
         }
     }
+    // Each leaves out three of the six steps of its pictures.
+    let run = sandbox.pixart(
+        &[
+            &["sample", "--model", "model", "--sampling_steps", "6", "--easycache", "1e9"][..],
+            &["--image_width", "64", "--image_height", "64", "--no_text_cache"],
+            &["--use_resolution_binning", "false", "--devices", "cpu,tract"],
+            &["--output_path", "cached"],
+            &prompts,
+        ]
+        .concat(),
+    );
+    says(&run, OK, &["easycache: 9 of 18 steps computed"]);
     // More devices than prompts.
     let run = draw(&sandbox, &["--prompt", "a", "--devices", "cpu,cpu", "--output_path", "few"]);
     says(&run, OK, &["few"]);

@@ -129,6 +129,19 @@ fn processes_draw_what_one_does() {
 }
 
 #[test]
+fn steps_left_out_are_told_of_all_processes() {
+    let sandbox = sandbox();
+    let told = ["--sampling_steps", "6", "--easycache", "1e9", "--prompt_path", "prompts.txt"];
+    for (count, folder) in [(1, "one"), (3, "three")] {
+        let run = draw(&sandbox, count, &[&told[..], &["--output_path", folder]].concat());
+        // The first two of the six steps of seven pictures and the last one.
+        let line = "easycache: 21 of 42 steps computed";
+        assert_eq!(run.stderr.matches(line).count(), 1, "{}", run.stderr);
+    }
+    assert_same(&sandbox, "three", "one");
+}
+
+#[test]
 fn latents_of_all_processes_get_into_one_file() {
     let sandbox = sandbox();
     let prompts = ["--prompt", "a", "b", "c", "d", "e", "--output_path"];

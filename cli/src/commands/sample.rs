@@ -21,6 +21,7 @@ mod terminal;
 mod tiling;
 mod together;
 mod upstream;
+mod values;
 
 use crate::exit::Failure;
 use crate::interrupt::on_ctrl_c;

@@ -31,7 +31,7 @@ use std::{
 };
 
 #[cfg(test)]
-pub(crate) use chain::samples::decoder;
+pub(crate) use chain::samples::{Enlarging, decoder};
 pub(crate) use chain::{Chain, Knot, Norm, Part, Plane};
 pub use data_folder::data_folder;
 pub use error::EngineError;
@@ -108,6 +108,12 @@ pub trait Engine: Send + Sync {
     /// few occur.
     fn compiles_per_size(&self) -> bool {
         false
+    }
+
+    /// Whether another size of inputs costs more than a run at a size that was seen already, so that rather
+    /// some rows are computed in vain.
+    fn plans_per_size(&self) -> bool {
+        self.compiles_per_size()
     }
 
     /// Whether sessions hold their weights in the processor's memory.

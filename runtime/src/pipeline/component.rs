@@ -206,6 +206,11 @@ impl LoadedComponent<'_> {
         self.engine.compiles_per_size()
     }
 
+    /// Whether another size of inputs costs more than some rows computed in vain.
+    pub(crate) fn plans_per_size(&self) -> bool {
+        self.engine.plans_per_size()
+    }
+
     /// The output of this name.
     fn pick(
         &self,

@@ -2,16 +2,15 @@
 
 use std::ops::Range;
 
-use ndarray::{ArrayD, Axis, Slice, concatenate};
+use ndarray::{ArrayD, Axis, Slice};
 
 use super::{
     Event, Pipeline, Request, StageProgress,
-    inputs::constant_inputs,
+    ask::{Asked, Asking},
     run::Run,
     start::{Kept, Start},
 };
 use crate::{
-    engine::Value,
     error::{PipelineError, RequestError},
     model_folder::TransformerArchitecture,
     noise::TorchGenerator,
@@ -42,6 +41,10 @@ pub(super) struct Drawn {
 }
 
 impl Drawing<'_> {
+    fn asked(&self) -> Asked<'_> {
+        Asked { caption: self.caption, latents: &self.latents }
+    }
+
     /// What the transformer would say in step `index`, where it need not be asked.
     fn carried(&mut self, index: usize, rows: usize) -> Option<ArrayD<f32>> {
         self.cache.as_mut()?.reuse(index, &self.latents, rows)
@@ -111,13 +114,9 @@ impl Pipeline {
         let (height, width) = run.sizes[batch.start].latent();
         let mut drawings =
             batch.map(|index| self.drawing(run, index)).collect::<Result<Vec<_>, _>>()?;
-        let TransformerArchitecture {
-            in_channels,
-            out_channels,
-            use_additional_conditions: conditions,
-            ..
-        } = self.transformer.folder.architecture;
-        let mut transformer = match run.transformer.as_deref_mut() {
+        let architecture = self.transformer.folder.architecture.clone();
+        let (in_channels, out_channels) = (architecture.in_channels, architecture.out_channels);
+        let transformer = match run.transformer.as_deref_mut() {
             Some(session) => self.transformer.with(session),
             None => self.transformer.load()?,
         };
@@ -125,47 +124,27 @@ impl Pipeline {
         let (pictures, timesteps) = (drawings.len(), drawings[0].solver.timesteps().to_vec());
         let (steps, guided) = (request.sampling_steps, request.guided_steps());
         let first = request.first_step();
-        let sizes = conditions.then_some((height, width));
-        let least = if transformer.compiles_per_size() { request.max_length } else { 0 };
-        // On the device, where there is one: only latents and time go there in every step.
-        let mut constant: Vec<(&str, Value)> = Vec::new();
-        // For which pictures, and for how many rows of each.
-        let mut constant_for = (Vec::new(), 0);
+        let longest = drawings.iter().map(|drawing| drawing.caption.mask.shape()[1]).max();
+        let per_size = transformer.compiles_per_size();
+        let least = if per_size { request.max_length } else { longest.unwrap_or(0) };
+        // Where another size of a batch costs more than it saves, the others are computed too, in vain.
+        let all = transformer.plans_per_size();
+        let mut asking = Asking::new(transformer, &architecture, (height, width), least);
         for (i, timestep) in timesteps.into_iter().enumerate().skip(first) {
             if cancel.is_cancelled() {
                 return Ok(None);
             }
             let halves = if i < guided { 2 } else { 1 };
             let mut outputs: Vec<_> = drawings.iter_mut().map(|d| d.carried(i, halves)).collect();
-            let missing: Vec<_> = (0..pictures).filter(|&k| outputs[k].is_none()).collect();
-            if !missing.is_empty() {
-                // Where every size of a batch is compiled, the others are computed too, in vain.
-                let all = transformer.compiles_per_size();
-                let asked = if all { (0..pictures).collect() } else { missing.clone() };
-                let rows = halves * asked.len();
-                let of = || asked.iter().map(|&k| &drawings[k]);
-                if constant_for != (asked.clone(), halves) {
-                    let captions: Vec<_> = of().map(|drawing| drawing.caption).collect();
-                    let inputs = constant_inputs(&captions, halves, sizes, least).into_iter();
-                    let placed = inputs.map(|(name, value)| Ok((name, transformer.place(value)?)));
-                    constant = placed.collect::<Result<_, PipelineError>>()?;
-                    constant_for = (asked.clone(), halves);
+            let mut asked: Vec<_> = (0..pictures).filter(|&k| outputs[k].is_none()).collect();
+            if !asked.is_empty() {
+                if all {
+                    asked = (0..pictures).collect();
                 }
-                let latents = (0..halves).flat_map(|_| of().map(|drawing| drawing.latents.view()));
-                let latents = concatenate(Axis(0), &latents.collect::<Vec<_>>());
-                let latents = Value::from(latents.expect("pictures of a batch have one shape"));
-                let timesteps = Value::from(ArrayD::from_elem(vec![rows], timestep));
-                let changing = [("hidden_states", &latents), ("timestep", &timesteps)].into_iter();
-                let inputs = changing.chain(constant.iter().map(|(name, value)| (*name, value)));
-                let inputs: Vec<_> = inputs.collect();
-                let output = transformer.run_values(&inputs, "out_hidden_states")?;
-                transformer.check_shape(&output, &[rows, out_channels, height, width])?;
-                for k in missing {
-                    // Its rows: the unconditional one, if there is one, and the prompt's.
-                    let place = asked.iter().position(|&asked| asked == k);
-                    let place = place.expect("what is missing is asked for");
-                    let rows: Vec<_> = (0..halves).map(|half| half * asked.len() + place).collect();
-                    outputs[k] = Some(drawings[k].computed(output.select(Axis(0), &rows)));
+                let batch: Vec<_> = drawings.iter().map(Drawing::asked).collect();
+                let said = asking.ask(&batch, &asked, halves, timestep)?;
+                for (k, output) in asked.into_iter().zip(said) {
+                    outputs[k].get_or_insert_with(|| drawings[k].computed(output));
                 }
             }
 
@@ -179,7 +158,7 @@ impl Pipeline {
                 if !latents.iter().all(|value| value.is_finite()) {
                     let used = if variance { out_channels } else { in_channels };
                     let used = output.slice_axis(Axis(1), Slice::from(..used)).to_owned();
-                    transformer.check_finite(&used, Some(step))?;
+                    asking.transformer.check_finite(&used, Some(step))?;
                     let guidance_scale = request.guidance_scale;
                     return Err(PipelineError::Diverged { step, guidance_scale });
                 }

@@ -37,6 +37,8 @@ pub(super) struct Toy {
     pub(super) sound_calls: AtomicUsize,
     /// Whether the engine is one that compiles every size anew.
     pub(super) compiles_per_size: bool,
+    /// Whether another size costs it more than rows computed in vain.
+    pub(super) plans_per_size: bool,
     /// The transformer's variance channels; far outside their range where nothing reads them.
     pub(super) variance: Mutex<f32>,
 }
@@ -50,6 +52,7 @@ impl Default for Toy {
             broken: None,
             sound_calls: AtomicUsize::default(),
             compiles_per_size: false,
+            plans_per_size: false,
             variance: Mutex::new(1e30),
         }
     }
@@ -74,6 +77,10 @@ impl Engine for ToyEngine {
 
     fn compiles_per_size(&self) -> bool {
         self.0.compiles_per_size
+    }
+
+    fn plans_per_size(&self) -> bool {
+        self.0.plans_per_size || self.0.compiles_per_size
     }
 
     fn load_with(

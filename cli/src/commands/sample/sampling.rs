@@ -46,6 +46,10 @@ impl Settings {
     }
 
     fn easycache(&self) -> Result<Option<EasyCache>, Failure> {
+        // What a config or a picture asks for is called off so.
+        if self.easycache == Some(0.0) {
+            return Ok(None);
+        }
         let Some(threshold) = self.easycache else {
             for (name, given) in
                 [("easycache_start", self.easycache_start), ("easycache_end", self.easycache_end)]

@@ -1,7 +1,8 @@
 //! The settings of `pixart sample`: one list that is both the flags and the YAML keys.
 
 use super::prompts::Prompts;
-use crate::config::boolean;
+use super::values::{number_or_boolean, word_or_boolean};
+use crate::config::{boolean, one_or_many};
 use crate::exit::Failure;
 use crate::model::Sources;
 use clap::{ArgAction, Args};
@@ -9,7 +10,7 @@ use pixart_exporter::{KvSampling, VariantFlags};
 use pixart_runtime::model_folder::KvCompression;
 use pixart_runtime::pipeline::{Pipeline, Reference, Request};
 use pixart_runtime::text::{PromptCleaning, TextCache};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Every field is optional: absent means the YAML file's value, then the default told in the help.
@@ -152,7 +153,8 @@ pub struct Settings {
     #[arg(long = "uncond_mask", value_name = "NAME", help_heading = "Sampling")]
     pub uncond_mask: Option<String>,
     /// An approximation that leaves steps out: carry the network's prediction over to the next step while it
-    /// is expected to change by less than this part of itself [default: off; without a number 0.05]
+    /// is expected to change by less than this part of itself; 0 is off [default: off; without a number
+    /// 0.05]
     #[arg(
         long,
         value_name = "THRESHOLD",
@@ -161,6 +163,7 @@ pub struct Settings {
         allow_negative_numbers = true,
         help_heading = "Sampling"
     )]
+    #[serde(deserialize_with = "number_or_boolean")]
     pub easycache: Option<f64>,
     /// The part of the steps that --easycache computes at the start, 0 to 1 [default: 0.15]
     #[arg(
@@ -294,7 +297,8 @@ pub struct Settings {
     /// Threads to compute with [default: all cores]
     #[arg(short, long, value_name = "N", help_heading = "Engine")]
     pub threads: Option<usize>,
-    /// Keep all components in memory at once: more memory, less loading [default: false]
+    /// Keep all components in memory at once, laid out for speed: more memory, less loading, somewhat
+    /// faster steps [default: false]
     #[arg(long = "keep_resident", value_name = "BOOL", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set,
           help_heading = "Engine")]
@@ -433,7 +437,8 @@ pub struct Settings {
           default_missing_value = "true", help_heading = "Large pictures")]
     #[serde(deserialize_with = "word_or_boolean")]
     pub vae_tiling: Option<String>,
-    /// Side of a tile in pixels of the picture, 64 to 4096, a multiple of 8 [default: 512]
+    /// Side of a tile in pixels of the picture, 64 to 4096, a multiple of 8; tiles that do not show are
+    /// larger where that takes no more memory [default: 512; such ones with --low_memory 128]
     #[arg(
         long = "vae_tile_size",
         value_name = "PIXELS",
@@ -675,31 +680,4 @@ where
         Some(value) => value.parse().map_err(|e| Failure::request(format!("{name}: {e}"))),
         None => Ok(T::default()),
     }
-}
-
-pub fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected a text or a list of texts")]
-    enum OneOrMany {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(match OneOrMany::deserialize(deserializer)? {
-        OneOrMany::One(text) => vec![text],
-        OneOrMany::Many(texts) => texts,
-    })
-}
-
-/// YAML's true and false are words on the command line.
-fn word_or_boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "expected a word, true or false")]
-    enum WordOrBoolean {
-        Boolean(bool),
-        Word(String),
-    }
-    Ok(Option::deserialize(deserializer)?.map(|value| match value {
-        WordOrBoolean::Boolean(value) => value.to_string(),
-        WordOrBoolean::Word(word) => word,
-    }))
 }

@@ -2,8 +2,7 @@
 //! of the command.
 
 use crate::commands::dataset::settings as data;
-use crate::commands::sample::settings::one_or_many;
-use crate::config::{self, boolean};
+use crate::config::{self, boolean, one_or_many};
 use crate::exit::Failure;
 use crate::ranks;
 use clap::builder::{OsStringValueParser, TypedValueParser};

@@ -114,6 +114,10 @@ impl Engine for TractEngine {
         Ok(Box::new(self.session(model, file, Some(part.clone()), overrides)?))
     }
 
+    fn plans_per_size(&self) -> bool {
+        true
+    }
+
     fn time_shares(
         &self,
         model: &Path,

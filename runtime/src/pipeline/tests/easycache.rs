@@ -30,12 +30,17 @@ fn a_batch_computes_the_pictures_that_need_it() {
         partial |= batches(&toy).iter().any(|&rows| rows != 2 * prompts.len());
 
         let alone = draw(&Arc::new(Toy::default()), 1, &request);
-        // Where each size of a batch is compiled, there is one.
-        let toy = Arc::new(Toy { compiles_per_size: true, ..Toy::default() });
-        let whole = draw(&toy, prompts.len(), &request);
-        assert!(batches(&toy).iter().all(|&rows| rows == 2 * prompts.len()), "{threshold}");
+        // Where another size of a batch costs more than it saves, there is one.
+        let all = |toy: Toy| {
+            let toy = Arc::new(toy);
+            let whole = draw(&toy, prompts.len(), &request);
+            assert!(batches(&toy).iter().all(|&rows| rows == 2 * prompts.len()), "{threshold}");
+            whole
+        };
+        let compiled = all(Toy { compiles_per_size: true, ..Toy::default() });
+        let planned = all(Toy { plans_per_size: true, ..Toy::default() });
         for (k, picture) in together.iter().enumerate() {
-            for other in [&alone[k], &whole[k]] {
+            for other in [&alone[k], &compiled[k], &planned[k]] {
                 assert_eq!(picture.latents, other.latents, "{threshold}, picture {k}");
                 assert_eq!(picture.reused_steps, other.reused_steps, "{threshold}, picture {k}");
             }
