@@ -23,9 +23,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let input = ArrayD::from_shape_vec(IxDyn(&shape), wave.collect())?;
     let tiling = TilingOptions {
         mode: TilingMode::Exact,
-        tile_size: tile_size.parse()?,
-        overlap: 0,
+        tile_size: Some(tile_size.parse()?),
         free_memory: free.first().map(|bytes| bytes.parse()).transpose()?,
+        ..TilingOptions::default()
     };
     tiling.check()?;
     let engine = engine::open(name.parse()?, &options)?.engine;

@@ -30,7 +30,13 @@ pub fn find(
     component: Component,
 ) -> Result<Vec<FoundWeight>, WeightsError> {
     let mut found = Vec::new();
-    let mut problems = Vec::new();
+    let mut problems: Vec<WeightProblem> = Vec::new();
+    // A tensor of which several initializers are made is wrong once.
+    let mut report = |problem| {
+        if !problems.contains(&problem) {
+            problems.push(problem);
+        }
+    };
     let mut read = BTreeSet::new();
     for (initializer, entry) in graph.initializers.iter().enumerate() {
         let WeightData::Checkpoint(weight) = &entry.data else { continue };
@@ -41,11 +47,11 @@ pub fn find(
             .find_map(|name| checkpoint.info(&name).map(|info| (name, info)));
         let Some((tensor, info)) = stored else {
             let (tensor, expected) = (weight.tensor.clone(), weight.shape.clone());
-            problems.push(WeightProblem::Missing { tensor, expected });
+            report(WeightProblem::Missing { tensor, expected });
             continue;
         };
         if !shape_fits(component, &tensor, &info.shape, &weight.shape) {
-            problems.push(WeightProblem::Shape {
+            report(WeightProblem::Shape {
                 tensor: tensor.clone(),
                 found: info.shape.clone(),
                 expected: weight.shape.clone(),
@@ -53,13 +59,11 @@ pub fn find(
         }
         if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             let (tensor, found) = (tensor.clone(), info.dtype.to_string());
-            problems.push(WeightProblem::Dtype { tensor, found });
+            report(WeightProblem::Dtype { tensor, found });
         }
         read.insert(tensor.clone());
         found.push(FoundWeight { initializer, tensor });
     }
-    // A tensor of which several initializers are made is wrong once; they follow each other.
-    problems.dedup();
     for name in checkpoint.names() {
         if !read.contains(name) && !names::is_droppable(component, name) {
             let shape = checkpoint.info(name).map(|info| info.shape);

@@ -5,6 +5,7 @@
 //! norms, which are taken over the whole picture. What a local part needs for a range of its results is
 //! worked out from its convolutions and resizes.
 
+mod order;
 mod part;
 #[cfg(test)]
 pub(crate) mod samples;
@@ -86,6 +87,9 @@ enum Reach {
     Anywhere,
 }
 
+/// No auto-encoder makes its sides as many times longer or shorter; sizes can be computed without care.
+const MOST_SCALE: usize = 1 << 10;
+
 #[derive(Clone, Debug)]
 struct Step {
     /// Values that carry pixels.
@@ -127,10 +131,10 @@ impl Chain {
             return None;
         }
 
-        let mut picture = HashMap::new();
+        let mut picture: Pictures<'_> = HashMap::new();
         let declared = channels_of(graph, &input.name)?;
         picture.insert(input.name.as_str(), (declared, (1, 1)));
-        let nodes = work::ordered(&graph.node, &weights);
+        let nodes = order::ordered(&graph.node, &weights);
         let mut steps = Vec::with_capacity(nodes.len());
         for node in nodes.iter().copied() {
             let carried: Vec<&str> = match node.op_type.as_str() {
@@ -148,10 +152,10 @@ impl Chain {
                     Reach::Window(_, stride, _) => {
                         let weight = weights.get(node.input.get(1)?.as_str())?;
                         channels = usize::try_from(*weight.dims.first()?).ok()?;
-                        scale = (scale.0, scale.1 * stride);
+                        scale = (scale.0, scale.1.checked_mul(stride)?);
                     }
                     Reach::Repeat(factor) => {
-                        scale = (scale.0 * factor, scale.1);
+                        scale = (scale.0.checked_mul(factor)?, scale.1);
                         if node.op_type == "DepthToSpace" {
                             channels /= factor.checked_mul(factor)?;
                         }
@@ -161,9 +165,17 @@ impl Chain {
                     }
                     _ => {}
                 }
-                picture.insert(name, (channels, reduced(scale)));
+                let scale = reduced(scale);
+                if scale.0.max(scale.1) > MOST_SCALE {
+                    return None;
+                }
+                picture.insert(name, (channels, scale));
             }
-            let norm = norm(node, &steps, &weights);
+            let norm = norm(node, &steps, &weights).filter(|norm| {
+                let channels =
+                    picture.get(norm.input.as_str()).map_or(0, |(channels, _)| *channels);
+                channels > 0 && norm.groups > 0 && channels.is_multiple_of(norm.groups)
+            });
             let inputs = carried.into_iter().map(ToOwned::to_owned).collect();
             let made = work::made(node, picture.get(name.as_str()), &weights);
             steps.push(Step { inputs, output: name.clone(), reach, norm, made });

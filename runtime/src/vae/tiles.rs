@@ -71,28 +71,31 @@ impl fmt::Display for TilingMode {
 }
 
 /// How pictures are cut into tiles.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TilingOptions {
     /// Whether they are.
     pub mode: TilingMode,
-    /// Side of a tile in pixels of the picture, 64 to 4096, a multiple of 8.
-    pub tile_size: usize,
-    /// Pixels of the picture that neighbouring blended tiles share, a multiple of 8, at most half of
-    /// `tile_size`. Exact tiles share what the convolutions reach, whatever this is.
-    pub overlap: usize,
+    /// Side of a tile in pixels of the picture, 64 to 4096, a multiple of 8; see [`tile`](Self::tile). An exact tile
+    /// has it where the picture is finest and its widest value has the most channels, and elsewhere takes no more
+    /// memory than there.
+    pub tile_size: Option<usize>,
+    /// Pixels of the picture that neighbouring blended tiles share, a multiple of 8, at most half of a tile; a
+    /// quarter of it where not given. Exact tiles share what the convolutions reach, whatever this is.
+    pub overlap: Option<usize>,
     /// Bytes that are free; measured where not given.
     pub free_memory: Option<u64>,
-}
-
-impl Default for TilingOptions {
-    /// Tiles of 512 pixels, a quarter of which overlaps.
-    fn default() -> Self {
-        Self { mode: TilingMode::Auto, tile_size: 512, overlap: 128, free_memory: None }
-    }
+    /// Whether to go by as if at most 1.7 GB were free.
+    pub sparing: bool,
 }
 
 /// Pixels of a picture to a latent pixel, which tiles respect.
 const STEP: usize = 8;
+
+/// The side of a tile.
+const TILE: usize = 512;
+
+/// The side of an exact tile, whose size does not show, where memory is to be spared.
+const SPARING_TILE: usize = 128;
 
 /// What counts as free where memory is to be spared. A picture of 1024 pixels is decoded then with next to
 /// nothing computed twice.
@@ -107,27 +110,35 @@ impl TilingOptions {
         let refuse = |field, found: usize, expected| {
             Err(RequestError::OutOfRange { field, found: found.to_string(), expected })
         };
-        let Self { tile_size, overlap, .. } = *self;
-        if !(64..=4096).contains(&tile_size) || tile_size % STEP != 0 {
-            return refuse("vae_tile_size", tile_size, "64 to 4096 pixels, a multiple of 8");
+        let tile = self.tile(self.mode);
+        if !(64..=4096).contains(&tile) || !tile.is_multiple_of(STEP) {
+            return refuse("vae_tile_size", tile, "64 to 4096 pixels, a multiple of 8");
         }
-        if overlap > tile_size / 2 || overlap % STEP != 0 {
+        let overlap = self.overlap(self.mode);
+        if overlap > tile / 2 || !overlap.is_multiple_of(STEP) {
             let expected = "at most half of vae_tile_size, a multiple of 8";
             return refuse("vae_tile_overlap", overlap, expected);
         }
         Ok(())
     }
 
-    /// The side of a tile where memory is to be spared.
-    pub const SPARING_TILE: usize = 128;
+    /// The side of a tile in pixels: what is given, or 512, or 128 for exact tiles where memory is to be spared.
+    pub fn tile(&self, mode: TilingMode) -> usize {
+        let usual = match mode {
+            TilingMode::Auto | TilingMode::Exact if self.sparing => SPARING_TILE,
+            _ => TILE,
+        };
+        self.tile_size.unwrap_or(usual)
+    }
 
-    /// The same, but as if at most 1.7 GB were free.
-    pub fn sparing(&self) -> Self {
-        Self { free_memory: Some(self.free().min(SPARED)), ..self.clone() }
+    /// Pixels that neighbouring tiles share if they are blended: what is given, or a quarter of a tile.
+    pub fn overlap(&self, mode: TilingMode) -> usize {
+        self.overlap.unwrap_or(self.tile(mode) / 4 / STEP * STEP)
     }
 
     fn free(&self) -> u64 {
-        self.free_memory.or_else(memory::free).unwrap_or(memory::ASSUMED_FREE)
+        let free = self.free_memory.or_else(memory::free).unwrap_or(memory::ASSUMED_FREE);
+        if self.sparing { free.min(SPARED) } else { free }
     }
 }
 
@@ -179,8 +190,8 @@ fn choose<A: Architecture>(
     options: &TilingOptions,
     tell: &mut dyn FnMut(&str),
 ) -> Result<TilingMode, EngineError> {
-    let small = pixels.iter().all(|side| *side <= options.tile_size);
-    if options.mode == TilingMode::Off || small {
+    let small = |mode| pixels.iter().all(|side| *side <= options.tile(mode));
+    if options.mode == TilingMode::Off || small(options.mode) {
         return Ok(TilingMode::Off);
     }
     if options.mode == TilingMode::Blended {
@@ -201,11 +212,16 @@ fn choose<A: Architecture>(
     if auto && needed <= free / 5 * 4 {
         return Ok(TilingMode::Off);
     }
-    let how = match chain {
-        Some(_) => "the result is the same",
-        None => "blended, because its graph cannot be cut: export it in fp32 for exact tiles",
+    let (mode, about, how) = match chain {
+        Some(_) => (TilingMode::Exact, "about ", "the result is the same"),
+        None if small(TilingMode::Blended) => return Ok(TilingMode::Off),
+        None => (
+            TilingMode::Blended,
+            "",
+            "blended, because its graph cannot be cut: export it in fp32 for exact tiles",
+        ),
     };
-    if auto || chain.is_none() {
+    if auto || mode == TilingMode::Blended {
         let reason = match auto {
             true => format!(
                 " as a whole it may need {}, and {} are free;",
@@ -214,9 +230,10 @@ fn choose<A: Architecture>(
             ),
             false => String::new(),
         };
-        tell(&format!("{}: in tiles of {} pixels;{reason} {how}", A::COMPONENT, options.tile_size));
+        let side = options.tile(mode);
+        tell(&format!("{}: in tiles of {about}{side} pixels;{reason} {how}", A::COMPONENT));
     }
-    Ok(if chain.is_some() { TilingMode::Exact } else { TilingMode::Blended })
+    Ok(mode)
 }
 
 fn gigabytes(bytes: u64) -> String {

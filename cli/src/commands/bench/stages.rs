@@ -252,7 +252,6 @@ impl<'a> Bench<'a> {
             let mut tiled = false;
             let timed = self.timed(&format!("decode, {pixels} px"), &mut || {
                 let tiling = self.args.settings().vae_tiling()?;
-                let tiling = if self.args.low_memory { tiling.sparing() } else { tiling };
                 let (_, mode) = decoder.decode(latents.clone(), &tiling, &mut |_| ())?;
                 tiled = mode != TilingMode::Off;
                 Ok(())

@@ -140,6 +140,7 @@ fn part_of(folder: &Path, engine: &dyn Engine, provider: &Provider) -> Result<()
         .map(|(name, value)| (name.as_str(), value))
         .collect();
     let Some(name) = provider.ort_name.filter(|_| engine.name() == "ort") else {
+        engine.load(&graph)?.run(&inputs)?;
         return Ok(print_line("  computed by tract alone")?);
     };
     let shares = engine.time_shares(&graph, &inputs)?.unwrap_or_default();

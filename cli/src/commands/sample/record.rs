@@ -169,10 +169,13 @@ impl Record {
         // Tiles are another way to add up; a picture that was decoded as a whole does not ask for that on
         // a machine with less memory.
         if picture.vae_tiling != TilingMode::Off {
-            let TilingOptions { tile_size, overlap, .. } = self.tiling;
             settings.insert("vae_tiling".to_owned(), json!(picture.vae_tiling.to_string()));
-            settings.insert("vae_tile_size".to_owned(), json!(tile_size));
-            settings.insert("vae_tile_overlap".to_owned(), json!(overlap));
+            settings
+                .insert("vae_tile_size".to_owned(), json!(self.tiling.tile(picture.vae_tiling)));
+            settings.insert(
+                "vae_tile_overlap".to_owned(),
+                json!(self.tiling.overlap(picture.vae_tiling)),
+            );
         }
         let mut facts = self.facts.clone();
         let (width, height) = picture.image.dimensions();

@@ -65,8 +65,8 @@ impl<'a> Part<'a> {
         self.steps.iter().filter_map(|step| step.norm.as_ref())
     }
 
-    /// The parts that make the input of one norm each, for the norms whose input is neither an input nor an
-    /// output of this part. In the order of computation.
+    /// The parts that make the input of one norm each, for the norms whose input is no input of this part. It may
+    /// be one of its outputs. In the order of computation.
     pub fn up_to_norms(&self) -> Vec<Self> {
         let mut seen: HashSet<&str> = self.inputs.iter().map(|value| value.name.as_str()).collect();
         let inside = self.norms().filter(|norm| seen.insert(&norm.input));

@@ -5,7 +5,7 @@ use tract_onnx::pb::{
 };
 
 use super::Chain;
-use crate::engine::part::simple;
+use crate::engine::part::{number, simple};
 
 /// A graph that grows by a layer at a time.
 #[derive(Default)]
@@ -41,7 +41,17 @@ impl Builder {
         name
     }
 
+    /// Keeps the size.
     fn conv(&mut self, x: &str, [before, after, kernel]: [i64; 3]) -> String {
+        self.padded_conv(x, [before, after, kernel], [kernel / 2; 4])
+    }
+
+    fn padded_conv(
+        &mut self,
+        x: &str,
+        [before, after, kernel]: [i64; 3],
+        pads: [i64; 4],
+    ) -> String {
         // Only its sizes are looked at.
         let weight = self.constant(&[after, before, kernel, kernel], Vec::new(), Vec::new());
         let made = self.node("Conv", &[x, &weight]);
@@ -51,7 +61,7 @@ impl Builder {
             ..Default::default()
         };
         self.last().attribute =
-            vec![list("kernel_shape", vec![kernel; 2]), list("pads", vec![kernel / 2; 4])];
+            vec![list("kernel_shape", vec![kernel; 2]), list("pads", pads.to_vec())];
         made
     }
 
@@ -78,7 +88,24 @@ impl Builder {
         self.node("Add", &[&skip, &h])
     }
 
-    fn enlarge(&mut self, x: &str, channels: i64) -> String {
+    fn enlarge(&mut self, x: &str, channels: i64, enlarging: Enlarging) -> String {
+        match enlarging {
+            Enlarging::Phases => self.put_together(x, channels),
+            Enlarging::Repeated => self.repeat(x, channels),
+        }
+    }
+
+    fn put_together(&mut self, x: &str, channels: i64) -> String {
+        let pads = [[1, 1, 0, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 1]];
+        let phases = pads.map(|pads| self.padded_conv(x, [channels, channels, 2], pads));
+        let joined = self.node("Concat", &phases.each_ref().map(String::as_str));
+        self.last().attribute = vec![number("axis", 1)];
+        let made = self.node("DepthToSpace", &[&joined]);
+        self.last().attribute = vec![number("blocksize", 2)];
+        made
+    }
+
+    fn repeat(&mut self, x: &str, channels: i64) -> String {
         let factors = self.constant(&[4], vec![1.0, 1.0, 2.0, 2.0], Vec::new());
         let x = self.node("Resize", &[x, "", &factors]);
         let text = |name: &str, value: &str| AttributeProto {
@@ -95,8 +122,26 @@ impl Builder {
     }
 }
 
+/// How a decoder makes a picture larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Enlarging {
+    /// By a convolution for each of the four pixels that one becomes, as exports have it.
+    Phases,
+    /// By repeated pixels and one convolution, as older exports and those of others have it.
+    Repeated,
+}
+
+impl Enlarging {
+    pub(crate) const ALL: [Self; 2] = [Self::Phases, Self::Repeated];
+
+    /// How many convolutions that takes.
+    pub(crate) fn convolutions(self) -> usize {
+        if self == Self::Phases { 4 } else { 1 }
+    }
+}
+
 /// The chain of a decoder like the SDXL auto-encoder's.
-pub(crate) fn decoder() -> Chain {
+pub(crate) fn decoder(enlarging: Enlarging) -> Chain {
     let mut b = Builder::default();
     let value = |name: &str| ValueInfoProto { name: name.to_owned(), ..Default::default() };
     b.graph.input = vec![value("latents")];
@@ -112,7 +157,7 @@ pub(crate) fn decoder() -> Chain {
         x = b.unit(&x, after, after);
         x = b.unit(&x, after, after);
         if level < 3 {
-            x = b.enlarge(&x, after);
+            x = b.enlarge(&x, after, enlarging);
         }
     }
     x = b.norm(&x, 128);

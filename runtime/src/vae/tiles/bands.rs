@@ -39,8 +39,7 @@ impl Extent {
     /// Gives rows before `row` back; gives the bands that go.
     pub fn release(&mut self, row: usize) -> Range<usize> {
         let before = self.gone;
-        let last = row == self.height;
-        self.gone = before.max(if last { self.come } else { row / BAND });
+        self.gone = before.max(row / BAND);
         before..self.gone
     }
 
@@ -75,10 +74,6 @@ impl Bands {
         bands
     }
 
-    pub fn height(&self) -> usize {
-        self.extent.height
-    }
-
     /// A part of it.
     ///
     /// # Panics
@@ -96,9 +91,21 @@ impl Bands {
         Array4::from_shape_vec(shape, values).expect("as many elements")
     }
 
-    /// Everything.
-    pub fn whole(&self) -> Array4<f32> {
-        self.read(0..self.height(), 0..self.width)
+    /// Everything. Its bands go one by one, so that it is not in memory twice.
+    ///
+    /// # Panics
+    /// When not all rows are in memory.
+    pub fn into_whole(self) -> Array4<f32> {
+        let (height, width) = (self.extent.height, self.width);
+        let mut whole = Array4::zeros((1, self.channels, height, width));
+        for (place, band) in self.bands.into_iter().enumerate() {
+            let rows = place * BAND..height.min((place + 1) * BAND);
+            let band = ArrayView3::from_shape((self.channels, BAND, width), &band);
+            let band = band.expect("a band that is in memory");
+            let band = band.slice_move(s![.., ..rows.len(), ..]);
+            whole.slice_mut(s![0, .., rows, ..]).assign(&band);
+        }
+        whole
     }
 
     /// Puts what is kept of a tile at its place, and adds it to `sums`.
@@ -167,7 +174,9 @@ mod tests {
                 bands.write([&rows, &columns], tile, &mut []);
             }
         }
-        assert_eq!(bands.whole().index_axis_move(ndarray::Axis(0), 0), value);
+        let all = bands.read(0..37, 0..20);
+        assert_eq!(all.index_axis_move(ndarray::Axis(0), 0), value);
+        assert_eq!(Bands::of(value.view(), &mut []).into_whole(), bands.read(0..37, 0..20));
         bands.release(33);
         let below = bands.read(32..37, 4..9);
         assert_eq!(below.index_axis_move(ndarray::Axis(0), 0), value.slice(s![.., 32..37, 4..9]));
@@ -180,7 +189,7 @@ mod tests {
         let bytes = |bands: &Bands| bands.bands.iter().map(Vec::len).sum::<usize>();
         // The last band is as tall as the others, for its five rows.
         assert_eq!((bands.extent.rows(), bytes(&bands)), (37, 3 * 48 * 20));
-        for (row, rows) in [(15, 37usize), (16, 21), (31, 21), (32, 5), (37, 0)] {
+        for (row, rows) in [(15, 37usize), (16, 21), (31, 21), (32, 5)] {
             bands.release(row);
             assert_eq!(
                 (bands.extent.rows(), bytes(&bands)),

@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, Array2, ArrayD, Axis, s};
 
-use super::TilingOptions;
+use super::{TilingMode, TilingOptions};
 
 /// Runs `each` on overlapping tiles of `input`, f32 `[batch, channels, height, width]`, and blends the
 /// results. `scale` is the side of the result against that of the input.
@@ -23,7 +23,8 @@ pub fn run<E>(
 ) -> Result<ArrayD<f32>, E> {
     // Pixels of the picture for one of the input.
     let pixels = (scale.0 / scale.1).max(1);
-    let (tile, overlap) = (options.tile_size / pixels, options.overlap / pixels);
+    let mode = TilingMode::Blended;
+    let (tile, overlap) = (options.tile(mode) / pixels, options.overlap(mode) / pixels);
     let spans = |axis: usize| spans(input.shape()[axis], tile, overlap, scale.1.max(1));
     let (rows, columns) = (spans(2), spans(3));
     if rows.len() * columns.len() == 1 {
@@ -88,7 +89,11 @@ mod tests {
     use super::*;
 
     fn options(tile_size: usize, overlap: usize) -> TilingOptions {
-        TilingOptions { tile_size, overlap, ..TilingOptions::default() }
+        TilingOptions {
+            tile_size: Some(tile_size),
+            overlap: Some(overlap),
+            ..TilingOptions::default()
+        }
     }
 
     /// A network that knows the picture only where it is: each pixel becomes 8 × 8 of itself.

@@ -13,7 +13,7 @@ use std::{collections::HashMap, path::Path};
 use ndarray::{Array4, ArrayD, ArrayView3, Axis, concatenate, s};
 
 use super::{
-    TilingOptions,
+    TilingMode, TilingOptions,
     bands::{Bands, for_rows},
     plan::{Pass, Planner, Stage},
     statistics::Sums,
@@ -38,14 +38,13 @@ pub fn run(
     let (Some(chain), &[_, _, height, width]) = (Chain::open(model)?, input.shape()) else {
         return Ok(None);
     };
-    let planner = Planner::new(&chain, [height, width], options.tile_size);
+    let planner = Planner::new(&chain, [height, width], options.tile(TilingMode::Exact));
     let Some(stages) = planner.stages(planner.budget(options.free())) else { return Ok(None) };
     let mut pictures = Vec::with_capacity(input.shape()[0]);
     for picture in input.axis_iter(Axis(0)) {
-        let picture = picture.insert_axis(Axis(0)).to_owned();
-        let original = picture.into_dimensionality().expect("four axes");
+        let picture = picture.into_dimensionality().expect("four axes without the first");
         let (kept, statistics) = (HashMap::new(), HashMap::new());
-        let run = Run { engine, model, chain: &chain, planner, original, kept, statistics };
+        let run = Run { engine, model, chain: &chain, planner, picture, kept, statistics };
         pictures.push(run.run(&stages)?);
     }
     if let [_] = pictures[..] {
@@ -61,8 +60,8 @@ struct Run<'a> {
     model: &'a Path,
     chain: &'a Chain,
     planner: Planner<'a>,
-    /// f32 `[1, channels, height, width]`.
-    original: Array4<f32>,
+    /// `[channels, height, width]`.
+    picture: ArrayView3<'a, f32>,
     /// The values of the knot that was reached, by name.
     kept: HashMap<String, Bands>,
     /// Of norms whose input was made, by the norm's result: inputs of sessions.
@@ -72,8 +71,7 @@ struct Run<'a> {
 impl Run<'_> {
     fn run(mut self, stages: &[Stage]) -> Result<Array4<f32>, EngineError> {
         let knots = &self.chain.knots;
-        let picture = self.original.index_axis(Axis(0), 0).to_owned();
-        self.keep(&knots[0].values[0], picture.view());
+        self.keep(&knots[0].values[0], self.picture);
         for stage in stages {
             match stage.tiled {
                 true => self.tiled(*stage)?,
@@ -81,7 +79,7 @@ impl Run<'_> {
             }
         }
         let output = &knots[knots.len() - 1].values[0].name;
-        Ok(self.kept.get(output).map(Bands::whole).expect("the last stage makes it"))
+        Ok(self.kept.remove(output).map(Bands::into_whole).expect("the last stage makes it"))
     }
 
     /// Sums for the norms of a value.
@@ -114,13 +112,15 @@ impl Run<'_> {
         let part = self.chain.part(stage.from, stage.to);
         let cut = graph_part(&part, false);
         let mut session = self.engine.load_part(self.model, &cut, Vec::new())?;
-        let taken: Vec<Tensor> =
-            part.inputs.iter().map(|input| Tensor::from(self.kept[&input.name].whole())).collect();
-        self.kept.retain(|name, _| !part.inputs.iter().any(|input| input.name == *name));
+        let take = |input: &Plane| self.kept.remove(&input.name).map(Bands::into_whole);
+        let taken = part.inputs.iter().map(take);
+        let taken = taken.map(|input| Tensor::from(input.expect("the stages before made it")));
+        let taken: Vec<Tensor> = taken.collect();
         let mut inputs: Vec<_> =
             part.inputs.iter().map(|input| input.name.as_str()).zip(&taken).collect();
         let original =
-            (stage.from > 0 && part.reads_sizes()).then(|| Tensor::from(self.original.clone()));
+            (stage.from > 0 && part.reads_sizes()).then(|| self.picture.insert_axis(Axis(0)));
+        let original = original.map(|picture| Tensor::from(picture.to_owned()));
         if let Some(original) = &original {
             inputs.push((&self.chain.knots[0].values[0].name, original));
         }
@@ -129,7 +129,7 @@ impl Run<'_> {
             made.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
         drop(session);
         for output in &part.outputs {
-            self.keep(output, Made::of(&made, output)?.view());
+            self.keep(output, Pixels::of(&made, output)?.view());
         }
         self.forget(stage.to);
         Ok(())
@@ -159,7 +159,7 @@ impl Run<'_> {
     fn last_pass(&mut self, stage: Stage, pass: &Pass<'_>) -> Result<(), EngineError> {
         let outputs = &pass.part.outputs;
         let sides = |value: &Plane| {
-            let (_, _, height, width) = self.original.dim();
+            let (_, height, width) = self.picture.dim();
             (value.side(height), value.side(width))
         };
         let new = |value: &Plane| Bands::new(value.channels, sides(value).0, sides(value).1);
@@ -207,7 +207,7 @@ impl Run<'_> {
                 drop(taken);
                 let made: HashMap<_, _> = made.into_iter().collect();
                 for (output, value) in part.outputs.iter().enumerate() {
-                    each(output, [row, column], Made::of(&made, value)?.view());
+                    each(output, [row, column], Pixels::of(&made, value)?.view());
                 }
             }
             if let Some(next) = pass.rows.get(place + 1) {
@@ -230,12 +230,12 @@ fn graph_part(part: &Part<'_>, given: bool) -> GraphPart {
 }
 
 /// A result of a session, where it lies if the processor can read it there.
-enum Made<'a> {
+enum Pixels<'a> {
     Here(ArrayView3<'a, f32>),
     Fetched(ArrayD<f32>),
 }
 
-impl<'a> Made<'a> {
+impl<'a> Pixels<'a> {
     fn of(made: &'a HashMap<String, Value>, output: &Plane) -> Result<Self, EngineError> {
         let wrong = |found: String| EngineError::OutputType {
             output: output.name.clone(),

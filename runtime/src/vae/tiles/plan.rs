@@ -245,7 +245,7 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::engine::decoder;
+    use crate::engine::{Enlarging, decoder};
 
     /// How often each convolution is computed, and the most bytes of values between stages.
     fn cost(planner: &Planner<'_>, budget: u64) -> (HashMap<String, usize>, u64) {
@@ -262,6 +262,10 @@ mod tests {
         (runs, most)
     }
 
+    fn all(sides: &[usize]) -> impl Iterator<Item = (Enlarging, usize)> {
+        Enlarging::ALL.into_iter().flat_map(|enlarging| sides.iter().map(move |&s| (enlarging, s)))
+    }
+
     fn repeated(runs: &HashMap<String, usize>) -> Vec<usize> {
         let mut repeated: Vec<usize> = runs.values().copied().filter(|runs| *runs > 1).collect();
         repeated.sort_unstable();
@@ -270,69 +274,79 @@ mod tests {
 
     #[test]
     fn nothing_is_computed_twice_where_memory_allows() {
-        let chain = decoder();
-        for side in [64, 128, 256] {
+        for (enlarging, side) in all(&[64, 128, 256]) {
+            let chain = decoder(enlarging);
             let planner = Planner::new(&chain, [side; 2], 256);
             let (runs, most) = cost(&planner, u64::MAX);
             // Three levels of three units after the first, which runs whole; their enlargements, two shortcuts and
             // the last one.
-            assert_eq!((runs.len(), repeated(&runs).len()), (3 * 6 + 3 + 2 + 1, 0));
+            let convolutions = 3 * 6 + 3 * enlarging.convolutions() + 2 + 1;
+            assert_eq!((runs.len(), repeated(&runs).len()), (convolutions, 0), "{enlarging:?}");
             // The shortcut and the inner value of the last level's first unit, and what comes before them.
             let value = 4 * 128 * (8 * side as u64).pow(2);
-            assert!((2 * value..4 * value).contains(&most), "{side}: {most}");
+            assert!((2 * value..4 * value).contains(&most), "{enlarging:?}, {side}: {most}");
         }
     }
 
     #[test]
     fn where_the_widest_value_does_not_fit_one_convolution_is_computed_twice() {
-        let chain = decoder();
-        let planner = Planner::new(&chain, [128; 2], 128);
-        let (runs, most) = cost(&planner, 1_200_000_000);
-        assert_eq!(repeated(&runs), [2], "the last enlargement");
-        assert!(most <= 1_200_000_000, "{most}");
+        for enlarging in Enlarging::ALL {
+            let chain = decoder(enlarging);
+            let planner = Planner::new(&chain, [128; 2], 128);
+            let (runs, most) = cost(&planner, 1_200_000_000);
+            assert_eq!(repeated(&runs), [2], "{enlarging:?}");
+            assert!(most <= 1_200_000_000, "{enlarging:?}: {most}");
+        }
     }
 
     #[test]
     fn the_budget_is_kept_and_less_memory_costs_more() {
-        let chain = decoder();
-        for side in [64, 128, 256] {
+        for (enlarging, side) in all(&[64, 128, 256]) {
+            let chain = decoder(enlarging);
             let planner = Planner::new(&chain, [side; 2], 128);
             let numbers = 128 * (8 * side as u64).pow(2);
             let mut before = usize::MAX;
             // In units of the last level's values with 128 channels; the first is about what comes before them.
             for tenths in [8, 12, 16, 22, 28, 40] {
+                let case = format!("{enlarging:?}, {side}, {tenths}");
                 let budget = 4 * numbers * tenths / 10;
                 let (runs, most) = cost(&planner, budget);
                 let runs: usize = runs.values().sum();
-                assert!(most <= budget, "{side}, {tenths}: {most} of {budget}");
-                assert!(runs <= before, "{side}, {tenths}: {runs} after {before}");
+                assert!(most <= budget, "{case}: {most} of {budget}");
+                assert!(runs <= before, "{case}: {runs} after {before}");
                 before = runs;
             }
             let (runs, most) = cost(&planner, 0);
-            assert!(most <= 4 * numbers * 8 / 10, "{side}: {most}");
-            assert!(runs.values().all(|runs| *runs < 10), "{runs:?}");
+            assert!(most <= 4 * numbers * 8 / 10, "{enlarging:?}, {side}: {most}");
+            assert!(runs.values().all(|runs| *runs < 10), "{enlarging:?}: {runs:?}");
         }
     }
 
     #[test]
     fn the_result_of_a_narrowing_shortcut_is_kept_instead_of_its_input() {
-        let chain = decoder();
-        let inner = chain.knots.iter().filter(|knot| knot.values.len() == 2);
-        for knot in inner {
-            assert_eq!(knot.values[0].channels, knot.values[1].channels, "{knot:?}");
+        for enlarging in Enlarging::ALL {
+            let chain = decoder(enlarging);
+            let inner: Vec<_> = chain.knots.iter().filter(|knot| knot.values.len() == 2).collect();
+            assert!(inner.len() >= 9, "{enlarging:?}: {inner:?}");
+            for knot in inner {
+                assert_eq!(knot.values[0].channels, knot.values[1].channels, "{knot:?}");
+            }
         }
     }
 
     #[test]
     fn tiles_take_no_more_memory_than_the_finest() {
-        let chain = decoder();
-        let planner = Planner::new(&chain, [128; 2], 128);
-        for stage in planner.stages(u64::MAX).expect("a plan").iter().filter(|stage| stage.tiled) {
-            for pass in planner.passes(stage.from, stage.to) {
-                let most = |windows: &[Window]| windows.iter().map(|w| w.result.len()).max();
-                let (rows, columns) = (most(&pass.rows), most(&pass.columns));
-                let pixels = rows.zip(columns).map_or(0, |(rows, columns)| rows * columns);
-                assert!(pass.part.widest() * pixels as f64 <= planner.numbers, "{stage:?}");
+        for enlarging in Enlarging::ALL {
+            let chain = decoder(enlarging);
+            let planner = Planner::new(&chain, [128; 2], 128);
+            let stages = planner.stages(u64::MAX).expect("a plan");
+            for stage in stages.iter().filter(|stage| stage.tiled) {
+                for pass in planner.passes(stage.from, stage.to) {
+                    let most = |windows: &[Window]| windows.iter().map(|w| w.result.len()).max();
+                    let (rows, columns) = (most(&pass.rows), most(&pass.columns));
+                    let pixels = rows.zip(columns).map_or(0, |(rows, columns)| rows * columns);
+                    assert!(pass.part.widest() * pixels as f64 <= planner.numbers, "{stage:?}");
+                }
             }
         }
     }

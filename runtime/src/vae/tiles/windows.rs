@@ -41,30 +41,33 @@ pub(super) fn windows(part: &Part<'_>, side: usize, tile: usize) -> Vec<Window> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::decoder;
+    use crate::engine::{Enlarging, decoder};
 
     #[test]
     fn windows_are_of_one_size_and_make_every_pixel_once() {
-        let chain = decoder();
-        let last = chain.knots.len() - 1;
-        for (from, to) in [(last - 1, last), (last - 3, last - 1), (last - 9, last)] {
-            let part = chain.part(from, to);
-            let (up, down) = part.scale();
-            for (side, tile) in [(52, 24), (208, 64), (300, 301)] {
-                let windows = windows(&part, side, tile);
-                let mut made = 0;
-                for window in &windows {
-                    assert_eq!(window.taken.len(), windows[0].taken.len());
-                    assert_eq!(window.result.start, made);
-                    assert_eq!(
-                        window.result.start,
-                        window.taken.start * up / down + window.skipped
-                    );
-                    assert!(window.result.len() <= tile);
-                    made = window.result.end;
+        for enlarging in Enlarging::ALL {
+            let chain = decoder(enlarging);
+            let last = chain.knots.len() - 1;
+            for (from, to) in [(last - 1, last), (last - 3, last - 1), (last - 9, last)] {
+                let part = chain.part(from, to);
+                for (side, tile) in [(52, 24), (208, 64), (300, 301)] {
+                    assert_complete(&part, side, tile);
                 }
-                assert_eq!(made, side * up / down);
             }
         }
+    }
+
+    fn assert_complete(part: &Part<'_>, side: usize, tile: usize) {
+        let (up, down) = part.scale();
+        let windows = windows(part, side, tile);
+        let mut made = 0;
+        for window in &windows {
+            assert_eq!(window.taken.len(), windows[0].taken.len());
+            assert_eq!(window.result.start, made);
+            assert_eq!(window.result.start, window.taken.start * up / down + window.skipped);
+            assert!(window.result.len() <= tile);
+            made = window.result.end;
+        }
+        assert_eq!(made, side * up / down);
     }
 }
