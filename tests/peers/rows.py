@@ -129,7 +129,7 @@ def step(options, pixels):
     text += f" Loading before the first step: {number(start)} s (target for a whole start: below 2 s)."
     if not results["OpenVINO, same graph"].failure:
         slower = [number(ratio(results, name, "OpenVINO, same graph")) for name in ("pixart", "pixart, --keep_resident")]
-        text += f" Against OpenVINO on the same graph: {slower[0]}×, with --keep_resident {slower[1]}× (target: at least 1)."
+        text += f" Against OpenVINO on the same graph: {slower[0]}×, with `--keep_resident` {slower[1]}× (target: at least 1)."
     return text, figures(results)
 
 
@@ -212,7 +212,7 @@ def decode(options, pixels):
     peak = {name: share(report) for name, report in reports.items() if name.startswith("pixart")}
     text = table(results, "diffusers", {"of the matrix-multiply peak": peak})
     tiled = "pixart, --low_memory"
-    text += (f"\n\n{against(ratio(results, 'pixart', 'diffusers'), 1.2)}; in tiles {number(ratio(results, tiled, 'diffusers'))}× in "
+    text += (f"\n\n{against(ratio(results, 'pixart', 'diffusers'), 1.2)}; with `--low_memory` {number(ratio(results, tiled, 'diffusers'))}× in "
              f"{number(results[tiled].peak_mb / 1e3)} GB (target: 1.5 GB).")
     return text, figures(results)
 
