@@ -55,14 +55,15 @@ pub use crate::{
 /// How a pipeline works.
 #[derive(Clone, Debug)]
 pub struct PipelineOptions {
-    /// Keep every component in memory after its stage. Faster for several requests; otherwise at
-    /// most one component is loaded at a time, and a text encoder of more than a gigabyte not as a whole
+    /// Keep every component in memory after its stage. Faster for several requests, and more so with
+    /// [`DeviceOptions::repack_weights`](crate::engine::DeviceOptions::repack_weights); otherwise at most
+    /// one component is loaded at a time, and a text encoder of more than a gigabyte not as a whole
     /// ([`CaptionEncoder::stream_above`]).
     pub keep_resident: bool,
     /// Spend time for memory: any text encoder, and a transformer of more than a gigabyte, have the weights of
-    /// a few blocks in memory at a time and read them again in each run, and the VAE is given at most 3 GB to
-    /// plan with ([`TilingOptions::sparing`](crate::vae::tiles::TilingOptions::sparing)). Parts on accelerators are loaded as a whole. Not together
-    /// with `keep_resident`.
+    /// a few blocks in memory at a time and read them again in each run, and the VAE is given at most 1.7 GB to
+    /// plan with ([`TilingOptions::sparing`](crate::vae::tiles::TilingOptions::sparing)). Parts on
+    /// accelerators are loaded as a whole. Not together with `keep_resident`.
     pub low_memory: bool,
     /// How many bytes of weights a text encoder, and with `low_memory` a transformer, may have to be loaded as a whole.
     pub stream_above: u64,

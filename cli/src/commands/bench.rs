@@ -100,7 +100,7 @@ pub struct BenchArgs {
     /// Threads to compute with [default: all cores]
     #[arg(short, long, value_name = "N", help_heading = "Engine")]
     threads: Option<usize>,
-    /// Measure what is laid out to stay, as `pixart sample --keep_resident` has it
+    /// Lay out weights for speed, as `pixart sample --keep_resident` does
     #[arg(long = "keep_resident", conflicts_with = "low_memory", help_heading = "Engine")]
     keep_resident: bool,
     /// Spend time for memory, as `pixart sample --low_memory` does

@@ -80,7 +80,7 @@ impl ModelFile {
     /// graph from memory would refuse them.
     ///
     /// # Errors
-    /// When they lie in several folders, as an engine looks in one only.
+    /// When it would look for them in vain: they lie in several folders, or belong to a graph inside of this one.
     pub fn follow_links(&mut self) -> Result<(), EngineError> {
         let files: HashSet<PathBuf> =
             self.stored.iter().map(|(_, stored)| stored.file.clone()).collect();
@@ -88,29 +88,39 @@ impl ModelFile {
             return Ok(());
         }
         let unusable = |reason| EngineError::ModelFormat { model: self.path.clone(), reason };
+        external_data::check_to_bundle(&self.proto, folder_of(&self.path)).map_err(|_| {
+            unusable(
+                "weights of its inner graphs are links; copy the files in their place".to_owned(),
+            )
+        })?;
         let mut names = HashMap::new();
-        let mut folders = HashSet::new();
+        let mut folder: Option<PathBuf> = None;
         for file in files {
             let there = real(&file)
                 .map_err(|source| EngineError::ModelFile { model: file.clone(), source })?;
+            let shown = there.display();
             let name = there.file_name().and_then(|name| name.to_str());
             let name = name.ok_or_else(|| {
                 unusable(format!(
-                    "the name {} of its weights is not valid Unicode",
-                    there.display()
+                    "the name of its weights, {shown}, is not valid Unicode; rename it"
                 ))
             })?;
-            folders.extend(there.parent().map(Path::to_path_buf));
             names.insert(file, name.to_owned());
-        }
-        if folders.len() > 1 {
-            return Err(unusable(
-                "its weights are links into several folders, expected one; copy them beside it"
-                    .to_owned(),
-            ));
+            let parent = there.parent().unwrap_or(Path::new(""));
+            match &folder {
+                Some(folder) if folder != parent => {
+                    return Err(unusable(format!(
+                        "its weights lie in {} and in {}, expected one folder; copy the files in the place \
+                         of the links",
+                        folder.display(),
+                        parent.display()
+                    )));
+                }
+                _ => folder = Some(parent.to_owned()),
+            }
         }
         self.name_weights(|stored| &names[&stored.file]);
-        self.elsewhere = folders.into_iter().next();
+        self.elsewhere = folder;
         Ok(())
     }
 
@@ -189,4 +199,83 @@ fn real(file: &Path) -> std::io::Result<PathBuf> {
 /// Where the weights of a graph lie. A path without a folder part means the current folder.
 fn folder_of(model: &Path) -> &Path {
     model.parent().unwrap_or(Path::new(""))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use prost::Message as _;
+    use tract_onnx::pb::{
+        TensorProto,
+        tensor_proto::{DataLocation, DataType},
+    };
+
+    use super::*;
+    use crate::engine::part::{declared, simple};
+
+    /// A graph with two weights in files of their own.
+    fn graph() -> GraphProto {
+        let weight = |name: &str| TensorProto {
+            name: name.to_owned(),
+            dims: vec![2],
+            data_type: DataType::Float as i32,
+            data_location: Some(DataLocation::External as i32),
+            external_data: vec![StringStringEntryProto {
+                key: "location".to_owned(),
+                value: format!("{name}.bin"),
+            }],
+            ..TensorProto::default()
+        };
+        GraphProto {
+            initializer: vec![weight("a"), weight("b")],
+            node: vec![simple("Add", &["a", "b"], "sum")],
+            output: vec![declared("sum", DataType::Float, Some(1))],
+            ..GraphProto::default()
+        }
+    }
+
+    fn locations(file: &ModelFile) -> Vec<&str> {
+        let tensors = file.proto.graph.iter().flat_map(|graph| &graph.initializer);
+        tensors.map(|tensor| tensor.external_data[0].value.as_str()).collect()
+    }
+
+    #[test]
+    fn weights_that_are_links_are_named_where_they_lie() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        for place in ["model", "store", "other"] {
+            fs::create_dir(at(place)).expect("a folder");
+        }
+        let model = at("model/model.onnx");
+        fs::write(&model, small_model(graph()).encode_to_vec()).expect("written");
+        let place = |name: &str, stored: &str| {
+            let link = at("model").join(format!("{name}.bin"));
+            let _ = fs::remove_file(&link);
+            fs::write(at(stored), [0; 8]).expect("written");
+            symlink(at(stored), link).expect("a link");
+        };
+        let followed = || {
+            let mut file = ModelFile::open(&model)?;
+            file.follow_links()?;
+            Ok::<_, EngineError>(file)
+        };
+        place("a", "store/1f");
+        place("b", "store/2f");
+        let file = followed().expect("one folder");
+        let store = at("store").canonicalize().expect("a folder");
+        assert_eq!((locations(&file), file.elsewhere.clone()), (vec!["1f", "2f"], Some(store)));
+
+        place("b", "other/2f");
+        let told = followed().err().expect("two folders").to_string();
+        for part in ["model.onnx", "store", "other", "one folder"] {
+            assert!(told.contains(part), "{told}");
+        }
+        for name in ["a", "b"] {
+            fs::remove_file(at("model").join(format!("{name}.bin"))).expect("removed");
+            fs::write(at("model").join(format!("{name}.bin")), [0; 8]).expect("written");
+        }
+        let file = followed().expect("no links");
+        assert_eq!((locations(&file), file.elsewhere.clone()), (vec!["a.bin", "b.bin"], None));
+    }
 }

@@ -178,7 +178,8 @@ impl OrtEngine {
     /// Has the processor compute large products in portions, and says whether the graph was changed for it.
     fn cut_into_portions(&self, file: &mut ModelFile, ends: &HashSet<&str>) -> bool {
         let here = self.accelerator.is_none() && !self.plain;
-        here && portions::cut(file, ends, self.threads)
+        // Where weights cannot be had with a graph from memory, it is computed as it lies in its file.
+        here && file.follow_links().is_ok() && portions::cut(file, ends, self.threads)
     }
 
     fn repacks(&self, file: &ModelFile) -> bool {

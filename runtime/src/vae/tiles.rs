@@ -84,7 +84,7 @@ pub struct TilingOptions {
     pub overlap: Option<usize>,
     /// Bytes that are free; measured where not given.
     pub free_memory: Option<u64>,
-    /// Whether to go by as if at most 1.7 GB were free.
+    /// Whether to plan as if at most 1.7 GB were free, with exact tiles of 128 pixels where nothing else is given.
     pub sparing: bool,
 }
 
@@ -114,8 +114,8 @@ impl TilingOptions {
         if !(64..=4096).contains(&tile) || !tile.is_multiple_of(STEP) {
             return refuse("vae_tile_size", tile, "64 to 4096 pixels, a multiple of 8");
         }
-        let overlap = self.overlap(self.mode);
-        if overlap > tile / 2 || !overlap.is_multiple_of(STEP) {
+        let overlap = self.overlap(TilingMode::Blended);
+        if overlap > self.tile(TilingMode::Blended) / 2 || !overlap.is_multiple_of(STEP) {
             let expected = "at most half of vae_tile_size, a multiple of 8";
             return refuse("vae_tile_overlap", overlap, expected);
         }

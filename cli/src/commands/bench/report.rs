@@ -239,8 +239,8 @@ impl Report {
         precisions.dedup();
         let guided = if self.guidance_scale == 1.0 { "no guidance" } else { "guided" };
         let memory = match (self.keep_resident, self.low_memory) {
-            (true, _) => ", laid out to stay",
-            (_, true) => ", in little memory",
+            (true, _) => ", --keep_resident",
+            (_, true) => ", --low_memory",
             _ => "",
         };
         line(format!(

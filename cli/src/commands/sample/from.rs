@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// A flag, and the settings of a picture that it sets aside because they would contradict it or belong to what
 /// it replaces.
-const SET_ASIDE: [(&str, &[&str]); 17] = [
+const SET_ASIDE: [(&str, &[&str]); 19] = [
     ("prompt", &["prompt_directives"]),
     ("prompt_path", &["prompt", "prompt_directives"]),
     ("aspect_ratio", &["image_width", "image_height"]),
@@ -28,6 +28,8 @@ const SET_ASIDE: [(&str, &[&str]); 17] = [
     ("sampling_steps", &["guidance_last_step"]),
     ("init_image", &["mask", "mask_blur", "paste_back"]),
     ("vae_root", &["sd_scale_factor"]),
+    ("vae_tiling", &["vae_tile_size", "vae_tile_overlap"]),
+    ("low_memory", &["vae_tile_size", "vae_tile_overlap"]),
     ("vae_tile_size", &["vae_tile_overlap"]),
     ("model", &["checkpoint", "text_encoder_root", "vae_root", "tokenizer_root"]),
     // Checks against mixed-up files, and what a checkpoint that is exported on first use is.

@@ -35,7 +35,7 @@ pub const SOURCES: [&str; 8] = [
     "mask",
 ];
 
-/// Settings that do not say how a picture looks, or whose effect is in others already.
+/// Settings that do not say how a picture looks, but for rounding, or whose effect is in others already.
 const LEFT_OUT: [&str; 10] = [
     "style",
     "num_trials",
@@ -130,6 +130,8 @@ impl Record {
             settings.insert("easycache".to_owned(), json!(threshold));
             settings.insert("easycache_start".to_owned(), json!(start));
             settings.insert("easycache_end".to_owned(), json!(end));
+        } else {
+            settings.retain(|name, _| !name.starts_with("easycache"));
         }
         if let Some(init) = &request.init {
             settings.insert("strength".to_owned(), json!(init.strength));
@@ -315,7 +317,6 @@ mod tests {
     #[test]
     fn tiles_that_nobody_asked_for_are_in_the_picture() {
         let request = Request { prompts: vec!["a".to_owned()], ..Request::default() };
-        let record = Record::new(&Settings::default(), &request, json!({})).unwrap();
         let mut picture = Picture {
             image: Default::default(),
             latents: Default::default(),
@@ -324,15 +325,20 @@ mod tests {
             vae_tiling: TilingMode::Off,
             reused_steps: 0,
         };
-        let settings = |picture: &Picture| -> Value {
-            let record: Value = serde_json::from_str(&record.metadata(picture, 0).record).unwrap();
-            record["settings"].clone()
-        };
-        assert_eq!(settings(&picture)["vae_tiling"], Value::Null);
-        picture.vae_tiling = TilingMode::Exact;
-        let tiled = settings(&picture);
-        assert_eq!([&tiled["vae_tiling"], &tiled["vae_tile_size"]], [&json!("true"), &json!(512)]);
-        assert_eq!(tiled["vae_tile_overlap"], 128);
+        for (sparing, mode, expected) in [
+            (false, TilingMode::Off, [Value::Null, Value::Null, Value::Null]),
+            (false, TilingMode::Exact, [json!("true"), json!(512), json!(128)]),
+            (false, TilingMode::Blended, [json!("blend"), json!(512), json!(128)]),
+            (true, TilingMode::Exact, [json!("true"), json!(128), json!(32)]),
+            (true, TilingMode::Blended, [json!("blend"), json!(512), json!(128)]),
+        ] {
+            let settings = Settings { low_memory: Some(sparing), ..Settings::default() };
+            let record = Record::new(&settings, &request, json!({})).unwrap();
+            picture.vae_tiling = mode;
+            let record: Value = serde_json::from_str(&record.metadata(&picture, 0).record).unwrap();
+            let found = ["vae_tiling", "vae_tile_size", "vae_tile_overlap"];
+            assert_eq!(found.map(|name| record["settings"][name].clone()), expected, "{sparing}");
+        }
     }
 
     #[test]

@@ -447,7 +447,7 @@ pub struct Settings {
     )]
     pub vae_tile_size: Option<usize>,
     /// Pixels that neighbouring tiles share with --vae_tiling blend, a multiple of 8, at most half a
-    /// tile [default: 128]
+    /// tile [default: a quarter of a tile]
     #[arg(
         long = "vae_tile_overlap",
         value_name = "PIXELS",
