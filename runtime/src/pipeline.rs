@@ -56,7 +56,7 @@ pub use crate::{
 #[derive(Clone, Debug)]
 pub struct PipelineOptions {
     /// Keep every component in memory after its stage. Faster for several requests, and more so with
-    /// [`DeviceOptions::repack_weights`](crate::engine::DeviceOptions::repack_weights); otherwise at most
+    /// [`DeviceOptions::repack_weights`](crate::engine::provider::DeviceOptions::repack_weights); otherwise at most
     /// one component is loaded at a time, and a text encoder of more than a gigabyte not as a whole
     /// ([`CaptionEncoder::stream_above`]).
     pub keep_resident: bool,
